@@ -1,0 +1,175 @@
+"""A network with the path it lives on and what it predicts: E[x0 given x_t].
+
+    score = -z_hat / sigma,   velocity = alpha' x0_hat + sigma' z_hat               (1)
+
+where (x0_hat, z_hat) are the posterior means of both ends, from `prediction.ends`. Nothing
+here divides by alpha near the noise or by sigma near the data unless the kind itself does.
+
+Inputs of the network (Karras et al. 2022, table 1, for any path): x / sqrt(sigma^2 +
+(alpha sigma_data)^2), which has unit variance, and the time log(sigma / alpha) / 4.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from . import prediction
+from .path import AbstractPath
+from .prediction import Kind
+from .typing import PyTree, Scalar, Time, float_array, is_traced, number
+
+
+def edm_inputs(path, t, sigma_data) -> tuple[Scalar, Scalar]:
+    """(c_noise, c_in): log(sigma/alpha) / 4 and the scale to unit variance."""
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    # alpha may be 0 at the noise end: beyond sigma/alpha = 1000 all times look alike.
+    log_ratio = jnp.log(sigma) - jnp.log(jnp.maximum(alpha, 1e-3 * sigma))
+    return log_ratio / 4, 1 / jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)
+
+
+def raw_inputs(path, t, sigma_data) -> tuple[Scalar, Scalar]:
+    """(t, 1): the network sees time and x_t as they are."""
+    return t, jnp.ones_like(t)
+
+
+def batched(fn: Callable, t: Time, x: Float[Array, "batch ..."]):
+    """fn(t) for t of shape () or (batch,), shaped to broadcast against x."""
+    if t.ndim == 0:
+        return fn(t)
+    values = jax.vmap(fn)(t)
+    return jax.tree.map(lambda a: a.reshape(a.shape + (1,) * (x.ndim - 1)), values)
+
+
+class AbstractDenoiser(eqx.Module):
+    """A function from (t, x) to the posterior means of both ends of the path.
+
+    t is () or (batch,), x is (batch, ...), `cond` any pytree of arrays or None.
+    """
+
+    path: eqx.AbstractVar[AbstractPath]
+
+    @abc.abstractmethod
+    def ends(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
+        """(E[x0 given x_t], E[z given x_t])."""
+
+    def __call__(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """E[x0 given x_t], the denoised point."""
+        return self.ends(t, x, cond)[0]
+
+    def eps(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """E[z given x_t], the noise."""
+        return self.ends(t, x, cond)[1]
+
+    def score(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """The gradient of log p_t at x, for Gaussian noise."""
+        if not self.path.base.gaussian:
+            raise ValueError(
+                "the score is -z / sigma only for Gaussian noise, but "
+                f"{type(self.path).__name__} has base={type(self.path.base).__name__}."
+            )
+        return -self.ends(t, x, cond)[1] / batched(self.path.sigma, float_array(t), x)
+
+    def velocity(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """dx/dt of the probability flow, finite at both ends of the path."""
+        x0, z = self.ends(t, x, cond)
+        da, ds = batched(self.path.rates, float_array(t), x)
+        return da * x0 + ds * z
+
+
+class PosteriorMean(AbstractDenoiser):
+    """A denoiser from a function (t, x, cond) -> E[x0 given x_t], on batches."""
+
+    mean: Callable
+    path: AbstractPath
+
+    def ends(self, t, x, cond=None):
+        """(E[x0 given x_t], E[z given x_t])."""
+        t = float_array(t)
+        x0 = self.mean(t, x, cond)
+        alpha, sigma = (batched(fn, t, x) for fn in (self.path.alpha, self.path.sigma))
+        return x0, (x - alpha * x0) / sigma
+
+
+class Denoiser(AbstractDenoiser):
+    """A network (time, x, cond) -> prediction, with its path and its kind.
+
+    **Arguments:** `network`, any callable pytree on batches (a Flax NNX module is one);
+    `path`; `kind`, a row of `sdegen.prediction`; `sigma_data`, the standard deviation of
+    the data; `inputs`, what the network is shown: `edm_inputs` or `raw_inputs`.
+
+    The state stays in its own precision whatever the network computes in; times are
+    never rounded to the network's precision here.
+    """
+
+    network: Any
+    path: AbstractPath
+    kind: Kind = eqx.field(default=prediction.edm, static=True)
+    sigma_data: Scalar = number(0.5)
+    inputs: Callable = eqx.field(default=edm_inputs, static=True)
+
+    def predict(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """The network's output at x_t, in the units of its kind."""
+        t = float_array(t)
+        if x.ndim < 2 or t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
+            raise ValueError(
+                "a denoiser takes x of shape (batch, ...) and t of shape () or (batch,), "
+                f"got x of shape {x.shape} and t of shape {t.shape}."
+            )
+        inputs = lambda t: self.inputs(self.path, t, self.sigma_data)  # noqa: E731
+        time = inputs(t)[0] if t.ndim == 0 else jax.vmap(lambda t: inputs(t)[0])(t)
+        scale = batched(lambda t: inputs(t)[1], t, x)
+        out = self.network(time, (scale * x).astype(x.dtype), cond)
+        if out.shape != x.shape:
+            raise ValueError(
+                f"the network must return an array of the shape of x, {x.shape}, got "
+                f"{out.shape}. Check its number of output channels."
+            )
+        return out.astype(x.dtype)
+
+    def ends(self, t, x, cond=None):
+        """(E[x0 given x_t], E[z given x_t])."""
+        t = float_array(t)
+        path = self.path
+
+        def coefficients(t):
+            return self.kind.row(path, t, self.sigma_data), path.alpha(t), path.sigma(t)
+
+        row, alpha, sigma = batched(coefficients, t, x)
+        return prediction.ends(row, alpha, sigma, x, self.predict(t, x, cond))
+
+    def __check_init__(self):
+        if not isinstance(self.kind, Kind):
+            known = ", ".join(k for k, o in vars(prediction).items() if type(o) is Kind)
+            raise ValueError(
+                f"kind must be a row of sdegen.prediction ({known}), got {self.kind!r}. "
+                "For example: Denoiser(network, path, sdegen.prediction.velocity)."
+            )
+        # Refuses a score on a base that is not Gaussian, before anything is traced.
+        jax.eval_shape(self.kind.row, self.path, self.path.t_min, self.sigma_data)
+        if is_traced((self.path, self.sigma_data)):
+            return
+        for t in (self.path.t_min, self.path.t_max):
+            if float(self.kind.det(self.path, t, self.sigma_data)) == 0:
+                raise ValueError(
+                    f"a prediction of kind {self.kind} says nothing about x0 at t="
+                    f"{float(t):g} on {type(self.path).__name__}, where alpha = "
+                    f"{float(self.path.alpha(t)):g}. Use velocity, v, x0 or edm, or give "
+                    "the path a smaller t_max."
+                )

@@ -1,0 +1,71 @@
+"""One denoising loss for every path, prediction kind, weight, time draw and coupling.
+
+    L = mean_i w(t_i) mean_coordinates |pred(t_i, alpha x0_i + sigma z_i) - (a x0_i + b z_i)|^2
+
+Its minimiser is the conditional mean of the target given x_t, whatever the coupling: score
+matching, denoising and flow matching are rows of the same regression (Vincent 2011;
+Lipman et al. 2023, theorem 2).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from . import weight as weights
+from .coupling import independent
+from .denoiser import Denoiser, batched
+from .times import AbstractTimes, Uniform
+from .typing import PyTree, RandomKey, Scalar
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    key: RandomKey,
+    x0: Float[Array, "batch ..."],
+    cond: PyTree = None,
+    *,
+    coupling: Callable = independent,
+    times: AbstractTimes | None = None,
+    weight: Callable = weights.uniform,
+    axis_name: str | None = None,
+) -> Scalar:
+    """The mean weighted squared error per coordinate of the prediction, on a batch.
+
+    **Arguments:** `x0`, data of shape (batch, ...); `cond`, a pytree of arrays with the
+    same leading axis, or None; `coupling`, see `sdegen.coupling`; `times`, see
+    `sdegen.times` (default: uniform, stratified); `weight`, see `sdegen.weight`;
+    `axis_name`, the mapped axis when the batch is one device's part under `jax.pmap` or
+    `shard_map`: sample i of the whole batch then draws the same numbers as on one device.
+    """
+    if x0.ndim < 2:
+        raise ValueError(
+            "denoising_loss takes a batch of data of shape (batch, ...) with at least one "
+            f"axis per sample, got shape {x0.shape}. Use x0[:, None] for 1-D data."
+        )
+    if not jnp.issubdtype(x0.dtype, jnp.floating):
+        raise ValueError(
+            f"denoising_loss takes floating-point data, got {x0.dtype}. Scale integer "
+            "images to about [-1, 1] first."
+        )
+    path, times = denoiser.path, Uniform() if times is None else times
+    index, total = jnp.arange(x0.shape[0]), x0.shape[0]
+    if axis_name is not None:
+        index = index + total * jax.lax.axis_index(axis_name)
+        total = total * jax.lax.axis_size(axis_name)
+    time_key, noise_key, pair_key = jax.random.split(key, 3)
+    t = times.draw(time_key, path, index, total, x0.dtype)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, index)
+    z = jax.vmap(lambda k: path.base.sample(k, x0.shape[1:], x0.dtype))(keys)
+    x0, z = coupling(pair_key, x0, z)
+
+    def coefficients(t):
+        row = denoiser.kind.row(path, t, denoiser.sigma_data)
+        return row, path.alpha(t), path.sigma(t)
+
+    (a, b), alpha, sigma = batched(coefficients, t, x0)
+    x_t = (alpha * x0 + sigma * z).astype(x0.dtype)
+    error = denoiser.predict(t, x_t, cond) - (a * x0 + b * z)
+    w = jax.vmap(lambda t: weight(path, t, denoiser.kind, denoiser.sigma_data))(t)
+    return jnp.mean(w * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))

@@ -1,0 +1,163 @@
+"""The law of x_t given its two ends, and the times at which it has a given noise level.
+
+    x_t = alpha(t) x0 + sigma(t) z,    t_min <= t <= t_max, t = 0 is data         (1)
+    logsnr(t) = log(alpha^2 / sigma^2), strictly decreasing in t                  (2)
+    tau(t) = sigma / (alpha + sigma) = sigmoid(-logsnr / 2)                       (3)
+
+tau, the *flow time*, is the clock on which every path is the rectified flow: with
+y = x / (alpha + sigma), (1) reads y = (1 - tau) x0 + tau z. It is finite and well scaled at
+both ends, also where alpha or sigma vanishes, so it is where noise levels are inverted:
+
+    h(t) = -log tau(t) = log1p(alpha / sigma),                                    (4)
+    h'(t) = (alpha' sigma - alpha sigma') / (sigma (alpha + sigma)).              (5)
+
+Near the data h is like -log t, near the noise it is like alpha / sigma: relatively precise
+at both ends, in float32 too, where logsnr or tau alone would lose one of them.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .base import AbstractBase
+from .typing import Scalar, ScalarLike, float_array, is_traced
+
+# Nodes of the inverse, in units of the time range: dense geometrically near the data, where
+# sigma may behave like sqrt(t) or t, and uniform elsewhere.
+_NODES = np.unique(
+    np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 64), np.linspace(0.0, 1.0, 65)])
+)
+_NEWTON_STEPS = 4
+
+
+class AbstractPath(eqx.Module):
+    """x_t = alpha(t) x0 + sigma(t) z with z from `base`.
+
+    A subclass writes `alpha` and `sigma`, for a scalar t, so that logsnr strictly falls
+    from `t_min` to `t_max`. alpha may vanish at t_max; sigma may not vanish at t_min.
+    """
+
+    t_min: eqx.AbstractVar[Scalar]
+    t_max: eqx.AbstractVar[Scalar]
+    base: eqx.AbstractVar[AbstractBase]
+
+    @abc.abstractmethod
+    def alpha(self, t: ScalarLike) -> Scalar:
+        """The scale of the data at time t."""
+
+    @abc.abstractmethod
+    def sigma(self, t: ScalarLike) -> Scalar:
+        """The scale of the noise at time t."""
+
+    def rates(self, t: ScalarLike) -> tuple[Scalar, Scalar]:
+        """The time derivatives (alpha', sigma')."""
+        t = float_array(t)
+        one = jnp.ones_like(t)
+        return jax.jvp(self.alpha, (t,), (one,))[1], jax.jvp(self.sigma, (t,), (one,))[1]
+
+    def logsnr(self, t: ScalarLike) -> Scalar:
+        """log(alpha^2 / sigma^2), equation (2): twice the lambda of DPM-Solver."""
+        t = float_array(t)
+        return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
+
+    def flow_time(self, t: ScalarLike) -> Scalar:
+        """tau = sigma / (alpha + sigma), equation (3)."""
+        t = float_array(t)
+        return self.sigma(t) / (self.alpha(t) + self.sigma(t))
+
+    def time(self, logsnr: ScalarLike) -> Scalar:
+        """The time with the given log-SNR; beyond the ends, the end."""
+        return self.inverse()(jax.nn.softplus(float_array(logsnr) / 2))
+
+    def inverse(self) -> "NoiseInverse":
+        """The inverse of (4), tabulated; make it once and call it many times."""
+        return NoiseInverse(self)
+
+    def __check_init__(self):
+        if is_traced(self):
+            return
+        name = type(self).__name__
+        t_min, t_max = float(self.t_min), float(self.t_max)
+        if not 0 <= t_min < t_max:
+            raise ValueError(
+                f"{name} needs 0 <= t_min < t_max, got t_min={t_min:g} and "
+                f"t_max={t_max:g}. t=0 is data and t rises to noise."
+            )
+        ts = self.t_min + (self.t_max - self.t_min) * jnp.asarray(
+            _NODES, self.t_min.dtype
+        )
+        ts = ts.at[-1].set(self.t_max)
+        alpha, sigma, logsnr = (
+            np.asarray(jax.vmap(fn)(ts)) for fn in (self.alpha, self.sigma, self.logsnr)
+        )
+        ts = np.asarray(ts)
+        bad = ~((alpha >= 0) & (sigma > 0) & np.isfinite(alpha) & np.isfinite(sigma))
+        bad[:-1] |= alpha[:-1] == 0
+        if bad.any():
+            i = int(np.argmax(bad))
+            raise ValueError(
+                f"{name} needs alpha(t) > 0 and sigma(t) > 0, both finite, between t_min "
+                f"and t_max (alpha may be 0 at t_max), got alpha({ts[i]:g})="
+                f"{alpha[i]:g} and sigma({ts[i]:g})={sigma[i]:g}. Move t_min={t_min:g} "
+                f"or t_max={t_max:g} inside the range where both are positive."
+            )
+        # In float32 a flat stretch near the data can tie by rounding; a rise cannot.
+        slack = 1e-5 if ts.dtype == np.float32 else 0.0
+        rise = logsnr[1:] - logsnr[:-1] > slack * np.abs(logsnr[:-1])
+        if rise.any() or not logsnr[-1] < logsnr[0]:
+            i = int(np.argmax(rise)) if rise.any() else len(ts) - 2
+            raise ValueError(
+                f"{name} needs a log-SNR, log(alpha^2/sigma^2), that falls as t rises, "
+                f"got {logsnr[i]:.6g} at t={ts[i]:.6g} and {logsnr[i + 1]:.6g} at "
+                f"t={ts[i + 1]:.6g}. Check alpha and sigma: t=0 is data, t_max is noise."
+            )
+
+
+class NoiseInverse(eqx.Module):
+    """t as a function of h = -log tau: a bracket from a table, then Newton on (4), (5).
+
+    No loop and no callback, so it costs a few scalar operations inside a sampler on any
+    device; exact to rounding; differentiable in h and in the path's parameters.
+    """
+
+    path: AbstractPath
+    ts: Float[Array, " nodes"]
+    hs: Float[Array, " nodes"]
+
+    def __init__(self, path: AbstractPath):
+        self.path = path
+        ts = path.t_min + (path.t_max - path.t_min) * jnp.asarray(
+            _NODES, path.t_min.dtype
+        )
+        self.ts = jax.lax.stop_gradient(ts)
+        self.hs = jax.lax.stop_gradient(jax.vmap(self._h)(ts))
+
+    def _h(self, t):
+        return jnp.log1p(self.path.alpha(t) / self.path.sigma(t))
+
+    def _newton(self, t, h):
+        path = jax.lax.stop_gradient(self.path)
+        a, s = path.alpha(t), path.sigma(t)
+        da, ds = path.rates(t)
+        slope = jax.lax.stop_gradient((da * s - a * ds) / (s * (a + s)))  # (5)
+        return t - (self._h(t) - h) / jnp.where(slope < 0, slope, -1.0)
+
+    def __call__(self, h: ScalarLike) -> Scalar:
+        """The time t in [t_min, t_max] with -log tau(t) = h."""
+        h = float_array(h)
+        target = jax.lax.stop_gradient(h)
+        i = jnp.clip(jnp.sum(self.hs > target), 1, len(_NODES) - 1)
+        lo, hi, h_lo, h_hi = self.ts[i - 1], self.ts[i], self.hs[i - 1], self.hs[i]
+        gap = jnp.where(h_lo > h_hi, h_lo - h_hi, 1.0)
+        t = lo + (hi - lo) * jnp.clip((h_lo - target) / gap, 0.0, 1.0)
+        for _ in range(_NEWTON_STEPS):
+            t = jnp.clip(jax.lax.stop_gradient(self._newton(t, target)), lo, hi)
+        # One more step carries the derivative (implicit function theorem); outside the
+        # range of the path the answer is the end itself.
+        outside = (target >= self.hs[0]) | (target <= self.hs[-1])
+        end = jnp.where(target >= self.hs[0], self.path.t_min, self.path.t_max)
+        return jnp.where(outside, end, self._newton(t, h))

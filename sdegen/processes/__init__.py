@@ -1,0 +1,10 @@
+"""The built-in processes, one file per family; each writes alpha and sigma only."""
+
+from .flow import FlowMatching as FlowMatching
+from .flow import RectifiedFlow as RectifiedFlow
+from .ve import EDM as EDM
+from .ve import VE as VE
+from .vp import DDPM as DDPM
+from .vp import VP as VP
+from .vp import Cosine as Cosine
+from .vp import SubVP as SubVP

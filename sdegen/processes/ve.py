@@ -1,0 +1,50 @@
+"""Variance-exploding processes: alpha = 1, and the noise alone grows."""
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from ..base import AbstractBase, Gaussian
+from ..sde import AbstractLinearSDE
+from ..typing import Scalar, number
+
+
+class VE(AbstractLinearSDE):
+    """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, 0 <= t <= 1.
+
+    Song et al. 2021, "Score-based generative modeling through SDEs", eq. 9 and 30. As in
+    the authors' code, x_0 already carries noise of standard deviation sigma_min.
+    """
+
+    sigma_min: Scalar = number(0.01)
+    sigma_max: Scalar = number(50.0)
+    t_min: Scalar = number(0.0)
+    t_max: Scalar = number(1.0)
+    base: AbstractBase = eqx.field(default_factory=Gaussian)
+
+    def alpha(self, t):
+        """1."""
+        return jnp.ones_like(t)
+
+    def sigma(self, t):
+        """sigma_min (sigma_max / sigma_min)^t."""
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+
+
+class EDM(AbstractLinearSDE):
+    """alpha = 1, sigma = t: time is the noise level, from 0.002 to 80.
+
+    Karras et al. 2022, "Elucidating the design space of diffusion-based generative
+    models", table 1.
+    """
+
+    t_min: Scalar = number(0.002)
+    t_max: Scalar = number(80.0)
+    base: AbstractBase = eqx.field(default_factory=Gaussian)
+
+    def alpha(self, t):
+        """1."""
+        return jnp.ones_like(t)
+
+    def sigma(self, t):
+        """t."""
+        return 1.0 * t

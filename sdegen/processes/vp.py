@@ -1,0 +1,128 @@
+"""Variance-preserving processes: the data shrink as the noise grows.
+
+    B(t) = int_0^t beta = beta_min t + (beta_max - beta_min) t^2 / 2,  0 <= t <= 1  (1)
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..base import AbstractBase, Gaussian
+from ..sde import AbstractLinearSDE
+from ..typing import Scalar, float_array, is_traced, number
+
+
+def _integrated_beta(t, beta_min, beta_max):
+    return t * (beta_min + 0.5 * (beta_max - beta_min) * t)
+
+
+class VP(AbstractLinearSDE):
+    """dx = -beta/2 x dt + sqrt(beta) dw: alpha^2 = exp(-B), sigma^2 = 1 - exp(-B).
+
+    Song et al. 2021, "Score-based generative modeling through SDEs", eq. 11 and 33.
+    """
+
+    beta_min: Scalar = number(0.1)
+    beta_max: Scalar = number(20.0)
+    t_min: Scalar = number(1e-3)
+    t_max: Scalar = number(1.0)
+    base: AbstractBase = eqx.field(default_factory=Gaussian)
+
+    def alpha(self, t):
+        """exp(-B/2)."""
+        return jnp.exp(-0.5 * _integrated_beta(t, self.beta_min, self.beta_max))
+
+    def sigma(self, t):
+        """sqrt(1 - exp(-B))."""
+        return jnp.sqrt(-jnp.expm1(-_integrated_beta(t, self.beta_min, self.beta_max)))
+
+
+class SubVP(AbstractLinearSDE):
+    """The sub-VP process: alpha as in VP, sigma = 1 - exp(-B), a standard deviation.
+
+    Song et al. 2021, "Score-based generative modeling through SDEs", eq. 15 and 29.
+    """
+
+    beta_min: Scalar = number(0.1)
+    beta_max: Scalar = number(20.0)
+    t_min: Scalar = number(1e-3)
+    t_max: Scalar = number(1.0)
+    base: AbstractBase = eqx.field(default_factory=Gaussian)
+
+    def alpha(self, t):
+        """exp(-B/2)."""
+        return jnp.exp(-0.5 * _integrated_beta(t, self.beta_min, self.beta_max))
+
+    def sigma(self, t):
+        """1 - exp(-B)."""
+        return -jnp.expm1(-_integrated_beta(t, self.beta_min, self.beta_max))
+
+
+class Cosine(AbstractLinearSDE):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+
+    Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq. 17,
+    without its offset; Hoogeboom et al. 2023, "simple diffusion", eq. 4.
+    """
+
+    t_min: Scalar = number(1e-3)
+    t_max: Scalar = number(1.0)
+    base: AbstractBase = eqx.field(default_factory=Gaussian)
+
+    def alpha(self, t):
+        """cos(pi t / 2), written so that it is relatively exact near t = 1."""
+        return jnp.sin(0.5 * jnp.pi * (1 - t))
+
+    def sigma(self, t):
+        """sin(pi t / 2)."""
+        return jnp.sin(0.5 * jnp.pi * t)
+
+
+class DDPM(AbstractLinearSDE):
+    """The chain of Ho et al. 2020 with variances `betas`, as a process on 0 <= t <= 1.
+
+    alpha^2 = alpha_bar at t = i / T, log-linear between, so that the chain's marginals
+    are exact at its own times; sigma^2 = 1 - alpha^2. The default is the paper's linear
+    schedule: T = 1000 from 1e-4 to 0.02. t_min is the chain's first step, 1 / T.
+
+    "Denoising diffusion probabilistic models", eq. 4.
+    """
+
+    betas: Float[Array, " steps"]
+    t_min: Scalar
+    t_max: Scalar
+    base: AbstractBase
+
+    def __init__(self, betas=None, *, t_min=None, t_max=1.0, base=None):
+        betas = np.linspace(1e-4, 0.02, 1000) if betas is None else betas
+        self.betas = float_array(betas)
+        if self.betas.ndim != 1 or len(self.betas) < 2:
+            raise ValueError(
+                "DDPM needs the variances beta_1 .. beta_T as one array of length T >= 2, "
+                f"got an array of shape {self.betas.shape}."
+            )
+        if not is_traced(self.betas) and not bool(
+            jnp.all((self.betas > 0) & (self.betas < 1))
+        ):
+            raise ValueError(
+                "DDPM needs variances between 0 and 1, got betas between "
+                f"{float(self.betas.min()):g} and {float(self.betas.max()):g}."
+            )
+        self.t_min = float_array(1 / len(self.betas) if t_min is None else t_min)
+        self.t_max = float_array(t_max)
+        self.base = Gaussian() if base is None else base
+
+    def _log_alpha_bar(self, t):
+        steps = len(self.betas)
+        log_alpha_bar = jnp.cumsum(jnp.log1p(-self.betas))
+        nodes = jnp.arange(steps + 1, dtype=self.betas.dtype) / steps
+        return jnp.interp(t, nodes, jnp.pad(log_alpha_bar, (1, 0)))
+
+    def alpha(self, t):
+        """sqrt(alpha_bar)."""
+        return jnp.exp(0.5 * self._log_alpha_bar(t))
+
+    def sigma(self, t):
+        """sqrt(1 - alpha_bar)."""
+        return jnp.sqrt(-jnp.expm1(self._log_alpha_bar(t)))

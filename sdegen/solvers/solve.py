@@ -1,0 +1,175 @@
+"""The one place that calls Diffrax: a batch, on a rising clock, fixed or adaptive steps.
+
+Everything in here is free of host callbacks and of run-time errors for fixed grids, so it
+lowers for any platform, never hangs a pod, and puts no collective into the step loop.
+"""
+
+from collections.abc import Callable
+
+import diffrax as dfx
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from ..brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
+from ..times import Adaptive
+
+_FRAMES = 33  # frames of an adaptive trajectory
+
+
+class Solution(eqx.Module):
+    """Where a batch ended, and what it cost.
+
+    `x` is (batch, ...). `evaluations` counts network (or drift) calls on the batch, -1
+    where the solver's count is not known. `result` is a `diffrax.RESULTS`; `ok` says
+    whether it is success. `times` are the frames of `trajectory`, (frames, batch, ...),
+    both None unless asked for.
+    """
+
+    x: Float[Array, "batch ..."]
+    evaluations: Int[Array, ""]
+    result: dfx.RESULTS
+    times: Float[Array, " frames"] | None = None
+    trajectory: Float[Array, "frames batch ..."] | None = None
+
+    @property
+    def ok(self) -> Array:
+        """Whether the solve reached its end."""
+        return self.result == dfx.RESULTS.successful
+
+
+class GridController(dfx.StepTo):
+    """`diffrax.StepTo` without its run-time checks, which are host callbacks.
+
+    The grid is made, and checked, by the caller.
+    """
+
+    def wrap(self, direction):
+        """The grid on Diffrax's internal clock."""
+        return type(self)(ts=self.ts * direction)
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        """The first step, and the index of the end of the second."""
+        return self.ts[1], 2
+
+
+def worst_sample_norm(error: Float[Array, "batch ..."]) -> Array:
+    """The largest, over samples, of each sample's root mean square."""
+    return jnp.sqrt(jnp.max(jnp.mean(error**2, axis=tuple(range(1, error.ndim)))))
+
+
+def evaluations(solver: dfx.AbstractSolver, steps: Int[Array, ""]) -> Array:
+    """Drift evaluations in `steps` attempted steps; -1 for a solver of unknown count."""
+    if isinstance(solver, dfx.AbstractSRK):
+        ignored = solver.tableau.ignore_stage_f
+        skipped = 0 if ignored is None else sum(bool(i) for i in ignored)
+        return steps * (len(solver.tableau.b_sol) - skipped)
+    if isinstance(solver, dfx.AbstractERK):
+        stages = solver.tableau.num_stages
+        return steps * (stages - 1) + 1 if solver.tableau.fsal else steps * stages
+    if isinstance(
+        solver, dfx.Euler | dfx.EulerHeun | dfx.ItoMilstein | dfx.StratonovichMilstein
+    ):
+        return 1 * steps
+    if isinstance(solver, dfx.ReversibleHeun):
+        return steps + 1
+    return jnp.full_like(steps, -1)
+
+
+def check_solver(solver, adaptive: bool, noise: bool) -> None:
+    """Refuse, with a sentence, a solver that cannot do what is asked."""
+    if not isinstance(solver, dfx.AbstractSolver):
+        raise ValueError(
+            f"solver must be a diffrax solver such as diffrax.Heun(), got {solver!r}. "
+            "A class needs its brackets: Heun(), not Heun."
+        )
+    name = type(solver).__name__
+    if adaptive and not isinstance(solver, dfx.AbstractAdaptiveSolver):
+        if not (isinstance(solver, dfx.AbstractSRK) and solver.tableau.b_error is not None):
+            raise ValueError(
+                f"adaptive steps need a solver with an error estimate, and {name} has "
+                "none. Use Heun(), Bosh3(), Tsit5() or ShARK(), or a fixed grid."
+            )
+    sde_solver = isinstance(solver, dfx.AbstractItoSolver | dfx.AbstractStratonovichSolver)
+    if noise and not sde_solver:
+        raise ValueError(
+            f"stochastic sampling needs an SDE solver, and {name} is for ODEs. Use "
+            "Euler(), Heun(), SRA1() or ShARK()."
+        )
+    if not noise and isinstance(solver, dfx.AbstractSRK):
+        raise ValueError(
+            f"{name} solves SDEs only. Use an ODE solver such as Heun() or Tsit5(), or "
+            "sample with stochasticity > 0."
+        )
+
+
+def _levy_area(solver) -> type:
+    if not isinstance(solver, dfx.AbstractSRK) or solver.tableau.coeffs_hh is None:
+        return dfx.BrownianIncrement
+    if solver.tableau.coeffs_kk is not None:
+        raise ValueError(
+            f"{type(solver).__name__} needs space-time-time Levy area, which these "
+            "Brownian paths do not draw. Use SRA1() or ShARK()."
+        )
+    return dfx.SpaceTimeLevyArea
+
+
+def solve(
+    drift: Callable,
+    y0: Float[Array, "batch ..."],
+    clock: Float[Array, " times"],
+    solver: dfx.AbstractSolver,
+    *,
+    adaptive: Adaptive | None = None,
+    noise: Callable | None = None,
+    keys: Key[Array, " batch"] | None = None,
+    trajectory: bool = False,
+) -> dfx.Solution:
+    """Integrate dy = drift(u, y) du [+ noise(u, y) dW] along the rising `clock`.
+
+    Steps end at the points of `clock`, or, given `adaptive`, where the error says,
+    between its first and last point. `keys` has one key per sample. Trace-time only:
+    call it inside a jitted function.
+    """
+    check_solver(solver, adaptive is not None, noise is not None)
+    term = dfx.ODETerm(drift)
+    if noise is not None:
+        levy_area, shape, span = _levy_area(solver), y0.shape[1:], clock[-1] - clock[0]
+        if adaptive is None:
+            path = GridBrownianPath(clock, keys, shape, levy_area)
+        else:  # a margin, because a query one rounding outside the tree is an error
+            margin = 1e-3 * span
+            path = TreeBrownianPath(
+                clock[0] - margin, clock[-1] + margin, 1e-4 * span, keys, shape, levy_area
+            )
+        term = dfx.MultiTerm(term, NoiseTerm(noise, path))
+    if adaptive is None:
+        steps, dt0, controller = len(clock) - 1, None, GridController(clock)
+        saveat = dfx.SaveAt(t0=trajectory, steps=trajectory, t1=not trajectory)
+        adjoint = dfx.RecursiveCheckpointAdjoint(checkpoints=steps)
+    else:
+        # Without dt0 Diffrax would try 0.01 whatever the scale of the clock.
+        steps, dt0 = adaptive.max_steps, 0.01 * (clock[-1] - clock[0])
+        dtmin = None if noise is None else 1e-3 * dt0
+        controller = dfx.PIDController(
+            rtol=adaptive.rtol.astype(y0.dtype),
+            atol=adaptive.atol.astype(y0.dtype),
+            norm=worst_sample_norm,
+            dtmin=dtmin,
+        )
+        frames = jnp.linspace(clock[0], clock[-1], _FRAMES)
+        saveat = dfx.SaveAt(ts=frames) if trajectory else dfx.SaveAt(t1=True)
+        adjoint = dfx.RecursiveCheckpointAdjoint()
+    return dfx.diffeqsolve(
+        term,
+        solver,
+        t0=clock[0],
+        t1=clock[-1],
+        dt0=dt0,
+        y0=y0,
+        stepsize_controller=controller,
+        saveat=saveat,
+        adjoint=adjoint,
+        max_steps=steps,
+        throw=False,
+    )

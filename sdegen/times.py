@@ -1,0 +1,213 @@
+"""Times: how training draws them, and where a sampler stops on its way.
+
+A *draw* is a quantile function u in (0, 1) -> t; the uniform numbers u come either
+independently or stratified (one in each of B equal cells, by one shared shift), so every
+law can have low discrepancy. A *grid* is a function path -> times that fall from t_max to
+t_min; `Adaptive` stands in its place and lets the solver's error estimate choose.
+"""
+
+import abc
+from typing import Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+from jaxtyping import Array, Float, Int
+
+from .path import AbstractPath
+from .typing import RandomKey, Scalar, number
+
+LOGSNR_FLOOR = -13.8155  # 2 log(1e-3): noise, for paths that reach alpha = 0
+
+
+# -- draws -----------------------------------------------------------------------------
+
+
+class AbstractTimes(eqx.Module):
+    """The law of the training times, by its quantile function."""
+
+    stratified: eqx.AbstractVar[bool]
+
+    @abc.abstractmethod
+    def quantile(
+        self, path: AbstractPath, u: Float[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        """The times with probability u below them."""
+
+    def draw(
+        self,
+        key: RandomKey,
+        path: AbstractPath,
+        index: Int[Array, " batch"],
+        total: int,
+        dtype=None,
+    ) -> Float[Array, " batch"]:
+        """The times of the samples `index` of a batch of `total` in all.
+
+        Sample i gets the same time however the batch is spread over devices. Stratified
+        draws put exactly one u into each cell [k/total, (k+1)/total) (Kingma et al. 2021,
+        "Variational diffusion models", appendix I.1).
+        """
+        dtype = dtype or jnp.result_type(float)
+        if self.stratified:
+            u = (jax.random.uniform(key, (), dtype) + index.astype(dtype)) / total
+        else:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+            u = jax.vmap(lambda k: jax.random.uniform(k, (), dtype))(keys)
+        tiny = jnp.finfo(dtype).eps
+        return self.quantile(path, jnp.clip(u, tiny, 1 - tiny))
+
+
+class Uniform(AbstractTimes):
+    """t uniform on [t_min, t_max]."""
+
+    stratified: bool = eqx.field(default=True, static=True)
+
+    def quantile(self, path, u):
+        """The times with probability u below them."""
+        return path.t_min + (path.t_max - path.t_min) * u
+
+
+class LogitNormal(AbstractTimes):
+    """logit of (t - t_min) / (t_max - t_min) normal: the middle of the path more often.
+
+    Esser et al. 2024, "Scaling rectified flow transformers", eq. 19.
+    """
+
+    mean: Scalar = number(0.0)
+    std: Scalar = number(1.0)
+    stratified: bool = eqx.field(default=True, static=True)
+
+    def quantile(self, path, u):
+        """The times with probability u below them."""
+        w = jax.nn.sigmoid(self.mean + self.std * ndtri(u))
+        return path.t_min + (path.t_max - path.t_min) * w
+
+
+class LogNormal(AbstractTimes):
+    """log(sigma / alpha) normal, on any path. Karras et al. 2022, table 1.
+
+    Draws beyond the ends of the path become the ends.
+    """
+
+    mean: Scalar = number(-1.2)
+    std: Scalar = number(1.2)
+    stratified: bool = eqx.field(default=True, static=True)
+
+    def quantile(self, path, u):
+        """The times with probability u below them."""
+        log_ratio = self.mean + self.std * ndtri(u)
+        return jax.vmap(path.inverse())(jax.nn.softplus(-log_ratio))
+
+
+# -- grids -----------------------------------------------------------------------------
+
+
+class AbstractGrid(eqx.Module):
+    """`steps` + 1 times that fall from t_max to t_min."""
+
+    steps: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def __call__(self, path: AbstractPath) -> Float[Array, " times"]:
+        """The times for `path`, both ends included."""
+
+    def __check_init__(self):
+        if not (isinstance(self.steps, int) and self.steps >= 1):
+            raise ValueError(
+                f"{type(self).__name__} needs a whole number of steps >= 1, got "
+                f"{self.steps!r}."
+            )
+
+
+def _fraction(path, steps):
+    return jnp.arange(steps + 1, dtype=path.t_min.dtype) / steps
+
+
+def _pin(path, ts):
+    """Both ends exactly, whatever rounding or the log-SNR floor did to them."""
+    return ts.at[0].set(path.t_max).at[-1].set(path.t_min)
+
+
+def logsnr_span(path: AbstractPath) -> tuple[Scalar, Scalar]:
+    """(log-SNR at t_max, at t_min), the first not below LOGSNR_FLOOR."""
+    low = jnp.maximum(path.logsnr(path.t_max), LOGSNR_FLOOR)
+    return low, path.logsnr(path.t_min)
+
+
+class UniformGrid(AbstractGrid):
+    """Equal steps in t."""
+
+    steps: int = eqx.field(default=32, static=True)
+
+    def __call__(self, path):
+        """The times for `path`, both ends included."""
+        u = _fraction(path, self.steps)
+        return _pin(path, path.t_max + (path.t_min - path.t_max) * u)
+
+
+class FlowTimeGrid(AbstractGrid):
+    """Equal steps in the flow time tau = sigma / (alpha + sigma)."""
+
+    steps: int = eqx.field(default=32, static=True)
+
+    def __call__(self, path):
+        """The times for `path`, both ends included."""
+        high, low = path.flow_time(path.t_max), path.flow_time(path.t_min)
+        tau = high + (low - high) * _fraction(path, self.steps)
+        return _pin(path, jax.vmap(path.inverse())(-jnp.log(tau)))
+
+
+class LogSNRGrid(AbstractGrid):
+    """Equal steps in the log-SNR. Lu et al. 2022, "DPM-Solver", section 3.4."""
+
+    steps: int = eqx.field(default=32, static=True)
+
+    def __call__(self, path):
+        """The times for `path`, both ends included."""
+        low, high = logsnr_span(path)
+        logsnr = low + (high - low) * _fraction(path, self.steps)
+        return _pin(path, jax.vmap(path.inverse())(jax.nn.softplus(logsnr / 2)))
+
+
+class KarrasGrid(AbstractGrid):
+    """Equal steps in (sigma / alpha)^(1/rho). Karras et al. 2022, eq. 5.
+
+    The paper's grid of N points and a last step to 0 is `KarrasGrid(N - 1)` with
+    `sample(..., denoise=True)`. Paths that reach alpha = 0 start from sigma/alpha = 80.
+    """
+
+    steps: int = eqx.field(default=32, static=True)
+    rho: Scalar = number(7.0)
+
+    def __call__(self, path):
+        """The times for `path`, both ends included."""
+        low, high = (jnp.exp(-logsnr / 2) for logsnr in logsnr_span(path))
+        low = jnp.where(path.alpha(path.t_max) == 0, jnp.minimum(low, 80.0), low)
+        start, stop = low ** (1 / self.rho), high ** (1 / self.rho)
+        ratio = (start + (stop - start) * _fraction(path, self.steps)) ** self.rho
+        return _pin(path, jax.vmap(path.inverse())(jnp.log1p(1 / ratio)))
+
+
+class Adaptive(eqx.Module):
+    """Steps chosen by the solver's error estimate: one size for the whole batch.
+
+    The error of a step is the largest over the samples of the batch of each sample's
+    root mean square, so that a hard sample is not hidden by easy ones.
+
+    **Arguments:** relative and absolute tolerance per coordinate (of data of order one);
+    at most `max_steps` steps, after which the result code says so.
+    """
+
+    rtol: Scalar = number(1e-4)
+    atol: Scalar = number(1e-4)
+    max_steps: int = eqx.field(default=4096, static=True)
+
+
+class Grid(Protocol):
+    """Anything that maps a path to falling times; the classes above, or a function."""
+
+    def __call__(self, path: AbstractPath) -> Float[Array, " times"]:
+        """The times for `path`, both ends included."""
+        ...

@@ -1,0 +1,39 @@
+"""Array aliases and the float converter: rank 0, imported by everything, imports nothing.
+
+Scalars in signatures are `ScalarLike`: a user may pass a Python float where the library
+passes a traced array. Fields are always arrays (`number`), so that changing a value never
+retraces and every field can be differentiated and vmapped.
+"""
+
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Shaped
+
+Scalar: TypeAlias = Float[Array, ""]
+ScalarLike: TypeAlias = float | int | Shaped[Array, ""]
+Time: TypeAlias = Float[Array, "..."]
+"""A time seen by a network: () for the whole batch, or (batch,)."""
+RandomKey: TypeAlias = Key[Array, ""]
+PyTree: TypeAlias = Any
+
+
+def float_array(x: Any) -> Array:
+    """`x` as a strongly typed floating-point array; float arrays keep their dtype."""
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating):
+        return jax.lax.convert_element_type(x, x.dtype)
+    return jnp.asarray(x, dtype=jnp.result_type(float))
+
+
+def number(default: Any = ...) -> Any:
+    """A module field that holds a number (or numbers) as a float array."""
+    if default is ...:
+        return eqx.field(converter=float_array)
+    return eqx.field(default=default, converter=float_array)
+
+
+def is_traced(tree: PyTree) -> bool:
+    """Whether any array in `tree` has no value yet, so that values cannot be checked."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
