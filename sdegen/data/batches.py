@@ -1,0 +1,28 @@
+"""The order of training: the batch of a step is a pure function of (seed, step)."""
+
+import functools
+
+import numpy as np
+from jaxtyping import Int
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
+
+
+def batch_indices(
+    seed: int, step: int, count: int, *, n: int, batch_size: int
+) -> Int[np.ndarray, "count batch"]:
+    """The rows of the data for `count` steps from `step` on; each epoch is a permutation.
+
+    Batches run on across the end of an epoch, so every row is seen equally often and
+    `batch_size` may exceed `n`.
+    """
+    start = step * batch_size
+    flat = np.arange(start, start + count * batch_size)
+    out = np.empty(flat.shape, np.int32)
+    for epoch in range(start // n, (start + count * batch_size - 1) // n + 1):
+        here = flat // n == epoch
+        out[here] = _permutation(seed, epoch, n)[flat[here] % n]
+    return out.reshape(count, batch_size)

@@ -1,0 +1,5 @@
+"""Networks in Flax NNX: callable pytrees (t, x, cond) -> an array of the shape of x."""
+
+from .mlp import MLP as MLP
+from .mlp import init as init
+from .unet import UNet as UNet

@@ -1,0 +1,144 @@
+"""A small UNet for images (batch, height, width, channels)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ..typing import Time
+from .features import Embedding
+from .mlp import check_shape
+
+
+class ResBlock(nnx.Module):
+    """Two 3x3 convolutions; the embedding scales and shifts between them (FiLM)."""
+
+    def __init__(self, inputs, outputs, width, *, dtype=None, rngs: nnx.Rngs):
+        def group_norm(features):
+            groups = max(g for g in (1, 2, 4, 8) if features % g == 0)
+            return nnx.GroupNorm(features, groups, dtype=dtype, rngs=rngs)
+
+        def conv(i, o, k, **kwargs):
+            return nnx.Conv(i, o, (k, k), dtype=dtype, rngs=rngs, **kwargs)
+
+        self.norm1, self.conv1 = group_norm(inputs), conv(inputs, outputs, 3)
+        self.emb = nnx.Linear(width, 2 * outputs, dtype=dtype, rngs=rngs)
+        self.norm2 = group_norm(outputs)
+        self.conv2 = conv(outputs, outputs, 3, kernel_init=nnx.initializers.zeros)
+        self.skip = nnx.data(None if inputs == outputs else conv(inputs, outputs, 1))
+
+    def __call__(self, h, emb):
+        """The block at embedding `emb`, (width,) or (batch, width)."""
+        r = self.conv1(nnx.silu(self.norm1(h)))
+        scale, shift = jnp.split(self.emb(emb)[..., None, None, :], 2, axis=-1)
+        r = self.conv2(nnx.silu(self.norm2(r) * (1 + scale) + shift))
+        return r + (h if self.skip is None else self.skip(h))
+
+
+class Attention(nnx.Module):
+    """Residual self-attention over the pixels, heads of at most 32 features."""
+
+    def __init__(self, features, *, dtype=None, rngs: nnx.Rngs):
+        self.heads = max(1, features // 32)
+        self.norm = nnx.LayerNorm(features, dtype=dtype, rngs=rngs)
+        self.qkv = nnx.Linear(features, 3 * features, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(
+            features,
+            features,
+            kernel_init=nnx.initializers.zeros,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, h):
+        """The block on (batch, height, width, features)."""
+        batch, height, width, features = h.shape
+        qkv = self.qkv(self.norm(h)).reshape(batch, height * width, 3, self.heads, -1)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        return h + self.out(jax.nn.dot_product_attention(q, k, v).reshape(h.shape))
+
+
+class UNet(nnx.Module):
+    """(t, x, cond) -> an array of the shape of x, for images of `shape` (h, w, c).
+
+    **Arguments:** `channels`, features at full resolution; `multiples`, of `channels` at
+    each halving of the resolution; `blocks`, residual blocks per resolution; attention
+    acts at the lowest resolution; `cond_dim`, the length of the condition vector, 0 for
+    none; `dtype`, to compute in (parameters stay float32).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        channels: int = 32,
+        multiples: tuple[int, ...] = (1, 2),
+        blocks: int = 2,
+        cond_dim: int = 0,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        self.shape, halvings = tuple(shape), len(multiples) - 1
+        if len(shape) != 3 or shape[0] % 2**halvings or shape[1] % 2**halvings:
+            raise ValueError(
+                f"UNet needs images (height, width, channels) with sides divisible by "
+                f"{2**halvings} (it halves them {halvings} times), got {shape}. Pad the "
+                "images or shorten `multiples`."
+            )
+        width = 4 * channels
+
+        def res(inputs, outputs):
+            return ResBlock(inputs, outputs, width, dtype=dtype, rngs=rngs)
+
+        def conv(inputs, outputs, **kwargs):
+            return nnx.Conv(inputs, outputs, (3, 3), dtype=dtype, rngs=rngs, **kwargs)
+
+        self.embedding = Embedding(width, cond_dim=cond_dim, dtype=dtype, rngs=rngs)
+        self.first = conv(shape[-1], channels)
+        down, halve, skips, features = [], [], [channels], channels
+        for level, multiple in enumerate(multiples):
+            for _ in range(blocks):
+                down.append(res(features, channels * multiple))
+                features = channels * multiple
+                skips.append(features)
+            if level < halvings:
+                halve.append(conv(features, features, strides=(2, 2)))
+                skips.append(features)
+        self.down, self.halve = nnx.List(down), nnx.List(halve)
+        self.middle1, self.middle2 = res(features, features), res(features, features)
+        self.attention = Attention(features, dtype=dtype, rngs=rngs)
+        up, double = [], []
+        for level, multiple in reversed(list(enumerate(multiples))):
+            for _ in range(blocks + 1):
+                up.append(res(features + skips.pop(), channels * multiple))
+                features = channels * multiple
+            if level:
+                double.append(conv(features, features))
+        self.up, self.double = nnx.List(up), nnx.List(double)
+        self.levels, self.blocks = len(multiples), blocks
+        self.norm = nnx.LayerNorm(features, dtype=dtype, rngs=rngs)
+        self.last = conv(features, shape[-1], kernel_init=nnx.initializers.zeros)
+
+    def __call__(
+        self, t: Time, x: Float[Array, "batch h w c"], cond: Array | None = None
+    ) -> Float[Array, "batch h w c"]:
+        """The prediction at times t, () or (batch,)."""
+        check_shape(self, x, self.shape)
+        emb = self.embedding(t, cond)
+        h = self.first(x)
+        skips = [h]
+        for level in range(self.levels):
+            for i in range(self.blocks):
+                h = self.down[level * self.blocks + i](h, emb)
+                skips.append(h)
+            if level < self.levels - 1:
+                h = self.halve[level](h)
+                skips.append(h)
+        h = self.middle2(self.attention(self.middle1(h, emb)), emb)
+        for level in range(self.levels):
+            for i in range(self.blocks + 1):
+                block = self.up[level * (self.blocks + 1) + i]
+                h = block(jnp.concatenate([h, skips.pop()], axis=-1), emb)
+            if level < self.levels - 1:
+                h = self.double[level](h.repeat(2, axis=1).repeat(2, axis=2))
+        return self.last(nnx.silu(self.norm(h)))
