@@ -166,10 +166,12 @@ class Denoiser(AbstractDenoiser):
         if is_traced((self.path, self.sigma_data)):
             return
         for t in (self.path.t_min, self.path.t_max):
-            if float(self.kind.det(self.path, t, self.sigma_data)) == 0:
+            with jax.ensure_compile_time_eval():
+                det = self.kind.det(self.path, t, self.sigma_data)
+            if float(det) == 0:
                 raise ValueError(
                     f"a prediction of kind {self.kind} says nothing about x0 at t="
-                    f"{float(t):g} on {type(self.path).__name__}, where alpha = "
-                    f"{float(self.path.alpha(t)):g}. Use velocity, v, x0 or edm, or give "
+                    f"{float(t):g} on {type(self.path).__name__}, where alpha or sigma "
+                    f"is 0. Use velocity, v, x0 or edm, or give "
                     "the path a smaller t_max."
                 )

@@ -87,14 +87,12 @@ class AbstractPath(eqx.Module):
                 f"{name} needs 0 <= t_min < t_max, got t_min={t_min:g} and "
                 f"t_max={t_max:g}. t=0 is data and t rises to noise."
             )
-        ts = self.t_min + (self.t_max - self.t_min) * jnp.asarray(
-            _NODES, self.t_min.dtype
-        )
-        ts = ts.at[-1].set(self.t_max)
-        alpha, sigma, logsnr = (
-            np.asarray(jax.vmap(fn)(ts)) for fn in (self.alpha, self.sigma, self.logsnr)
-        )
-        ts = np.asarray(ts)
+        with jax.ensure_compile_time_eval():
+            unit = jnp.asarray(_NODES, self.t_min.dtype)
+            ts = (self.t_min + (self.t_max - self.t_min) * unit).at[-1].set(self.t_max)
+            functions = (self.alpha, self.sigma, self.logsnr)
+            alpha, sigma, logsnr = (np.asarray(jax.vmap(f)(ts)) for f in functions)
+            ts = np.asarray(ts)
         bad = ~((alpha >= 0) & (sigma > 0) & np.isfinite(alpha) & np.isfinite(sigma))
         bad[:-1] |= alpha[:-1] == 0
         if bad.any():

@@ -352,7 +352,9 @@ def _pull(sde, score, t, x):
 
 def _check_coefficients(sde):
     if isinstance(sde, AbstractPath) and not is_traced(sde):
-        if float(sde.alpha(sde.t_max)) == 0:
+        with jax.ensure_compile_time_eval():
+            alpha = sde.alpha(sde.t_max)
+        if float(alpha) == 0:
             raise ValueError(
                 f"{type(sde).__name__} has alpha = 0 at t_max={float(sde.t_max):g}, where "
                 "its drift and diffusion are infinite. Give it a smaller t_max (0.999), "

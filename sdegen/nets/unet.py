@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..typing import Time
+from .conv import Conv
 from .features import Embedding
 from .mlp import check_shape
 
@@ -18,14 +19,16 @@ class ResBlock(nnx.Module):
             groups = max(g for g in (1, 2, 4, 8) if features % g == 0)
             return nnx.GroupNorm(features, groups, dtype=dtype, rngs=rngs)
 
-        def conv(i, o, k, **kwargs):
-            return nnx.Conv(i, o, (k, k), dtype=dtype, rngs=rngs, **kwargs)
-
-        self.norm1, self.conv1 = group_norm(inputs), conv(inputs, outputs, 3)
+        zeros = nnx.initializers.zeros
+        self.norm1 = group_norm(inputs)
+        self.conv1 = Conv(inputs, outputs, dtype=dtype, rngs=rngs)
         self.emb = nnx.Linear(width, 2 * outputs, dtype=dtype, rngs=rngs)
         self.norm2 = group_norm(outputs)
-        self.conv2 = conv(outputs, outputs, 3, kernel_init=nnx.initializers.zeros)
-        self.skip = nnx.data(None if inputs == outputs else conv(inputs, outputs, 1))
+        self.conv2 = Conv(outputs, outputs, kernel_init=zeros, dtype=dtype, rngs=rngs)
+        project = inputs != outputs
+        self.skip = nnx.data(
+            nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs) if project else None
+        )
 
     def __call__(self, h, emb):
         """The block at embedding `emb`, (width,) or (batch, width)."""
@@ -91,20 +94,19 @@ class UNet(nnx.Module):
             return ResBlock(inputs, outputs, width, dtype=dtype, rngs=rngs)
 
         def conv(inputs, outputs, **kwargs):
-            return nnx.Conv(inputs, outputs, (3, 3), dtype=dtype, rngs=rngs, **kwargs)
+            return Conv(inputs, outputs, dtype=dtype, rngs=rngs, **kwargs)
 
         self.embedding = Embedding(width, cond_dim=cond_dim, dtype=dtype, rngs=rngs)
         self.first = conv(shape[-1], channels)
-        down, halve, skips, features = [], [], [channels], channels
+        down, skips, features = [], [channels], channels
         for level, multiple in enumerate(multiples):
             for _ in range(blocks):
                 down.append(res(features, channels * multiple))
                 features = channels * multiple
                 skips.append(features)
             if level < halvings:
-                halve.append(conv(features, features, strides=(2, 2)))
                 skips.append(features)
-        self.down, self.halve = nnx.List(down), nnx.List(halve)
+        self.down = nnx.List(down)
         self.middle1, self.middle2 = res(features, features), res(features, features)
         self.attention = Attention(features, dtype=dtype, rngs=rngs)
         up, double = [], []
@@ -132,7 +134,8 @@ class UNet(nnx.Module):
                 h = self.down[level * self.blocks + i](h, emb)
                 skips.append(h)
             if level < self.levels - 1:
-                h = self.halve[level](h)
+                b, height, width, c = h.shape
+                h = h.reshape(b, height // 2, 2, width // 2, 2, c).mean((2, 4))
                 skips.append(h)
         h = self.middle2(self.attention(self.middle1(h, emb)), emb)
         for level in range(self.levels):

@@ -1,0 +1,286 @@
+"""Training: a pure step on a state of arrays, many steps to one dispatch.
+
+A step is a function of (state, data, key): the batch, the noise and the times of step n are
+functions of the seed and n alone. `train_step` is pure and is what `fit` scans; it also runs
+as it is under `jax.pmap` or `shard_map`, given the axis name.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from . import checkpoint
+from .data.batches import batch_indices
+from .denoiser import Denoiser
+from .loss import denoising_loss
+from .mesh import batch_sharding, replicated
+from .optimizer import AbstractOptimizer, AdamW, Given, gradient_norm
+from .record import Recorder
+from .typing import PyTree, RandomKey, Scalar, ScalarLike, float_array
+
+
+class TrainState(eqx.Module):
+    """All that training changes: the network, its moving average, the optimiser, the step."""
+
+    network: Any
+    ema: Any
+    opt_state: PyTree
+    step: Int[Array, ""]
+
+
+def init_state(network: Any, transform: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; the moving average starts at the network."""
+    params = eqx.filter(network, eqx.is_inexact_array)
+    # a copy, because the state's buffers are donated and the network's stay the caller's
+    own = functools.partial(jax.tree.map, jnp.array)
+    return TrainState(own(network), own(network), transform.init(params), jnp.array(0))
+
+
+def train_step(
+    state: TrainState,
+    denoiser: Denoiser,
+    transform: optax.GradientTransformation,
+    x0: Float[Array, "batch ..."],
+    cond: PyTree,
+    key: RandomKey,
+    *,
+    loss: Callable = denoising_loss,
+    ema: ScalarLike = 0.999,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Scalar]]:
+    """One step: (state, batch) -> (state, metrics). Pure; jit it, or scan it.
+
+    **Arguments:** `denoiser`, whose network is replaced by the state's; `key`, of the whole
+    run: step n uses fold_in(key, n); `loss(denoiser, key, x0, cond, axis_name=...)`; `ema`,
+    the decay of the moving average, warmed up as min(ema, (1 + n) / (10 + n)); `axis_name`,
+    the mapped axis if the batch is one device's part of it.
+
+    **Returns:** the next state, and `loss` and `grad_norm`. Where one of these is not
+    finite the state is returned unchanged, its step too.
+    """
+    step_key = jax.random.fold_in(key, state.step)
+
+    def objective(network):
+        full = dataclasses.replace(denoiser, network=network)
+        return loss(full, step_key, x0, cond, axis_name=axis_name)
+
+    value, grads = eqx.filter_value_and_grad(objective)(state.network)
+    if axis_name is not None:
+        value, grads = jax.lax.pmean((value, grads), axis_name)
+    norm = gradient_norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+
+    params = eqx.filter(state.network, eqx.is_inexact_array)
+    updates, opt_state = transform.update(grads, state.opt_state, params)
+    network = eqx.apply_updates(state.network, updates)
+    n = state.step.astype(jnp.float32)
+    decay = jnp.minimum(ema, (1 + n) / (10 + n))
+
+    def average(old, new):
+        return old + (1 - decay).astype(old.dtype) * (new - old)
+
+    moving = jax.tree.map(
+        lambda old, new: average(old, new) if eqx.is_inexact_array(old) else new,
+        state.ema,
+        network,
+    )
+    new = TrainState(network, moving, opt_state, state.step + 1)
+    # The choice fuses into the update: it costs no pass over the parameters.
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    return new, {"loss": value, "grad_norm": norm}
+
+
+class NonFiniteError(FloatingPointError):
+    """Training met a loss or a gradient that is not finite.
+
+    `step` is the first such step; `state` is the state just before it, all finite;
+    `checkpoint` is where it was saved, or None.
+    """
+
+    def __init__(self, message: str, step: int, state: TrainState, path: Path | None):
+        super().__init__(message)
+        self.step, self.state, self.checkpoint = step, state, path
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What `fit` returns: the denoiser with the averaged network, and the last state."""
+
+    denoiser: Denoiser
+    state: TrainState
+    losses: Float[np.ndarray, " steps"]
+
+
+def fit(
+    denoiser: Denoiser,
+    data: Float[Array, "n ..."],
+    *,
+    steps: int,
+    batch_size: int = 128,
+    seed: int = 0,
+    optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
+    cond: PyTree = None,
+    loss: Callable = denoising_loss,
+    ema: ScalarLike = 0.999,
+    steps_per_call: int = 50,
+    recorder: Recorder | None = None,
+    directory: str | Path | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Train the denoiser's network on an array of data; the path is left as it is.
+
+    **Arguments:** `data`, (n, ...) floating point, kept on the device; `cond`, arrays with
+    leading axis n, or None; `optimizer`, a module of `sdegen.optimizer` or any Optax
+    transformation; `loss`, for instance `eqx.Partial(denoising_loss, times=LogNormal())`;
+    `ema`, the decay of the averaged network; `steps_per_call`, steps in one compiled call;
+    `recorder`, gets one row per call; `directory`, where the last state is saved as
+    `state`; `mesh`, spreads every batch over its "data" axis.
+
+    **Raises:** `NonFiniteError` when the loss stops being finite; the last good state is in
+    it, and in `directory` as `state`, if one was given.
+    """
+    optimizer = AdamW() if optimizer is None else optimizer
+    if not isinstance(optimizer, AbstractOptimizer):
+        optimizer = Given(optimizer)
+    data = _check_data(data, cond, batch_size, mesh)
+    target = None if directory is None else Path(directory).absolute() / "state"
+    if target is not None and target.exists():
+        raise FileExistsError(
+            f"{target} exists already: a run is saved there. Choose another directory."
+        )
+    cond = jax.tree.map(jnp.asarray, cond)
+    state = init_state(denoiser.network, optimizer.transform(steps))
+    shell = dataclasses.replace(denoiser, network=None)
+    extras = (shell, optimizer, loss, float_array(ema), jax.random.key(seed), data, cond)
+    if mesh is not None:
+        state, extras = _replicate((state, extras), mesh)
+    leaves, structure = jax.tree.flatten(state)
+    arrays, static = eqx.partition(extras, eqx.is_array)
+    static_leaves, static_structure = jax.tree.flatten(static)
+    static = (structure, tuple(static_leaves), static_structure, steps, mesh)
+
+    losses, done, began = [], 0, time.perf_counter()
+    with _bar(steps, progress) as bar:
+        while done < steps:
+            count = min(steps_per_call, steps - done)
+            index = batch_indices(
+                seed, done, count, n=len(data), batch_size=batch_size
+            )
+            leaves, metrics = _run(leaves, arrays, jnp.asarray(index), static)
+            metrics = jax.device_get(metrics)
+            finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
+            good = count if finite.all() else int(np.argmin(finite))
+            losses.append(metrics["loss"][:good])
+            if good < count:
+                state = jax.tree.unflatten(structure, leaves)
+                raise _non_finite(done + good, metrics["loss"][good], state, target)
+            done += count
+            mean, rate = float(losses[-1].mean()), done / (time.perf_counter() - began)
+            bar.update(count)
+            bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
+            if recorder is not None:
+                norm = float(metrics["grad_norm"].mean())
+                recorder.row(step=done, loss=mean, grad_norm=norm, steps_per_second=rate)
+    state = jax.tree.unflatten(structure, leaves)
+    if target is not None:
+        checkpoint.save(target, state)
+    averaged = dataclasses.replace(denoiser, network=state.ema)
+    return Fit(averaged, state, np.concatenate(losses) if losses else np.zeros(0))
+
+
+@functools.partial(jax.jit, static_argnums=(3,), donate_argnums=(0,))
+def _run(leaves, arrays, index, static):
+    """Scan `train_step` over the rows of `index`; stop changing anything at a bad step."""
+    structure, static_leaves, static_structure, steps, mesh = static
+    static = jax.tree.unflatten(static_structure, static_leaves)
+    shell, optimizer, loss, ema, key, data, cond = eqx.combine(arrays, static)
+    transform = optimizer.transform(steps)
+
+    def place(x):
+        if mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+    def body(carry, rows):
+        leaves, alive = carry
+        state = jax.tree.unflatten(structure, leaves)
+        x0, c = jax.tree.map(lambda a: place(a[rows]), (data, cond))
+        # A dead run keeps its state: a NaN batch never changes it.
+        x0 = jnp.where(alive, x0, jnp.nan)
+        state, metrics = train_step(
+            state, shell, transform, x0, c, key, loss=loss, ema=ema
+        )
+        alive = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        return (jax.tree.leaves(state), alive), metrics
+
+    (leaves, _), metrics = jax.lax.scan(body, (leaves, jnp.array(True)), index)
+    return leaves, metrics
+
+
+def _check_data(data, cond, batch_size, mesh):
+    host = np.asarray(data)
+    if host.ndim < 2 or not np.issubdtype(host.dtype, np.floating):
+        raise ValueError(
+            "fit takes floating-point data of shape (n, ...), at least two axes, got "
+            f"{host.dtype} of shape {host.shape}. Scale images to about [-1, 1]; use "
+            "data[:, None] for 1-D data."
+        )
+    if not np.isfinite(host).all():
+        row = int(np.argmin(np.isfinite(host.reshape(len(host), -1)).all(axis=1)))
+        raise ValueError(
+            f"the data must be finite, but row {row} holds NaN or infinity. Remove or "
+            "repair it; nothing was trained or written."
+        )
+    for leaf in jax.tree.leaves(cond):
+        if len(leaf) != len(host):
+            raise ValueError(
+                f"cond must have one row per sample: {len(host)} samples, got a leaf of "
+                f"shape {np.shape(leaf)}."
+            )
+    if batch_size < 1 or (mesh is not None and batch_size % mesh.shape["data"]):
+        parts = 1 if mesh is None else mesh.shape["data"]
+        raise ValueError(
+            f"batch_size must be positive and divisible by the {parts} devices of the "
+            f"mesh, got {batch_size}."
+        )
+    return jnp.asarray(data)
+
+
+def _replicate(tree, mesh):
+    def put(leaf):
+        return jax.device_put(leaf, replicated(mesh)) if eqx.is_array(leaf) else leaf
+
+    return jax.tree.map(put, tree)
+
+
+def _non_finite(step, value, state, target):
+    saved = None
+    if target is not None:
+        saved = checkpoint.save(target, state)
+    place = "it is in this error's `state`" if saved is None else f"saved in {saved}"
+    return NonFiniteError(
+        f"step {step} gave a loss of {value} or a gradient that is not finite; training "
+        f"stopped there. The last good state, after {int(state.step)} steps, is kept: "
+        f"{place}. A smaller learning rate, more warm-up or another weight usually cures it.",
+        step,
+        state,
+        saved,
+    )
+
+
+def _bar(steps, progress):
+    from tqdm import tqdm
+
+    hidden = not progress or jax.process_index() != 0
+    return tqdm(total=steps, unit="step", disable=hidden, dynamic_ncols=True)
