@@ -7,7 +7,8 @@ t_min; `Adaptive` stands in its place and lets the solver's error estimate choos
 """
 
 import abc
-from typing import Protocol
+from collections.abc import Callable
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -205,9 +206,5 @@ class Adaptive(eqx.Module):
     max_steps: int = eqx.field(default=4096, static=True)
 
 
-class Grid(Protocol):
-    """Anything that maps a path to falling times; the classes above, or a function."""
-
-    def __call__(self, path: AbstractPath) -> Float[Array, " times"]:
-        """The times for `path`, both ends included."""
-        ...
+Grid: TypeAlias = AbstractGrid | Callable[[AbstractPath], Array]
+"""Anything that maps a path to falling times: the classes above, or a function."""

@@ -1,5 +1,7 @@
 """Networks in Flax NNX: callable pytrees (t, x, cond) -> an array of the shape of x."""
 
 from .mlp import MLP as MLP
-from .mlp import init as init
+from .recipes import Mlp as Mlp
+from .recipes import Unet as Unet
+from .recipes import init as init
 from .unet import UNet as UNet

@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -75,11 +74,3 @@ def check_shape(network, x: Array, shape: tuple[int, ...]) -> None:
             f"({', '.join(map(str, batch))}), got {x.shape}. Check the shape of the "
             "samples, channels last."
         )
-
-
-def init(make, key: jax.Array):
-    """`make(rngs)` under one jit: eager initialisation takes seconds for deep networks.
-
-    For example `init(lambda rngs: MLP((2,), rngs=rngs), jax.random.key(0))`.
-    """
-    return jax.jit(lambda key: make(nnx.Rngs(key)))(key)

@@ -114,8 +114,9 @@ class UNet(nnx.Module):
             for _ in range(blocks + 1):
                 up.append(res(features + skips.pop(), channels * multiple))
                 features = channels * multiple
-            if level:
-                double.append(conv(features, features))
+            if level:  # narrow at the low resolution, where it is cheap
+                double.append(conv(features, channels * multiples[level - 1]))
+                features = channels * multiples[level - 1]
         self.up, self.double = nnx.List(up), nnx.List(double)
         self.levels, self.blocks = len(multiples), blocks
         self.norm = nnx.LayerNorm(features, dtype=dtype, rngs=rngs)

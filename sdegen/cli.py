@@ -1,0 +1,86 @@
+"""Experiments from the shell: a frozen dataclass becomes flags, through tyro.
+
+Every field is a flag; a field that is a union of components (a process, a network, an
+optimiser) becomes a choice, `process:vp --process.beta-max 15`. A mistyped flag is answered
+with the nearest one. A user adds a component by widening the union in his own config.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from .train import NonFiniteError
+
+Config = TypeVar("Config")
+
+
+def run(main: Callable[[Any], None], config: type, argv: list[str] | None = None) -> None:
+    """Parse the command line into `config` and call `main` with it.
+
+    A sentence (bad input, a run that went non-finite) ends the program with code 1 and
+    without a traceback; anything unexpected keeps its traceback.
+    """
+    arguments = parse(config, argv)
+    try:
+        main(arguments)
+    except (ValueError, FileExistsError, FileNotFoundError, NonFiniteError) as error:
+        if isinstance(error, NonFiniteError) or _ours(error):
+            sys.exit(f"error: {error}")
+        raise
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether sdegen, and not a library under it, raised `error`."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    file = Path(traceback.tb_frame.f_code.co_filename) if traceback else Path()
+    return Path(__file__).parent in file.parents
+
+
+def parse(config: type[Config], argv: list[str] | None = None) -> Config:
+    """The command line as a `config`; `--help` and mistakes end the program, as usual."""
+    try:
+        import tyro
+    except ImportError:
+        sys.exit("the command line needs tyro, which is not installed: pip install tyro")
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _number(info):
+        if not _is_array_type(info.type):
+            return None
+        scalar = info.type.dims == ()
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1 if scalar else "*",
+            metavar="FLOAT" if scalar else "[FLOAT [...]]",
+            instance_from_str=functools.partial(_from_text, scalar),
+            is_instance=lambda x: isinstance(x, float | int | np.ndarray | jax.Array),
+            str_from_instance=lambda x: [f"{v:g}" for v in np.ravel(x)],
+        )
+
+    # A union is chosen by its component's own name, with flags of outer fields anywhere.
+    marked = tyro.conf.CascadeSubcommandArgs[config]
+    description = (sys.modules[config.__module__].__doc__ or "").strip()
+    return tyro.cli(marked, args=argv, description=description, registry=registry)
+
+
+def _from_text(scalar, words):
+    values = np.array([float(word) for word in words])
+    return float(values[0]) if scalar else values
+
+
+def _is_array_type(kind: Any) -> bool:
+    return isinstance(kind, type) and hasattr(kind, "dims") and hasattr(kind, "dtypes")
+
+
+def shrink(config: Config, **fields: Any) -> Config:
+    """`config` with `fields` replaced if its `quick` is set: a run of seconds."""
+    return dataclasses.replace(config, **fields) if config.quick else config  # type: ignore

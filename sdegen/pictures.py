@@ -1,0 +1,156 @@
+"""Pictures of a run: grids of images, the flow from noise to data, points in the plane."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+
+def _figure(width: float, height: float):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "pictures need matplotlib, which is not installed: pip install matplotlib."
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _tile(images, columns: int) -> np.ndarray:
+    """(n, h, w, c) images as one, `columns` to a row, with a thin border between."""
+    images = np.clip((np.asarray(images, np.float32) + 1) / 2, 0, 1)
+    padded = np.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=0.5)
+    rows = [
+        np.concatenate(list(padded[i : i + columns]), axis=1)
+        for i in range(0, len(padded) - columns + 1, columns)
+    ]
+    return np.concatenate(rows, axis=0)[:-1, :-1]
+
+
+def _show(axis, image):
+    if image.shape[-1] == 1:
+        axis.imshow(image[..., 0], cmap="gray_r", vmin=0, vmax=1)
+    else:
+        axis.imshow(image)
+    axis.set_axis_off()
+
+
+def image_grids(
+    path: str | Path,
+    groups: Mapping[str, Float[np.ndarray, "n h w c"]],
+    *,
+    columns: int = 10,
+    rows: int = 10,
+) -> Path:
+    """Groups of images in [-1, 1] side by side, each under its title; one channel is ink."""
+    figure = _figure(3.2 * len(groups), 3.2 * rows / columns + 0.4)
+    axes = np.atleast_1d(figure.subplots(1, len(groups)))
+    for axis, (title, images) in zip(axes, groups.items(), strict=True):
+        _show(axis, _tile(images[: columns * rows], columns))
+        axis.set_title(title)
+    return _save(figure, path)
+
+
+def image_flow(
+    path: str | Path,
+    frames: Float[np.ndarray, "times n h w c"],
+    times: Float[np.ndarray, " times"],
+    *,
+    columns: int = 9,
+    rows: int = 6,
+    title: str = "",
+) -> Path:
+    """From noise (left) to data (right): one sample to a row, its frames along the row."""
+    frames, times = np.asarray(frames), np.asarray(times)
+    pick = np.linspace(0, len(frames) - 1, columns).round().astype(int)
+    shown = frames[pick, :rows]
+    # Each frame by its own size: the noise of an exploding process is far from [-1, 1].
+    scale = np.maximum(1, np.quantile(np.abs(shown), 0.99, axis=(1, 2, 3, 4)))
+    shown = (shown / scale[:, None, None, None, None]).swapaxes(0, 1)
+    figure = _figure(1.0 * columns, 1.0 * rows + 0.8)
+    axis = figure.subplots()
+    _show(axis, _tile(shown.reshape(-1, *shown.shape[2:]), columns))
+    width = shown.shape[3] + 1
+    for i, t in enumerate(times[pick]):
+        axis.text((i + 0.5) * width, -1.5, f"t = {t:.3g}", ha="center", fontsize=9)
+    axis.set_title(title, pad=20)
+    return _save(figure, path)
+
+
+def point_clouds(
+    path: str | Path,
+    groups: Mapping[str, Float[np.ndarray, "n 2"]],
+    *,
+    columns: int = 5,
+    limit: float | None = None,
+) -> Path:
+    """Sets of points in the plane side by side, each under its title, on equal axes."""
+    columns = min(columns, len(groups))
+    rows = -(-len(groups) // columns)
+    if limit is None:
+        limit = 1.2 * max(float(np.quantile(np.abs(g), 0.995)) for g in groups.values())
+    figure = _figure(2.4 * columns, 2.6 * rows)
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes[len(groups) :]:
+        axis.set_axis_off()
+    for axis, (title, points) in zip(axes, groups.items(), strict=False):
+        points = np.asarray(points)
+        axis.scatter(points[:, 0], points[:, 1], s=2, alpha=0.5, linewidths=0)
+        axis.set_title(title, fontsize=9)
+        axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        axis.tick_params(labelsize=7)
+    return _save(figure, path)
+
+
+def curves(
+    path: str | Path,
+    groups: Mapping[str, Sequence[float]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    smooth: int = 1,
+) -> Path:
+    """Curves over 1, 2, 3, ..., each averaged over windows of `smooth`."""
+    figure = _figure(6, 3.5)
+    axis = figure.subplots()
+    for label, values in groups.items():
+        values = np.asarray(values)
+        window = max(1, min(smooth, len(values)))
+        values = values[: len(values) // window * window].reshape(-1, window).mean(1)
+        axis.plot(window * np.arange(1, len(values) + 1), values, label=label)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    if len(groups) > 1:
+        axis.legend(fontsize=8)
+    return _save(figure, path)
+
+
+def density(
+    path: str | Path,
+    groups: Mapping[str, Sequence[float]],
+    *,
+    bins: int = 80,
+    limits: tuple[float, float] = (-4.0, 4.0),
+) -> Path:
+    """Histograms of numbers on one axis."""
+    figure = _figure(6, 3.5)
+    axis = figure.subplots()
+    for label, values in groups.items():
+        axis.hist(
+            np.asarray(values).ravel(),
+            bins=bins,
+            range=limits,
+            density=True,
+            histtype="step",
+            label=label,
+        )
+    axis.set(xlabel="x", ylabel="density")
+    axis.legend(fontsize=8)
+    return _save(figure, path)
+
+
+def _save(figure, path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path

@@ -1,0 +1,26 @@
+"""One machine for every test: eight simulated devices, float64, checked signatures."""
+
+import os
+
+# Before JAX starts. NPROC: with few cores, collectives of un-awaited steps on simulated
+# devices can wait for each other for ever; a larger thread pool cures it.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("NPROC", "32")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_enable_x64", True)
+jaxtyping.install_import_hook("sdegen", "beartype.beartype")
+
+
+@pytest.fixture
+def float32():
+    """Run a test in JAX's default precision, as a user does."""
+    with jax.enable_x64(False):
+        yield
