@@ -21,12 +21,14 @@ from jaxtyping import Array, Float, Int
 
 from . import checkpoint
 from .data.batches import batch_indices
-from .denoiser import Denoiser
 from .loss import denoising_loss
 from .mesh import batch_sharding, replicated
 from .optimizer import AbstractOptimizer, AdamW, Given, gradient_norm
 from .record import Recorder
 from .typing import PyTree, RandomKey, Scalar, ScalarLike, float_array
+
+
+_KEEP_EVERY = 10.0  # seconds between copies of a good state, from which fit can go back
 
 
 class TrainState(eqx.Module):
@@ -48,7 +50,7 @@ def init_state(network: Any, transform: optax.GradientTransformation) -> TrainSt
 
 def train_step(
     state: TrainState,
-    denoiser: Denoiser,
+    denoiser: eqx.Module,
     transform: optax.GradientTransformation,
     x0: Float[Array, "batch ..."],
     cond: PyTree,
@@ -65,8 +67,8 @@ def train_step(
     the decay of the moving average, warmed up as min(ema, (1 + n) / (10 + n)); `axis_name`,
     the mapped axis if the batch is one device's part of it.
 
-    **Returns:** the next state, and `loss` and `grad_norm`. Where one of these is not
-    finite the state is returned unchanged, its step too.
+    **Returns:** the next state, and `loss` and `grad_norm`, which the caller looks at now
+    and then: the step itself never raises.
     """
     step_key = jax.random.fold_in(key, state.step)
 
@@ -77,9 +79,6 @@ def train_step(
     value, grads = eqx.filter_value_and_grad(objective)(state.network)
     if axis_name is not None:
         value, grads = jax.lax.pmean((value, grads), axis_name)
-    norm = gradient_norm(grads)
-    finite = jnp.isfinite(value) & jnp.isfinite(norm)
-
     params = eqx.filter(state.network, eqx.is_inexact_array)
     updates, opt_state = transform.update(grads, state.opt_state, params)
     network = eqx.apply_updates(state.network, updates)
@@ -95,9 +94,7 @@ def train_step(
         network,
     )
     new = TrainState(network, moving, opt_state, state.step + 1)
-    # The choice fuses into the update: it costs no pass over the parameters.
-    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-    return new, {"loss": value, "grad_norm": norm}
+    return new, {"loss": value, "grad_norm": gradient_norm(grads)}
 
 
 class NonFiniteError(FloatingPointError):
@@ -116,14 +113,14 @@ class NonFiniteError(FloatingPointError):
 class Fit:
     """What `fit` returns: the denoiser with the averaged network, and the last state."""
 
-    denoiser: Denoiser
+    denoiser: Any
     state: TrainState
     losses: Float[np.ndarray, " steps"]
 
 
 def fit(
-    denoiser: Denoiser,
-    data: Float[Array, "n ..."],
+    denoiser: eqx.Module,
+    data: Array | np.ndarray,
     *,
     steps: int,
     batch_size: int = 128,
@@ -140,25 +137,102 @@ def fit(
 ) -> Fit:
     """Train the denoiser's network on an array of data; the path is left as it is.
 
-    **Arguments:** `data`, (n, ...) floating point, kept on the device; `cond`, arrays with
-    leading axis n, or None; `optimizer`, a module of `sdegen.optimizer` or any Optax
-    transformation; `loss`, for instance `eqx.Partial(denoising_loss, times=LogNormal())`;
-    `ema`, the decay of the averaged network; `steps_per_call`, steps in one compiled call;
-    `recorder`, gets one row per call; `directory`, where the last state is saved as
-    `state`; `mesh`, spreads every batch over its "data" axis.
+    **Arguments:** `denoiser`, or any module with a field `network` that `loss` takes;
+    `data`, (n, ...) floating point, kept on the device; `cond`, arrays with leading axis n,
+    or None; `optimizer`, a module of `sdegen.optimizer` or any Optax transformation;
+    `loss`, for instance `eqx.Partial(denoising_loss, times=LogNormal())`; `ema`, the decay
+    of the averaged network; `steps_per_call`, steps in one compiled call; `recorder`, gets
+    one row per call; `directory`, where the last state is saved as `state`; `mesh`, spreads
+    every batch over its "data" axis.
 
     **Raises:** `NonFiniteError` when the loss stops being finite; the last good state is in
     it, and in `directory` as `state`, if one was given.
     """
-    optimizer = AdamW() if optimizer is None else optimizer
-    if not isinstance(optimizer, AbstractOptimizer):
-        optimizer = Given(optimizer)
-    data = _check_data(data, cond, batch_size, mesh)
+    if steps < 1 or steps_per_call < 1:
+        raise ValueError(
+            f"fit needs steps >= 1 and steps_per_call >= 1, got {steps} and "
+            f"{steps_per_call}."
+        )
     target = None if directory is None else Path(directory).absolute() / "state"
     if target is not None and target.exists():
         raise FileExistsError(
             f"{target} exists already: a run is saved there. Choose another directory."
         )
+    data = _check_data(data, cond, batch_size, mesh)
+    call, leaves, structure = make_call(
+        denoiser,
+        data,
+        steps=steps,
+        seed=seed,
+        optimizer=optimizer,
+        cond=cond,
+        loss=loss,
+        ema=ema,
+        mesh=mesh,
+    )
+    def run(leaves, first, count):
+        index = batch_indices(seed, first, count, n=len(data), batch_size=batch_size)
+        leaves, metrics = call(leaves, jnp.asarray(index))
+        # Waiting here also bounds how far the host runs ahead of the devices.
+        return leaves, jax.device_get(metrics)
+
+    losses, done, began = [], 0, time.perf_counter()
+    good, kept = (0, _copy(leaves)), began
+    with _bar(steps, progress) as bar:
+        while done < steps:
+            count = min(steps_per_call, steps - done)
+            leaves, metrics = run(leaves, done, count)
+            finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
+            if not finite.all():
+                bad = int(np.argmin(finite))
+                # Back to the copy, and again up to the bad step: the same numbers.
+                first, leaves = good
+                while first < done + bad:
+                    count = min(steps_per_call, done + bad - first)
+                    leaves, _ = run(leaves, first, count)
+                    first += count
+                state = jax.tree.unflatten(structure, leaves)
+                raise _non_finite(done + bad, metrics["loss"][bad], state, target)
+            done += count
+            now = time.perf_counter()
+            if now - kept > _KEEP_EVERY:
+                good, kept = (done, _copy(leaves)), now
+            losses.append(metrics["loss"])
+            mean, rate = float(losses[-1].mean()), done / (now - began)
+            bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
+            bar.update(count)
+            if recorder is not None:
+                norm = float(metrics["grad_norm"].mean())
+                recorder.row(step=done, loss=mean, grad_norm=norm, steps_per_second=rate)
+    state = jax.tree.unflatten(structure, leaves)
+    if target is not None:
+        checkpoint.save(target, state)
+    averaged = dataclasses.replace(denoiser, network=state.ema)
+    return Fit(averaged, state, np.concatenate(losses))
+
+
+def make_call(
+    denoiser: eqx.Module,
+    data: Float[Array, "n ..."],
+    *,
+    steps: int,
+    seed: int = 0,
+    optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
+    cond: PyTree = None,
+    loss: Callable = denoising_loss,
+    ema: ScalarLike = 0.999,
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Callable, list[Array], Any]:
+    """The compiled loop of `fit`: many steps of a run of `steps` steps to one dispatch.
+
+    **Returns:** (call, leaves, structure): `call(leaves, index) -> (leaves, metrics)` runs
+    one step for each row of `index` (rows of `data`, int32) and donates `leaves`; the state
+    is `jax.tree.unflatten(structure, leaves)`. Leaves, because a network crosses the jit
+    boundary far faster as a flat list than as a tree of objects.
+    """
+    optimizer = AdamW() if optimizer is None else optimizer
+    if not isinstance(optimizer, AbstractOptimizer):
+        optimizer = Given(optimizer)
     cond = jax.tree.map(jnp.asarray, cond)
     state = init_state(denoiser.network, optimizer.transform(steps))
     shell = dataclasses.replace(denoiser, network=None)
@@ -170,38 +244,15 @@ def fit(
     static_leaves, static_structure = jax.tree.flatten(static)
     static = (structure, tuple(static_leaves), static_structure, steps, mesh)
 
-    losses, done, began = [], 0, time.perf_counter()
-    with _bar(steps, progress) as bar:
-        while done < steps:
-            count = min(steps_per_call, steps - done)
-            index = batch_indices(
-                seed, done, count, n=len(data), batch_size=batch_size
-            )
-            leaves, metrics = _run(leaves, arrays, jnp.asarray(index), static)
-            metrics = jax.device_get(metrics)
-            finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
-            good = count if finite.all() else int(np.argmin(finite))
-            losses.append(metrics["loss"][:good])
-            if good < count:
-                state = jax.tree.unflatten(structure, leaves)
-                raise _non_finite(done + good, metrics["loss"][good], state, target)
-            done += count
-            mean, rate = float(losses[-1].mean()), done / (time.perf_counter() - began)
-            bar.update(count)
-            bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
-            if recorder is not None:
-                norm = float(metrics["grad_norm"].mean())
-                recorder.row(step=done, loss=mean, grad_norm=norm, steps_per_second=rate)
-    state = jax.tree.unflatten(structure, leaves)
-    if target is not None:
-        checkpoint.save(target, state)
-    averaged = dataclasses.replace(denoiser, network=state.ema)
-    return Fit(averaged, state, np.concatenate(losses) if losses else np.zeros(0))
+    def call(leaves, index):
+        return _run(leaves, arrays, index, static)
+
+    return call, leaves, structure
 
 
 @functools.partial(jax.jit, static_argnums=(3,), donate_argnums=(0,))
 def _run(leaves, arrays, index, static):
-    """Scan `train_step` over the rows of `index`; stop changing anything at a bad step."""
+    """Scan `train_step` over the rows of `index`."""
     structure, static_leaves, static_structure, steps, mesh = static
     static = jax.tree.unflatten(static_structure, static_leaves)
     shell, optimizer, loss, ema, key, data, cond = eqx.combine(arrays, static)
@@ -212,20 +263,20 @@ def _run(leaves, arrays, index, static):
             return x
         return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
-    def body(carry, rows):
-        leaves, alive = carry
+    def body(leaves, rows):
         state = jax.tree.unflatten(structure, leaves)
         x0, c = jax.tree.map(lambda a: place(a[rows]), (data, cond))
-        # A dead run keeps its state: a NaN batch never changes it.
-        x0 = jnp.where(alive, x0, jnp.nan)
         state, metrics = train_step(
             state, shell, transform, x0, c, key, loss=loss, ema=ema
         )
-        alive = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        return (jax.tree.leaves(state), alive), metrics
+        return jax.tree.leaves(state), metrics
 
-    (leaves, _), metrics = jax.lax.scan(body, (leaves, jnp.array(True)), index)
-    return leaves, metrics
+    return jax.lax.scan(body, leaves, index)
+
+
+@jax.jit
+def _copy(leaves):
+    return [jnp.copy(leaf) for leaf in leaves]
 
 
 def _check_data(data, cond, batch_size, mesh):

@@ -1,0 +1,265 @@
+"""Training: the step against a hand-written one, purity, averages, and bad news."""
+
+import dataclasses
+import functools
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sdegen
+from sdegen import checkpoint, nets, prediction, train
+
+pytestmark = pytest.mark.usefixtures("float32")
+
+
+@functools.cache
+def data():
+    x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    return x * np.array([1.0, 0.3], np.float32) + 1
+
+
+def denoiser(seed=0, process=None, kind=prediction.velocity):
+    network = nets.Mlp(width=16, depth=1)((2,), jax.random.key(seed))
+    return sdegen.Denoiser(network, process or sdegen.RectifiedFlow(), kind, 1.0)
+
+
+def fit(model=None, **kwargs):
+    options = {"steps": 20, "batch_size": 32, "progress": False, "steps_per_call": 5}
+    return sdegen.fit(model or denoiser(), data(), **options | kwargs)
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_a_step_is_gradient_descent_on_the_loss():
+    """SGD through `train_step` against the update computed by finite differences."""
+    model, key = denoiser(), jax.random.key(3)
+    transform, rate = optax.sgd(1e-1), 1e-1
+    x0 = jnp.asarray(data()[:64])
+    state = sdegen.init_state(model.network, transform)
+    new, metrics = jax.jit(
+        lambda s: sdegen.train_step(s, model, transform, x0, None, key)
+    )(state)
+
+    @jax.jit
+    def loss(network):
+        full = dataclasses.replace(model, network=network)
+        return sdegen.denoising_loss(full, jax.random.fold_in(key, 0), x0)
+
+    chex.assert_trees_all_close(metrics["loss"], loss(model.network), rtol=1e-6)
+    # along the step itself: loss falls by rate |grad|^2 to first order
+    drop = loss(model.network) - loss(new.network)
+    expected = rate * metrics["grad_norm"] ** 2
+    assert 0.7 * expected < drop < 1.05 * expected
+    moved = train.gradient_norm(
+        jax.tree.map(lambda a, b: a - b, new.network, model.network)
+    )
+    chex.assert_trees_all_close(moved, rate * metrics["grad_norm"], rtol=1e-5)
+    assert int(new.step) == 1
+
+
+def test_training_is_a_function_of_the_seed_and_not_of_the_chunking():
+    runs = [fit(steps_per_call=n) for n in (1, 7, 20)]
+    for run in runs[1:]:
+        chex.assert_trees_all_close(
+            leaves(run.state), leaves(runs[0].state), rtol=1e-5, atol=1e-6
+        )
+    again = fit(steps_per_call=1)
+    chex.assert_trees_all_equal(leaves(again.state), leaves(runs[0].state))
+    assert not np.allclose(fit(seed=1).losses, runs[0].losses)
+
+
+def test_the_caller_keeps_its_network():
+    model = denoiser()
+    before = leaves(model.network)
+    fit(model)
+    chex.assert_trees_all_equal(leaves(model.network), before)  # not donated away
+
+
+def test_the_average_follows_its_warmed_up_decay():
+    """ema_n = d ema + (1 - d) theta_n with d = min(decay, (1 + n) / (10 + n))."""
+    decay, average = 0.3, leaves(denoiser().network)
+    # a constant rate, so that a run of n steps is the beginning of a longer one
+    constant = sdegen.AdamW(warmup=0, decay=False)
+    states = [fit(steps=n, ema=decay, optimizer=constant).state for n in (1, 2, 3)]
+    for n, state in enumerate(states):
+        d = min(decay, (1 + n) / (10 + n))
+        pairs = zip(average, leaves(state.network), strict=True)
+        average = [d * a + (1 - d) * b for a, b in pairs]
+    chex.assert_trees_all_close(leaves(states[-1].ema), average, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [sdegen.AdamW(), sdegen.Lion(), optax.adam(3e-3)])
+def test_training_reaches_the_posterior_mean_of_a_gaussian(optimizer):
+    """The learned denoiser against alpha v x / (alpha^2 v + sigma^2), v the variance."""
+    law = 2.0 * jax.random.normal(jax.random.key(0), (4000, 1))
+    network = nets.Mlp(width=32, depth=1)((1,), jax.random.key(0))
+    # predicting v with a wrong sigma_data: at its start the network knows nothing
+    model = sdegen.Denoiser(network, sdegen.VP(), prediction.v, sigma_data=1.0)
+    run = sdegen.fit(
+        model,
+        law,
+        steps=1500,
+        batch_size=256,
+        optimizer=optimizer,
+        ema=0.98,
+        progress=False,
+        steps_per_call=500,
+    )
+    x = jnp.linspace(-2, 2, 9)[:, None]
+    t = jnp.asarray(0.3)
+    alpha, sigma = model.path.alpha(t), model.path.sigma(t)
+    v = float(law.var())
+    exact = alpha * v * x / (alpha**2 * v + sigma**2)
+    assert float(jnp.abs(run.denoiser(t, x) - exact).max()) < 0.15
+    assert float(jnp.abs(model(t, x) - exact).max()) > 0.3  # it had to learn it
+
+
+def test_values_do_not_retrace_and_structure_does(monkeypatch):
+    traces = 0
+
+    def loss(model, key, x0, cond, axis_name=None):
+        nonlocal traces
+        traces += 1
+        return sdegen.denoising_loss(model, key, x0, cond)
+
+    fit(loss=loss)
+    first = traces
+    fit(loss=loss, optimizer=sdegen.AdamW(learning_rate=5e-3, weight_decay=0.1))
+    fit(loss=loss, seed=5, ema=0.9)
+    vp = [denoiser(process=sdegen.VP(beta_max=b)) for b in (20.0, 15.0)]
+    assert traces == first
+    fit(vp[0], loss=loss)
+    second = traces
+    assert second > first
+    fit(vp[1], loss=loss)
+    assert traces == second
+
+
+def broken(model, key, x0, cond, axis_name=None, *, bad_step):
+    """A loss whose value turns NaN at one step of the run (key 0)."""
+    value = sdegen.denoising_loss(model, key, x0, cond)
+    bad_key = jax.random.fold_in(jax.random.key(0), bad_step)
+    hit = jnp.all(jax.random.key_data(key) == jax.random.key_data(bad_key))
+    return jnp.where(hit, jnp.nan, value)
+
+
+def test_a_run_that_turns_non_finite_stops_and_keeps_the_last_good_state(tmp_path):
+    loss = functools.partial(broken, bad_step=8)
+    constant = sdegen.AdamW(warmup=0, decay=False)
+    with pytest.raises(sdegen.NonFiniteError, match="step 8 gave a loss of nan") as caught:
+        fit(loss=loss, optimizer=constant, directory=tmp_path)
+    error = caught.value
+    assert error.step == 8 and int(error.state.step) == 8
+    good = fit(steps=8, optimizer=constant, steps_per_call=8).state
+    chex.assert_trees_all_close(
+        leaves(error.state), leaves(good), rtol=1e-5, atol=1e-6
+    )
+    saved = checkpoint.restore(tmp_path / "state", good)
+    chex.assert_trees_all_equal(leaves(saved), leaves(error.state))
+
+
+def test_a_gradient_that_turns_non_finite_is_caught_before_it_reaches_the_network():
+    @jax.custom_vjp
+    def poison(x):
+        return x
+
+    poison.defvjp(lambda x: (x, None), lambda _, g: (g * jnp.inf,))
+
+    def loss(model, key, x0, cond, axis_name=None):
+        return poison(sdegen.denoising_loss(model, key, x0, cond))
+
+    with pytest.raises(sdegen.NonFiniteError, match="step 0") as caught:
+        fit(loss=loss)
+    assert all(np.isfinite(leaf).all() for leaf in leaves(caught.value.state))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"data": np.full((50, 2), np.nan, np.float32)}, "row 0 holds NaN"),
+        ({"data": np.zeros((50, 2), np.uint8)}, "floating-point data"),
+        ({"data": np.zeros(50, np.float32)}, "at least two axes"),
+        ({"cond": np.zeros((3, 1), np.float32)}, "one row per sample"),
+        ({"batch_size": 0}, "batch_size must be positive"),
+        ({"steps": 0}, "steps >= 1"),
+    ],
+)
+def test_bad_input_is_answered_with_a_sentence(change, sentence, tmp_path):
+    options = {"data": data(), "steps": 2, "directory": tmp_path} | change
+    with pytest.raises(ValueError, match=sentence):
+        sdegen.fit(denoiser(), progress=False, **options)
+    assert not list(tmp_path.iterdir())  # nothing half-written
+
+
+def test_a_run_is_never_overwritten(tmp_path):
+    fit(directory=tmp_path)
+    with pytest.raises(FileExistsError, match="exists already"):
+        fit(directory=tmp_path)
+
+
+def test_rows_are_written_as_training_goes(tmp_path):
+    with sdegen.Recorder(tmp_path) as recorder:
+        run = fit(recorder=recorder)
+    import json
+
+    rows = [json.loads(r) for r in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [5, 10, 15, 20]
+    chunks = run.losses.reshape(4, 5).mean(1)
+    chex.assert_trees_all_close(np.array([r["loss"] for r in rows]), chunks, rtol=1e-5)
+
+
+def test_conditions_reach_the_network():
+    """Two classes at -3 and +3, told apart by the condition alone."""
+    label = np.arange(400) % 2
+    x = (6.0 * label[:, None] - 3 + 0.1 * np.random.default_rng(0).normal(size=(400, 1)))
+    cond = np.eye(2, dtype=np.float32)[label]
+    network = nets.init(
+        lambda rngs: nets.MLP((1,), width=32, depth=1, cond_dim=2, rngs=rngs),
+        jax.random.key(0),
+    )
+    model = sdegen.Denoiser(network, sdegen.RectifiedFlow(), sigma_data=3.0)
+    run = sdegen.fit(
+        model, x.astype(np.float32), cond=cond, steps=600, progress=False, ema=0.98
+    )
+    for k in (0, 1):
+        wanted = jnp.tile(cond[k], (64, 1))
+        out = sdegen.sample(jax.random.key(1), run.denoiser, (64, 1), cond=wanted)
+        assert abs(float(out.x.mean()) - (6.0 * k - 3)) < 0.3
+
+
+def test_any_module_with_a_network_can_be_fitted():
+    class Mean(eqx.Module):
+        network: jax.Array
+
+    def loss(model, key, x0, cond, axis_name=None):
+        return jnp.mean((model.network - x0) ** 2)
+
+    run = sdegen.fit(
+        Mean(jnp.zeros(2)),
+        data(),
+        steps=300,
+        batch_size=200,
+        optimizer=optax.sgd(0.1),
+        loss=loss,
+        progress=False,
+    )
+    chex.assert_trees_all_close(run.state.network, data().mean(0), atol=1e-4)
+
+
+def test_make_call_is_what_fit_runs():
+    call, flat, structure = train.make_call(denoiser(), jnp.asarray(data()), steps=20)
+    from sdegen.data import batch_indices
+
+    index = batch_indices(0, 0, 20, n=len(data()), batch_size=32)
+    flat, metrics = call(flat, jnp.asarray(index))
+    run = fit(steps_per_call=20)
+    chex.assert_trees_all_close(np.asarray(metrics["loss"]), run.losses, rtol=1e-5)
+    state = jax.tree.unflatten(structure, flat)
+    chex.assert_trees_all_close(leaves(state), leaves(run.state), rtol=1e-5)
