@@ -2,9 +2,9 @@
 
     python experiments/bench_sampling.py
 
-Each sampler runs a UNet on a batch of digits-sized images; the unit is (evaluations x one
-jitted network call), in process CPU time and in turn with it. Expect at most 1.05: sampling
-costs its network evaluations and nothing else.
+Each sampler runs a UNet on a batch of digits-sized images; the unit is (evaluations x
+one jitted network call), in process CPU time and in turn with it. Expect at most 1.05:
+sampling costs its network evaluations and nothing else.
 """
 
 import time
@@ -14,6 +14,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 import sdegen
 from sdegen import cli, nets
 from sdegen.record import table
@@ -59,7 +60,6 @@ def main(config: Config) -> None:
     @jax.jit
     def one_call(leaves, t, x):
         return jax.tree.unflatten(structure, leaves)(t, x, None)
-
 
     def clock(run, repeat=1):
         began = time.process_time()

@@ -2,10 +2,10 @@
 
     python experiments/bench_train.py
 
-Both train the same MLP on the same batches (rectified flow, velocity, AdamW with clipping and
-EMA), many steps to a compiled call, in turn in one process; the ratio is of process CPU time,
-round by round. The hand-written loop has no notion of processes, kinds, weights or
-non-finite steps. Expect a median of at most 1.03.
+Both train the same MLP on the same batches (rectified flow, velocity, AdamW with
+clipping and EMA), many steps to a compiled call, in turn in one process; the ratio is
+of process CPU time, round by round. The hand-written loop has no notion of processes,
+kinds, weights or non-finite steps. Expect a median of at most 1.03.
 """
 
 import time
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
 import sdegen
 from sdegen import cli, nets, prediction
 from sdegen.data import batch_indices, ring

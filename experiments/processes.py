@@ -1,16 +1,16 @@
-"""One network, one loss, six processes: each sampled by its flow and by its reverse SDE.
+"""One network and one loss under six processes, each sampled by its flow and its SDE.
 
     python experiments/processes.py
     python experiments/processes.py --steps 5000 --network.width 256
 
 Trains the same network on eight Gaussians on a ring, with unequal weights, under VP,
-sub-VP, VE, EDM, flow matching and rectified flow, with the same prediction (EDM's), weight
-and law of log(sigma/alpha), so that only the process differs. The table gives exact W2 to
-fresh data; the floor is the same figure between two sets of real data.
+sub-VP, VE, EDM, flow matching and rectified flow, with the same prediction (EDM's),
+weight and law of log(sigma/alpha), so that only the process differs. The table gives
+exact W2 to fresh data; the floor is the same figure between two sets of real data.
 
 Expect, in about 2 minutes on two CPU cores, every W2 within 1.5 times the floor: in the
-coordinates in which the sampler works all linear processes are one. Pictures: samples.png,
-loss.png in --out.
+coordinates in which the sampler works all linear processes are one. Pictures:
+samples.png, loss.png in --out.
 """
 
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ import diffrax
 import equinox as eqx
 import jax
 import numpy as np
+
 import sdegen
 from sdegen import cli, metrics, nets, pictures, times
 from sdegen.data import ring
@@ -56,7 +57,8 @@ def main(config: Config) -> None:
     law = ring()
     data = np.asarray(law.sample(jax.random.fold_in(key, 0), 20_000))
     real, other = (
-        np.asarray(law.sample(jax.random.fold_in(key, i), config.points)) for i in (1, 2)
+        np.asarray(law.sample(jax.random.fold_in(key, i), config.points))
+        for i in (1, 2)
     )
     floor = metrics.w2(other, real)
     network = config.network((2,), jax.random.fold_in(key, 3))
@@ -69,7 +71,11 @@ def main(config: Config) -> None:
         sdegen.FlowMatching(),
         sdegen.RectifiedFlow(),
     ]
-    rows, clouds, losses = [], {"data": real}, {}
+    rows, losses, clouds = (
+        [],
+        {},
+        {"flow": {"data": real}, "SDE": {"fresh data": other}},
+    )
     with Recorder(config.out, config) as recorder:
         for process in processes:
             name = type(process).__name__
@@ -109,8 +115,13 @@ def main(config: Config) -> None:
                     }
                 )
                 recorder.row(**rows[-1])
-                clouds[f"{name}, {sampler}"] = out.x
-        pictures.point_clouds(config.out / "samples.png", clouds, columns=5, limit=3.2)
+                clouds[sampler][f"{name}, {sampler}"] = out.x
+        pictures.point_clouds(
+            config.out / "samples.png",
+            clouds["flow"] | clouds["SDE"],
+            columns=1 + len(processes),
+            limit=3.0,
+        )
         pictures.curves(
             config.out / "loss.png",
             losses,

@@ -1,9 +1,10 @@
 """Brownian paths with one key per sample, and the term that multiplies them by g.
 
-Sample i draws the same numbers in any batch and on any mesh: its key is its own. On a fixed
-grid every step needs one increment (and one space-time Levy area, for the solvers that ask
-for it), keyed by the index of the cell: no tree, no host callback. A path that must not
-depend on the steps (adaptive solves) is Diffrax's Brownian tree, one per sample.
+Sample i draws the same numbers in any batch and on any mesh: its key is its own. On a
+fixed grid every step needs one increment (and one space-time Levy area, for the solvers
+that ask for it), keyed by the index of the cell: no tree, no host callback. A path that
+must not depend on the steps (adaptive solves) is Diffrax's Brownian tree, one per
+sample.
 """
 
 from collections.abc import Callable

@@ -30,7 +30,7 @@ def save(directory: str | Path, state) -> Path:
 
 
 def restore(directory: str | Path, like: State) -> State:
-    """The state saved in `directory`, in the structure, dtypes and shardings of `like`."""
+    """The state saved in `directory`, with the structure and shardings of `like`."""
     directory = Path(directory).absolute()
     if not directory.is_dir():
         raise FileNotFoundError(f"no checkpoint at {directory}.")
@@ -41,8 +41,8 @@ def restore(directory: str | Path, like: State) -> State:
             odd = sorted(saved ^ set(target))[0]
             raise ValueError(
                 f"the checkpoint at {directory} holds another state than the one asked "
-                f"for: they differ at {odd}. Restore with the network and the optimiser "
-                "that were saved."
+                f"for: they differ at {odd}. Restore with the network and the "
+                "optimiser that were saved."
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         arrays = checkpointer.restore(directory, abstract)

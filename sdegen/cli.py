@@ -1,8 +1,9 @@
 """Experiments from the shell: a frozen dataclass becomes flags, through tyro.
 
 Every field is a flag; a field that is a union of components (a process, a network, an
-optimiser) becomes a choice, `process:vp --process.beta-max 15`. A mistyped flag is answered
-with the nearest one. A user adds a component by widening the union in his own config.
+optimiser) becomes a choice, `process:vp --process.beta-max 15`. A mistyped flag is
+answered with the nearest one. A user adds a component by widening the union in his own
+config.
 """
 
 import dataclasses
@@ -20,7 +21,9 @@ from .train import NonFiniteError
 Config = TypeVar("Config")
 
 
-def run(main: Callable[[Any], None], config: type, argv: list[str] | None = None) -> None:
+def run(
+    main: Callable[[Any], None], config: type, argv: list[str] | None = None
+) -> None:
     """Parse the command line into `config` and call `main` with it.
 
     A sentence (bad input, a run that went non-finite) ends the program with code 1 and
@@ -45,11 +48,13 @@ def _ours(error: BaseException) -> bool:
 
 
 def parse(config: type[Config], argv: list[str] | None = None) -> Config:
-    """The command line as a `config`; `--help` and mistakes end the program, as usual."""
+    """The command line as a `config`; `--help` and mistakes end the program."""
     try:
         import tyro
     except ImportError:
-        sys.exit("the command line needs tyro, which is not installed: pip install tyro")
+        sys.exit(
+            "the command line needs tyro, which is not installed: pip install tyro"
+        )
 
     registry = tyro.constructors.ConstructorRegistry()
 
@@ -66,7 +71,7 @@ def parse(config: type[Config], argv: list[str] | None = None) -> Config:
             str_from_instance=lambda x: [f"{v:g}" for v in np.ravel(x)],
         )
 
-    # A union is chosen by its component's own name, with flags of outer fields anywhere.
+    # A union is chosen by its component's name; flags of outer fields go anywhere.
     marked = tyro.conf.CascadeSubcommandArgs[config]
     description = (sys.modules[config.__module__].__doc__ or "").strip()
     return tyro.cli(marked, args=argv, description=description, registry=registry)

@@ -1,8 +1,8 @@
 """Which noise goes with which data: functions (key, x0, x1) -> (x0, x1) on batches.
 
-`x0` is a batch of data, `x1` a batch of draws from the other end (the noise z, unless the
-path runs between two data sets). A coupling permutes or pairs them; the marginals of both
-stay what they were, so every coupling trains a correct flow.
+`x0` is a batch of data, `x1` a batch of draws from the other end (the noise z, unless
+the path runs between two data sets). A coupling permutes or pairs them; the marginals
+of both stay what they were, so every coupling trains a correct flow.
 """
 
 from jaxtyping import Array, Float

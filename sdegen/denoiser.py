@@ -2,8 +2,9 @@
 
     score = -z_hat / sigma,   velocity = alpha' x0_hat + sigma' z_hat               (1)
 
-where (x0_hat, z_hat) are the posterior means of both ends, from `prediction.ends`. Nothing
-here divides by alpha near the noise or by sigma near the data unless the kind itself does.
+where (x0_hat, z_hat) are the posterior means of both ends, from `prediction.ends`.
+Nothing here divides by alpha near the noise or by sigma near the data unless the kind
+itself does.
 
 Inputs of the network (Karras et al. 2022, table 1, for any path): x / sqrt(sigma^2 +
 (alpha sigma_data)^2), which has unit variance, and the time log(sigma / alpha) / 4.
@@ -109,8 +110,8 @@ class Denoiser(AbstractDenoiser):
     """A network (time, x, cond) -> prediction, with its path and its kind.
 
     **Arguments:** `network`, any callable pytree on batches (a Flax NNX module is one);
-    `path`; `kind`, a row of `sdegen.prediction`; `sigma_data`, the standard deviation of
-    the data; `inputs`, what the network is shown: `edm_inputs` or `raw_inputs`.
+    `path`; `kind`, a row of `sdegen.prediction`; `sigma_data`, the standard deviation
+    of the data; `inputs`, what the network is shown: `edm_inputs` or `raw_inputs`.
 
     The state stays in its own precision whatever the network computes in; times are
     never rounded to the network's precision here.
@@ -129,8 +130,8 @@ class Denoiser(AbstractDenoiser):
         t = float_array(t)
         if x.ndim < 2 or t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
             raise ValueError(
-                "a denoiser takes x of shape (batch, ...) and t of shape () or (batch,), "
-                f"got x of shape {x.shape} and t of shape {t.shape}."
+                "a denoiser takes x of shape (batch, ...) and t of shape () or "
+                f"(batch,), got x of shape {x.shape} and t of shape {t.shape}."
             )
         inputs = lambda t: self.inputs(self.path, t, self.sigma_data)  # noqa: E731
         time = inputs(t)[0] if t.ndim == 0 else jax.vmap(lambda t: inputs(t)[0])(t)
@@ -158,8 +159,8 @@ class Denoiser(AbstractDenoiser):
         if not isinstance(self.kind, Kind):
             known = ", ".join(k for k, o in vars(prediction).items() if type(o) is Kind)
             raise ValueError(
-                f"kind must be a row of sdegen.prediction ({known}), got {self.kind!r}. "
-                "For example: Denoiser(network, path, sdegen.prediction.velocity)."
+                f"kind must be a row of sdegen.prediction ({known}), got "
+                f"{self.kind!r}. For example: kind=sdegen.prediction.velocity."
             )
         # Refuses a score on a base that is not Gaussian, before anything is traced.
         jax.eval_shape(self.kind.row, self.path, self.path.t_min, self.sigma_data)

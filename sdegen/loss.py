@@ -1,10 +1,11 @@
 """One denoising loss for every path, prediction kind, weight, time draw and coupling.
 
-    L = mean_i w(t_i) mean_coordinates |pred(t_i, alpha x0_i + sigma z_i) - (a x0_i + b z_i)|^2
+    L = mean_i w(t_i) mean_coordinates |pred(t_i, x_i) - (a x0_i + b z_i)|^2,
+    x_i = alpha x0_i + sigma z_i
 
-Its minimiser is the conditional mean of the target given x_t, whatever the coupling: score
-matching, denoising and flow matching are rows of the same regression (Vincent 2011;
-Lipman et al. 2023, theorem 2).
+Its minimiser is the conditional mean of the target given x_t, whatever the coupling:
+score matching, denoising and flow matching are rows of the same regression (Vincent
+2011; Lipman et al. 2023, theorem 2).
 """
 
 from collections.abc import Callable
@@ -37,12 +38,13 @@ def denoising_loss(
     same leading axis, or None; `coupling`, see `sdegen.coupling`; `times`, see
     `sdegen.times` (default: uniform, stratified); `weight`, see `sdegen.weight`;
     `axis_name`, the mapped axis when the batch is one device's part under `jax.pmap` or
-    `shard_map`: sample i of the whole batch then draws the same numbers as on one device.
+    `shard_map`: sample i of the whole batch then draws the same numbers as on one
+    device.
     """
     if x0.ndim < 2:
         raise ValueError(
-            "denoising_loss takes a batch of data of shape (batch, ...) with at least one "
-            f"axis per sample, got shape {x0.shape}. Use x0[:, None] for 1-D data."
+            "denoising_loss takes a batch of data of shape (batch, ...) with at least "
+            f"one axis per sample, got shape {x0.shape}. Use x0[:, None] for 1-D data."
         )
     if not jnp.issubdtype(x0.dtype, jnp.floating):
         raise ValueError(

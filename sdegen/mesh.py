@@ -1,7 +1,8 @@
 """Device meshes with automatic axes, and the two shardings that data parallelism needs.
 
 `jax.make_mesh` defaults to explicit axes, on which vmapped Diffrax solves do not trace;
-automatic ones let the compiler place the batch, and one jitted function runs on any mesh.
+automatic ones let the compiler place the batch, and one jitted function runs on any
+mesh.
 """
 
 import jax
@@ -14,7 +15,9 @@ def data_mesh(devices: int | None = None) -> Mesh:
     available = jax.device_count()
     devices = available if devices is None else devices
     if not 1 <= devices <= available:
-        raise ValueError(f"asked for a mesh of {devices} devices, {available} are here.")
+        raise ValueError(
+            f"asked for a mesh of {devices} devices, {available} are here."
+        )
     return jax.make_mesh(
         (devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:devices]
     )

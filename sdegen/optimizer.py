@@ -1,10 +1,10 @@
 """Optimisers from Optax as modules: their numbers are arrays, so no value retraces.
 
-Lion's update is a sign, so every coordinate moves by the full learning rate: take it 3 to
-10 times smaller than AdamW's and, because decay acts as learning rate times weight decay,
-the weight decay 3 to 10 times larger (Chen et al. 2023, "Symbolic discovery of optimization
-algorithms", section 5). It likes batches of 64 and more. Its state is one moment per
-parameter, half of AdamW's.
+Lion's update is a sign, so every coordinate moves by the full learning rate: take it 3
+to 10 times smaller than AdamW's and, because decay acts as learning rate times weight
+decay, the weight decay 3 to 10 times larger (Chen et al. 2023, "Symbolic discovery of
+optimization algorithms", section 5). It likes batches of 64 and more. Its state is one
+moment per parameter, half of AdamW's.
 """
 
 import abc
@@ -39,8 +39,8 @@ def _schedule(learning_rate, warmup, decay, steps):
 class AdamW(AbstractOptimizer):
     """Adam with decoupled weight decay. Loshchilov and Hutter 2019.
 
-    **Arguments:** `clip`, the largest global norm of a gradient; `warmup`, steps of linear
-    warm-up; `decay`, whether the rate falls to zero along a half cosine.
+    **Arguments:** `clip`, the largest global norm of a gradient; `warmup`, steps of
+    linear warm-up; `decay`, whether the rate falls to zero along a half cosine.
     """
 
     learning_rate: Scalar = number(1e-3)
@@ -96,5 +96,7 @@ class Given(AbstractOptimizer):
 
 def gradient_norm(grads) -> Scalar:
     """The global norm, in float32."""
-    squares = (jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads))
+    squares = (
+        jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)
+    )
     return jnp.sqrt(sum(squares))

@@ -4,15 +4,15 @@
     logsnr(t) = log(alpha^2 / sigma^2), strictly decreasing in t                  (2)
     tau(t) = sigma / (alpha + sigma) = sigmoid(-logsnr / 2)                       (3)
 
-tau, the *flow time*, is the clock on which every path is the rectified flow: with
-y = x / (alpha + sigma), (1) reads y = (1 - tau) x0 + tau z. It is finite and well scaled at
+tau, the *flow time*, is the clock on which every path is the rectified flow: with y = x
+/ (alpha + sigma), (1) reads y = (1 - tau) x0 + tau z. It is finite and well scaled at
 both ends, also where alpha or sigma vanishes, so it is where noise levels are inverted:
 
     h(t) = -log tau(t) = log1p(alpha / sigma),                                    (4)
     h'(t) = (alpha' sigma - alpha sigma') / (sigma (alpha + sigma)).              (5)
 
-Near the data h is like -log t, near the noise it is like alpha / sigma: relatively precise
-at both ends, in float32 too, where logsnr or tau alone would lose one of them.
+Near the data h is like -log t, near the noise it is like alpha / sigma: relatively
+precise at both ends, in float32 too, where logsnr or tau alone would lose one of them.
 """
 
 import abc
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from .base import AbstractBase
 from .typing import Scalar, ScalarLike, float_array, is_traced
 
-# Nodes of the inverse, in units of the time range: dense geometrically near the data, where
+# Nodes of the inverse, in units of the time range: geometric near the data, where
 # sigma may behave like sqrt(t) or t, and uniform elsewhere.
 _NODES = np.unique(
     np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 64), np.linspace(0.0, 1.0, 65)])
@@ -57,7 +57,9 @@ class AbstractPath(eqx.Module):
         """The time derivatives (alpha', sigma')."""
         t = float_array(t)
         one = jnp.ones_like(t)
-        return jax.jvp(self.alpha, (t,), (one,))[1], jax.jvp(self.sigma, (t,), (one,))[1]
+        return jax.jvp(self.alpha, (t,), (one,))[1], jax.jvp(self.sigma, (t,), (one,))[
+            1
+        ]
 
     def logsnr(self, t: ScalarLike) -> Scalar:
         """log(alpha^2 / sigma^2), equation (2): twice the lambda of DPM-Solver."""
@@ -98,8 +100,8 @@ class AbstractPath(eqx.Module):
         if bad.any():
             i = int(np.argmax(bad))
             raise ValueError(
-                f"{name} needs alpha(t) > 0 and sigma(t) > 0, both finite, between t_min "
-                f"and t_max (alpha may be 0 at t_max), got alpha({ts[i]:g})="
+                f"{name} needs alpha(t) > 0 and sigma(t) > 0, both finite, between "
+                f"t_min and t_max (alpha may be 0 at t_max), got alpha({ts[i]:g})="
                 f"{alpha[i]:g} and sigma({ts[i]:g})={sigma[i]:g}. Move t_min={t_min:g} "
                 f"or t_max={t_max:g} inside the range where both are positive."
             )
@@ -111,7 +113,7 @@ class AbstractPath(eqx.Module):
             raise ValueError(
                 f"{name} needs a log-SNR, log(alpha^2/sigma^2), that falls as t rises, "
                 f"got {logsnr[i]:.6g} at t={ts[i]:.6g} and {logsnr[i + 1]:.6g} at "
-                f"t={ts[i + 1]:.6g}. Check alpha and sigma: t=0 is data, t_max is noise."
+                f"t={ts[i + 1]:.6g}. Check alpha and sigma: t=0 is data, t_max noise."
             )
 
 

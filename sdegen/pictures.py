@@ -1,4 +1,4 @@
-"""Pictures of a run: grids of images, the flow from noise to data, points in the plane."""
+"""Pictures of a run: image grids, the flow from noise to data, points in the plane."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,8 @@ def _figure(width: float, height: float):
 def _tile(images, columns: int) -> np.ndarray:
     """(n, h, w, c) images as one, `columns` to a row, with a thin border between."""
     images = np.clip((np.asarray(images, np.float32) + 1) / 2, 0, 1)
-    padded = np.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=0.5)
+    images = images.repeat(4, axis=1).repeat(4, axis=2)  # so that the border is thin
+    padded = np.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=0.1)
     rows = [
         np.concatenate(list(padded[i : i + columns]), axis=1)
         for i in range(0, len(padded) - columns + 1, columns)
@@ -43,7 +44,7 @@ def image_grids(
     columns: int = 10,
     rows: int = 10,
 ) -> Path:
-    """Groups of images in [-1, 1] side by side, each under its title; one channel is ink."""
+    """Groups of images in [-1, 1] side by side under titles; one channel is ink."""
     figure = _figure(3.2 * len(groups), 3.2 * rows / columns + 0.4)
     axes = np.atleast_1d(figure.subplots(1, len(groups)))
     for axis, (title, images) in zip(axes, groups.items(), strict=True):
@@ -61,7 +62,7 @@ def image_flow(
     rows: int = 6,
     title: str = "",
 ) -> Path:
-    """From noise (left) to data (right): one sample to a row, its frames along the row."""
+    """From noise (left) to data (right): one sample to a row, frame by frame."""
     frames, times = np.asarray(frames), np.asarray(times)
     pick = np.linspace(0, len(frames) - 1, columns).round().astype(int)
     shown = frames[pick, :rows]
@@ -71,9 +72,9 @@ def image_flow(
     figure = _figure(1.0 * columns, 1.0 * rows + 0.8)
     axis = figure.subplots()
     _show(axis, _tile(shown.reshape(-1, *shown.shape[2:]), columns))
-    width = shown.shape[3] + 1
+    width = 4 * shown.shape[3] + 1
     for i, t in enumerate(times[pick]):
-        axis.text((i + 0.5) * width, -1.5, f"t = {t:.3g}", ha="center", fontsize=9)
+        axis.text((i + 0.5) * width, -4, f"t = {t:.3g}", ha="center", fontsize=9)
     axis.set_title(title, pad=20)
     return _save(figure, path)
 

@@ -1,7 +1,7 @@
 """What a network predicts: a kind is one row (a, b), pred = a x0 + b z.
 
-Together with x_t = alpha x0 + sigma z a row is a 2x2 system, so every kind gives x0 and z,
-and therefore every other kind, by one solve:
+Together with x_t = alpha x0 + sigma z a row is a 2x2 system, so every kind gives x0 and
+z, and therefore every other kind, by one solve:
 
     | alpha sigma | |x0|   |x_t |          x0 = (b x_t - sigma pred) / det
     |   a     b   | |z | = |pred|          z = (alpha pred - a x_t) / det           (1)
@@ -56,8 +56,8 @@ def _score(path, t, sigma_data):
     if not path.base.gaussian:
         raise ValueError(
             "the score is -z / sigma only where the noise z is Gaussian, but "
-            f"{type(path).__name__} has base={type(path.base).__name__}. Predict x0, eps, "
-            "velocity or v instead."
+            f"{type(path).__name__} has base={type(path.base).__name__}. Predict x0, "
+            "eps, velocity or v instead."
         )
     return jnp.zeros_like(t), -1 / path.sigma(t)
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: config.json, rows.jsonl and pictures, written by process 0."""
+"""What a run leaves behind: config.json and rows.jsonl, written by process 0."""
 
 import dataclasses
 import json

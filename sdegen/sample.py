@@ -6,14 +6,15 @@ tau = sigma / (alpha + sigma), the rectified flow y = (1 - tau) x0 + tau z. Ther
     dy = (z_hat - x0_hat) dtau                                                      (1)
 
 is the probability flow of every path: no alpha', sigma', division by alpha or by sigma.
-Euler's method on (1) is DDIM (Song et al. 2021, "Denoising diffusion implicit models") for
-any process and any grid, and the higher orders inherit its exactness on point masses. The
-clock is u = 1 - tau, which rises.
+Euler's method on (1) is DDIM (Song et al. 2021, "Denoising diffusion implicit models")
+for any process and any grid, and the higher orders inherit its exactness on point
+masses. The clock is u = 1 - tau, which rises.
 
 The stochastic family with the same marginals (equation (4) of `sde`) is regular in the
 clock l = log(alpha / sigma), where g^2 |dt| = 2 sigma^2 dl, with noise strength lambda:
 
-    dy = tau [(1 - tau)(x0_hat - z_hat) - lambda^2 z_hat] dl + lambda tau sqrt(2) dW  (2)
+    dy = tau [(1 - tau)(x0_hat - z_hat) - lambda^2 z_hat] dl
+         + lambda tau sqrt(2) dW                                                    (2)
 
 Noise is additive, so Euler, Heun, SRA1 and ShARK apply, and Ito equals Stratonovich.
 """
@@ -49,25 +50,26 @@ def sample(
     """Draw `shape[0]` samples; sample i depends on (key, i), not on the batch or mesh.
 
     **Arguments:** `shape`, (batch, ...); `solver`, any Diffrax solver (default Heun);
-    `grid`, a grid of `sdegen.times`, an array of times that fall from t_max to t_min, or
-    `Adaptive(rtol, atol)` (default: 32 equal steps of flow time); `stochasticity`, lambda
-    in (2): 0 is the probability flow, 1 the reverse SDE of Anderson; `cond`, a pytree
-    with leading axis batch; `start`, x at the first time instead of noise; `denoise`,
-    return E[x0 given x] at the end, for one evaluation more; `trajectory`, keep the
-    states along the way; `sharding`, how to spread the batch over devices.
+    `grid`, a grid of `sdegen.times`, an array of times that fall from t_max to t_min,
+    or `Adaptive(rtol, atol)` (default: 32 equal steps of flow time); `stochasticity`,
+    lambda in (2): 0 is the probability flow, 1 the reverse SDE of Anderson; `cond`, a
+    pytree with leading axis batch; `start`, x at the first time instead of noise;
+    `denoise`, return E[x0 given x] at the end, for one evaluation more; `trajectory`,
+    keep the states along the way; `sharding`, how to spread the batch over devices.
 
     **Returns:** a `Solution`: `x`, `evaluations`, `result` (check `.ok` on the host; a
     solve never raises on the device), and with `trajectory` the frames and their times.
 
-    Paths that reach alpha = 0 start their SDE at alpha / sigma = 1e-3, where (2) begins.
+    Paths that reach alpha = 0 start their SDE at alpha / sigma = 1e-3, where (2)
+    begins.
     """
     solver = dfx.Heun() if solver is None else solver
     grid = FlowTimeGrid(32) if grid is None else grid
     path = denoiser.path
     if not (len(shape) >= 2 and all(isinstance(n, int) and n > 0 for n in shape)):
         raise ValueError(
-            "sample needs a shape (batch, ...) of whole numbers with at least two axes, "
-            f"got {shape!r}. For 1-D data use (batch, 1)."
+            "sample needs a shape (batch, ...) of whole numbers with at least two "
+            f"axes, got {shape!r}. For 1-D data use (batch, 1)."
         )
     flow = not is_traced(stochasticity) and float(stochasticity) == 0
     if not is_traced(stochasticity) and not float(stochasticity) >= 0:
@@ -105,7 +107,7 @@ def _check_grid(grid, path):
     if callable(grid):
         if isinstance(grid, type):
             raise ValueError(
-                f"grid must be a grid object such as {grid.__name__}(32), got the class."
+                f"grid must be an object such as {grid.__name__}(32), got the class."
             )
         return grid
     try:
@@ -120,8 +122,8 @@ def _check_grid(grid, path):
     values, low, high = np.asarray(ts), float(path.t_min), float(path.t_max)
     if values.ndim != 1 or len(values) < 2 or not (np.diff(values) < 0).all():
         raise ValueError(
-            "a grid is one array of at least two times that fall strictly, from noise to "
-            f"data, got {np.array2string(values, threshold=6)}."
+            "a grid is one array of at least two times that fall strictly, from noise "
+            f"to data, got {np.array2string(values, threshold=6)}."
         )
     if values[0] > high or values[-1] < low:
         raise ValueError(
@@ -129,7 +131,6 @@ def _check_grid(grid, path):
             f"{type(path).__name__}, got times from {values[0]:g} to {values[-1]:g}."
         )
     return ts
-
 
 
 class _FlowField(eqx.Module):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .sde import AbstractSDE, ProbabilityFlow, noise_depends_on_state
+from .reverse import ProbabilityFlow
+from .sde import AbstractSDE, noise_depends_on_state
 from .solvers.solve import Solution, check_solver, evaluations, solve
 from .times import Adaptive
 from .typing import RandomKey, float_array, is_traced
@@ -23,8 +24,9 @@ def simulate(
 ) -> Solution:
     """Integrate `process` from t_min, where it is at `x`, to t_max.
 
-    For a forward SDE `x` is data; for a `reverse` SDE or a `probability_flow`, whose clock
-    rises from 0 (noise) to 1 (data), `x` is noise. Sample i depends on (key, i) only.
+    For a forward SDE `x` is data; for a `reverse` SDE or a `probability_flow`, whose
+    clock rises from 0 (noise) to 1 (data), `x` is noise. Sample i depends on (key, i)
+    only.
 
     **Arguments:** `x`, (batch, ...); `solver`, any Diffrax solver (default Euler, which
     for an SDE is Euler-Maruyama, Ito); `grid`, a number of equal steps of the clock, an

@@ -1,9 +1,10 @@
 """Times: how training draws them, and where a sampler stops on its way.
 
 A *draw* is a quantile function u in (0, 1) -> t; the uniform numbers u come either
-independently or stratified (one in each of B equal cells, by one shared shift), so every
-law can have low discrepancy. A *grid* is a function path -> times that fall from t_max to
-t_min; `Adaptive` stands in its place and lets the solver's error estimate choose.
+independently or stratified (one in each of B equal cells, by one shared shift), so
+every law can have low discrepancy. A *grid* is a function path -> times that fall from
+t_max to t_min; `Adaptive` stands in its place and lets the solver's error estimate
+choose.
 """
 
 import abc
@@ -47,8 +48,8 @@ class AbstractTimes(eqx.Module):
         """The times of the samples `index` of a batch of `total` in all.
 
         Sample i gets the same time however the batch is spread over devices. Stratified
-        draws put exactly one u into each cell [k/total, (k+1)/total) (Kingma et al. 2021,
-        "Variational diffusion models", appendix I.1).
+        draws put exactly one u into each cell [k/total, (k+1)/total) (Kingma et al.
+        2021, "Variational diffusion models", appendix I.1).
         """
         dtype = dtype or jnp.result_type(float)
         if self.stratified:
@@ -197,8 +198,8 @@ class Adaptive(eqx.Module):
     The error of a step is the largest over the samples of the batch of each sample's
     root mean square, so that a hard sample is not hidden by easy ones.
 
-    **Arguments:** relative and absolute tolerance per coordinate (of data of order one);
-    at most `max_steps` steps, after which the result code says so.
+    **Arguments:** relative and absolute tolerance per coordinate (of data of order
+    one); at most `max_steps` steps, after which the result code says so.
     """
 
     rtol: Scalar = number(1e-4)

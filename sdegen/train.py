@@ -1,8 +1,8 @@
 """Training: a pure step on a state of arrays, many steps to one dispatch.
 
-A step is a function of (state, data, key): the batch, the noise and the times of step n are
-functions of the seed and n alone. `train_step` is pure and is what `fit` scans; it also runs
-as it is under `jax.pmap` or `shard_map`, given the axis name.
+A step is a function of (state, data, key): the batch, the noise and the times of step n
+are functions of the seed and n alone. `train_step` is pure and is what `fit` scans; it
+also runs as it is under `jax.pmap` or `shard_map`, given the axis name.
 """
 
 import dataclasses
@@ -27,12 +27,11 @@ from .optimizer import AbstractOptimizer, AdamW, Given, gradient_norm
 from .record import Recorder
 from .typing import PyTree, RandomKey, Scalar, ScalarLike, float_array
 
-
 _KEEP_EVERY = 10.0  # seconds between copies of a good state, from which fit can go back
 
 
 class TrainState(eqx.Module):
-    """All that training changes: the network, its moving average, the optimiser, the step."""
+    """All that training changes: network, its average, optimiser state, step."""
 
     network: Any
     ema: Any
@@ -43,7 +42,7 @@ class TrainState(eqx.Module):
 def init_state(network: Any, transform: optax.GradientTransformation) -> TrainState:
     """The state before the first step; the moving average starts at the network."""
     params = eqx.filter(network, eqx.is_inexact_array)
-    # a copy, because the state's buffers are donated and the network's stay the caller's
+    # a copy: the state's buffers are donated, the network's stay the caller's
     own = functools.partial(jax.tree.map, jnp.array)
     return TrainState(own(network), own(network), transform.init(params), jnp.array(0))
 
@@ -62,13 +61,14 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Scalar]]:
     """One step: (state, batch) -> (state, metrics). Pure; jit it, or scan it.
 
-    **Arguments:** `denoiser`, whose network is replaced by the state's; `key`, of the whole
-    run: step n uses fold_in(key, n); `loss(denoiser, key, x0, cond, axis_name=...)`; `ema`,
-    the decay of the moving average, warmed up as min(ema, (1 + n) / (10 + n)); `axis_name`,
-    the mapped axis if the batch is one device's part of it.
+    **Arguments:** `denoiser`, whose network is replaced by the state's; `key`, of the
+    whole run: step n uses fold_in(key, n); `loss(denoiser, key, x0, cond,
+    axis_name=...)`; `ema`, the decay of the moving average, warmed up as min(ema, (1 +
+    n) / (10 + n)); `axis_name`, the mapped axis if the batch is one device's part of
+    it.
 
-    **Returns:** the next state, and `loss` and `grad_norm`, which the caller looks at now
-    and then: the step itself never raises.
+    **Returns:** the next state, and `loss` and `grad_norm`, which the caller looks at
+    now and then: the step itself never raises.
     """
     step_key = jax.random.fold_in(key, state.step)
 
@@ -111,7 +111,7 @@ class NonFiniteError(FloatingPointError):
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What `fit` returns: the denoiser with the averaged network, and the last state."""
+    """What `fit` returns: the denoiser with the averaged network, the last state."""
 
     denoiser: Any
     state: TrainState
@@ -138,15 +138,16 @@ def fit(
     """Train the denoiser's network on an array of data; the path is left as it is.
 
     **Arguments:** `denoiser`, or any module with a field `network` that `loss` takes;
-    `data`, (n, ...) floating point, kept on the device; `cond`, arrays with leading axis n,
-    or None; `optimizer`, a module of `sdegen.optimizer` or any Optax transformation;
-    `loss`, for instance `eqx.Partial(denoising_loss, times=LogNormal())`; `ema`, the decay
-    of the averaged network; `steps_per_call`, steps in one compiled call; `recorder`, gets
-    one row per call; `directory`, where the last state is saved as `state`; `mesh`, spreads
-    every batch over its "data" axis.
+    `data`, (n, ...) floating point, kept on the device; `cond`, arrays with leading
+    axis n, or None; `optimizer`, a module of `sdegen.optimizer` or any Optax
+    transformation; `loss`, for instance `eqx.Partial(denoising_loss,
+    times=LogNormal())`; `ema`, the decay of the averaged network; `steps_per_call`,
+    steps in one compiled call; `recorder`, gets one row per call; `directory`, where
+    the last state is saved as `state`; `mesh`, spreads every batch over its "data"
+    axis.
 
-    **Raises:** `NonFiniteError` when the loss stops being finite; the last good state is in
-    it, and in `directory` as `state`, if one was given.
+    **Raises:** `NonFiniteError` when the loss stops being finite; the last good state
+    is in it, and in `directory` as `state`, if one was given.
     """
     if steps < 1 or steps_per_call < 1:
         raise ValueError(
@@ -170,6 +171,7 @@ def fit(
         ema=ema,
         mesh=mesh,
     )
+
     def run(leaves, first, count):
         index = batch_indices(seed, first, count, n=len(data), batch_size=batch_size)
         leaves, metrics = call(leaves, jnp.asarray(index))
@@ -203,7 +205,9 @@ def fit(
             bar.update(count)
             if recorder is not None:
                 norm = float(metrics["grad_norm"].mean())
-                recorder.row(step=done, loss=mean, grad_norm=norm, steps_per_second=rate)
+                recorder.row(
+                    step=done, loss=mean, grad_norm=norm, steps_per_second=rate
+                )
     state = jax.tree.unflatten(structure, leaves)
     if target is not None:
         checkpoint.save(target, state)
@@ -225,10 +229,10 @@ def make_call(
 ) -> tuple[Callable, list[Array], Any]:
     """The compiled loop of `fit`: many steps of a run of `steps` steps to one dispatch.
 
-    **Returns:** (call, leaves, structure): `call(leaves, index) -> (leaves, metrics)` runs
-    one step for each row of `index` (rows of `data`, int32) and donates `leaves`; the state
-    is `jax.tree.unflatten(structure, leaves)`. Leaves, because a network crosses the jit
-    boundary far faster as a flat list than as a tree of objects.
+    **Returns:** (call, leaves, structure): `call(leaves, index) -> (leaves, metrics)`
+    runs one step for each row of `index` (rows of `data`, int32) and donates `leaves`;
+    the state is `jax.tree.unflatten(structure, leaves)`. Leaves, because a network
+    crosses the jit boundary far faster as a flat list than as a tree of objects.
     """
     optimizer = AdamW() if optimizer is None else optimizer
     if not isinstance(optimizer, AbstractOptimizer):
@@ -236,7 +240,15 @@ def make_call(
     cond = jax.tree.map(jnp.asarray, cond)
     state = init_state(denoiser.network, optimizer.transform(steps))
     shell = dataclasses.replace(denoiser, network=None)
-    extras = (shell, optimizer, loss, float_array(ema), jax.random.key(seed), data, cond)
+    extras = (
+        shell,
+        optimizer,
+        loss,
+        float_array(ema),
+        jax.random.key(seed),
+        data,
+        cond,
+    )
     if mesh is not None:
         state, extras = _replicate((state, extras), mesh)
     leaves, structure = jax.tree.flatten(state)
@@ -296,8 +308,8 @@ def _check_data(data, cond, batch_size, mesh):
     for leaf in jax.tree.leaves(cond):
         if len(leaf) != len(host):
             raise ValueError(
-                f"cond must have one row per sample: {len(host)} samples, got a leaf of "
-                f"shape {np.shape(leaf)}."
+                f"cond must have one row per sample: {len(host)} samples, got a leaf "
+                f"of shape {np.shape(leaf)}."
             )
     if batch_size < 1 or (mesh is not None and batch_size % mesh.shape["data"]):
         parts = 1 if mesh is None else mesh.shape["data"]
@@ -321,9 +333,9 @@ def _non_finite(step, value, state, target):
         saved = checkpoint.save(target, state)
     place = "it is in this error's `state`" if saved is None else f"saved in {saved}"
     return NonFiniteError(
-        f"step {step} gave a loss of {value} or a gradient that is not finite; training "
-        f"stopped there. The last good state, after {int(state.step)} steps, is kept: "
-        f"{place}. A smaller learning rate, more warm-up or another weight usually cures it.",
+        f"step {step} gave a loss of {value} or a gradient that is not finite; "
+        f"training stopped there. The last good state, after {int(state.step)} steps, "
+        f"is kept: {place}. Try a smaller learning rate or more warm-up.",
         step,
         state,
         saved,

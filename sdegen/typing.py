@@ -1,8 +1,8 @@
-"""Array aliases and the float converter: rank 0, imported by everything, imports nothing.
+"""Array aliases and the float converter: imported by everything, imports nothing.
 
 Scalars in signatures are `ScalarLike`: a user may pass a Python float where the library
-passes a traced array. Fields are always arrays (`number`), so that changing a value never
-retraces and every field can be differentiated and vmapped.
+passes a traced array. Fields are always arrays (`number`), so that changing a value
+never retraces and every field can be differentiated and vmapped.
 """
 
 from typing import Any, TypeAlias
@@ -35,5 +35,5 @@ def number(default: Any = ...) -> Any:
 
 
 def is_traced(tree: PyTree) -> bool:
-    """Whether any array in `tree` has no value yet, so that values cannot be checked."""
+    """Whether any array in `tree` has no value yet, so that it cannot be checked."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

@@ -1,8 +1,8 @@
-"""Loss weights: functions (path, t, kind, sigma_data) -> weight on `kind`'s squared error.
+"""Loss weights: (path, t, kind, sigma_data) -> weight on `kind`'s squared error.
 
-Each is defined where its paper defines it (on the x0, eps or score error) and carried to
-the network's own kind by equation (2) of `prediction`, so a weight means the same training
-objective whatever the network predicts. t is a scalar.
+Each is defined where its paper defines it (on the x0, eps or score error) and carried
+to the network's own kind by equation (2) of `prediction`, so a weight means the same
+training objective whatever the network predicts. t is a scalar.
 """
 
 import equinox as eqx
@@ -26,7 +26,7 @@ def uniform(path: AbstractPath, t: ScalarLike, kind: Kind, sigma_data: ScalarLik
 
 
 def likelihood(path: AbstractPath, t: ScalarLike, kind: Kind, sigma_data: ScalarLike):
-    """g(t)^2 on the score error, the bound on the likelihood. Song et al. 2021b, eq. 7."""
+    """g(t)^2 on the score error: bounds the likelihood. Song et al. 2021b, eq. 7."""
     if not isinstance(path, AbstractLinearSDE):
         raise ValueError(
             "the likelihood weight is g(t)^2 and needs a linear SDE, got the path "
@@ -48,7 +48,7 @@ class MinSNR(eqx.Module):
 
     def __call__(self, path, t, kind, sigma_data):
         """The weight at time t."""
-        # min(SNR, gamma) = SNR gamma / max(SNR, gamma): no overflow where sigma is small
+        # min(SNR, gamma) = SNR min(1, gamma / SNR): no overflow where sigma is small
         ratio = path.sigma(t) ** 2 * self.gamma / path.alpha(t) ** 2
         return snr(path, t, kind, sigma_data) * jnp.minimum(1.0, ratio)
 

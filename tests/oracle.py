@@ -1,8 +1,8 @@
 """Exact answers: data laws whose marginals under every path have closed forms.
 
-Under x_t = alpha x0 + sigma z a Gaussian mixture stays one: component k has mean alpha mu_k
-and variance alpha^2 s_k^2 + sigma^2. Everything here is written from that one sentence,
-independently of the library, in 1-D with the distribution function too.
+Under x_t = alpha x0 + sigma z a Gaussian mixture stays one: component k has mean alpha
+mu_k and variance alpha^2 s_k^2 + sigma^2. Everything here is written from that one
+sentence, independently of the library, in 1-D with the distribution function too.
 """
 
 import functools
@@ -98,7 +98,9 @@ def finals(module, base):
     found = {
         name: cls
         for name, cls in vars(module).items()
-        if inspect.isclass(cls) and issubclass(cls, base) and not inspect.isabstract(cls)
+        if inspect.isclass(cls)
+        and issubclass(cls, base)
+        and not inspect.isabstract(cls)
     }
     return dict(sorted(found.items()))
 

@@ -1,4 +1,4 @@
-"""Eight simulated devices: the same numbers as on one, no collectives where none belong."""
+"""Eight simulated devices: the numbers of one, no collectives where none belong."""
 
 import functools
 
@@ -22,7 +22,9 @@ COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
 def denoiser():
     network = nets.Mlp(width=16, depth=1)((2,), jax.random.key(0))
     # away from the zero initialisation, so that the network has a say
-    network = jax.tree.map(lambda a: a + 0.05 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), network)
+    network = jax.tree.map(
+        lambda a: a + 0.05 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), network
+    )
     return sdegen.Denoiser(network, sdegen.VP(), prediction.v, 1.0)
 
 
@@ -144,7 +146,9 @@ def test_the_train_step_runs_unchanged_under_shard_map():
 def test_the_data_parallel_step_only_reduces_gradients():
     model, mesh = denoiser(), data_mesh()
     transform, key = sdegen.AdamW().transform(100), jax.random.key(0)
-    state = jax.device_put(sdegen.init_state(model.network, transform), replicated(mesh))
+    state = jax.device_put(
+        sdegen.init_state(model.network, transform), replicated(mesh)
+    )
     x0 = jax.device_put(jnp.asarray(data(64)), batch_sharding(mesh))
     step = jax.jit(lambda s, x: sdegen.train_step(s, model, transform, x, None, key))
     text = step.lower(state, x0).compile().as_text()
@@ -157,15 +161,17 @@ def test_the_sampler_and_the_train_step_lower_for_accelerators(platform):
     model, transform = denoiser(), sdegen.Lion().transform(10)
     key, x0 = jax.random.key(0), jnp.asarray(data(16))
     sampler = jax.jit(
-        lambda key, start: sdegen.sample(
-            key,
-            model,
-            (16, 2),
-            solver=dfx.ShARK(),
-            grid=sdegen.LogSNRGrid(4),
-            stochasticity=1.0,
-            start=start,
-        ).x
+        lambda key, start: (
+            sdegen.sample(
+                key,
+                model,
+                (16, 2),
+                solver=dfx.ShARK(),
+                grid=sdegen.LogSNRGrid(4),
+                stochasticity=1.0,
+                start=start,
+            ).x
+        )
     )
     leaves, structure = jax.tree.flatten(sdegen.init_state(model.network, transform))
 

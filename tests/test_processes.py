@@ -233,7 +233,7 @@ def collocation(nodes=6):
 
 
 def transition_by_quadrature(path, edges):
-    """(alpha_{t|s}, sigma^2_{t|s}) from f and g alone: exp(int f), int g^2 exp(2 int f).
+    """(alpha, sigma^2) of t given s from f and g alone: exp(int f), int g^2 exp(2 int f).
 
     Panels whose Gauss nodes are inside, so that kinks of f at the edges do no harm.
     """

@@ -97,7 +97,7 @@ def test_the_average_follows_its_warmed_up_decay():
 
 @pytest.mark.parametrize("optimizer", [sdegen.AdamW(), sdegen.Lion(), optax.adam(3e-3)])
 def test_training_reaches_the_posterior_mean_of_a_gaussian(optimizer):
-    """The learned denoiser against alpha v x / (alpha^2 v + sigma^2), v the variance."""
+    """The learned denoiser against alpha v x / (alpha^2 v + sigma^2)."""
     law = 2.0 * jax.random.normal(jax.random.key(0), (4000, 1))
     network = nets.Mlp(width=32, depth=1)((1,), jax.random.key(0))
     # predicting v with a wrong sigma_data: at its start the network knows nothing
@@ -153,14 +153,14 @@ def broken(model, key, x0, cond, axis_name=None, *, bad_step):
 def test_a_run_that_turns_non_finite_stops_and_keeps_the_last_good_state(tmp_path):
     loss = functools.partial(broken, bad_step=8)
     constant = sdegen.AdamW(warmup=0, decay=False)
-    with pytest.raises(sdegen.NonFiniteError, match="step 8 gave a loss of nan") as caught:
+    with pytest.raises(
+        sdegen.NonFiniteError, match="step 8 gave a loss of nan"
+    ) as caught:
         fit(loss=loss, optimizer=constant, directory=tmp_path)
     error = caught.value
     assert error.step == 8 and int(error.state.step) == 8
     good = fit(steps=8, optimizer=constant, steps_per_call=8).state
-    chex.assert_trees_all_close(
-        leaves(error.state), leaves(good), rtol=1e-5, atol=1e-6
-    )
+    chex.assert_trees_all_close(leaves(error.state), leaves(good), rtol=1e-5, atol=1e-6)
     saved = checkpoint.restore(tmp_path / "state", good)
     chex.assert_trees_all_equal(leaves(saved), leaves(error.state))
 
@@ -218,7 +218,7 @@ def test_rows_are_written_as_training_goes(tmp_path):
 def test_conditions_reach_the_network():
     """Two classes at -3 and +3, told apart by the condition alone."""
     label = np.arange(400) % 2
-    x = (6.0 * label[:, None] - 3 + 0.1 * np.random.default_rng(0).normal(size=(400, 1)))
+    x = 6.0 * label[:, None] - 3 + 0.1 * np.random.default_rng(0).normal(size=(400, 1))
     cond = np.eye(2, dtype=np.float32)[label]
     network = nets.init(
         lambda rngs: nets.MLP((1,), width=32, depth=1, cond_dim=2, rngs=rngs),

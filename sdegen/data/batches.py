@@ -14,7 +14,7 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 def batch_indices(
     seed: int, step: int, count: int, *, n: int, batch_size: int
 ) -> Int[np.ndarray, "count batch"]:
-    """The rows of the data for `count` steps from `step` on; each epoch is a permutation.
+    """The rows of the data for `count` steps from `step` on, by epochs in random order.
 
     Batches run on across the end of an epoch, so every row is seen equally often and
     `batch_size` may exceed `n`.

@@ -12,8 +12,8 @@ from ..typing import RandomKey, Scalar, ScalarLike, float_array
 class Mixture(eqx.Module):
     """A mixture of isotropic Gaussians in d dimensions, exact under every path.
 
-    Under x_t = alpha x0 + sigma z component k is N(alpha mu_k, alpha^2 s_k^2 + sigma^2).
-    Methods take one sample x of shape (d,) and a scalar t.
+    Under x_t = alpha x0 + sigma z component k is N(alpha mu_k, alpha^2 s_k^2 +
+    sigma^2). Methods take one sample x of shape (d,) and a scalar t.
 
     **Arguments:** `weights` (k,), `means` (k, d), `stds` (k,).
     """
@@ -40,7 +40,9 @@ class Mixture(eqx.Module):
         )
         return log_joint, alpha, variance
 
-    def log_prob(self, path: AbstractPath, t: ScalarLike, x: Float[Array, " d"]) -> Scalar:
+    def log_prob(
+        self, path: AbstractPath, t: ScalarLike, x: Float[Array, " d"]
+    ) -> Scalar:
         """log p_t(x), in nats."""
         return jax.nn.logsumexp(self._responsibilities(path, t, x)[0])
 

@@ -33,8 +33,9 @@ def w2(x, y) -> float:
 def mmd2(x, y, *, bandwidth: float | None = None) -> float:
     """The unbiased squared maximum mean discrepancy, k = exp(-|a - b|^2 / (2 h^2)).
 
-    Its mean is 0 for two sets of one law, so it may be negative. `bandwidth` h defaults to
-    the median distance between points of `y` (Gretton et al. 2012, lemma 6, section 8).
+    Its mean is 0 for two sets of one law, so it may be negative. `bandwidth` h defaults
+    to the median distance between points of `y` (Gretton et al. 2012, lemma 6, section
+    8).
     """
     x, y = _flat(x), _flat(y)
     xx, yy, xy = (cdist(a, b, "sqeuclidean") for a, b in ((x, x), (y, y), (x, y)))

@@ -1,15 +1,18 @@
 """Convolution whose gradients keep the layout that every backend runs fast.
 
 XLA's CPU backend brings a convolution into its fast layout only at the top level of a
-program. Inside a loop, where a scan of training steps or a differentiated sampler lives, the
-gradients of an ordinary convolution fall back to code that was measured 50 to 100 times
-slower. Here both transposes are written as convolutions that are in that layout already:
+program. Inside a loop, where a scan of training steps or a differentiated sampler
+lives, the gradients of an ordinary convolution fall back to code that was measured 50
+to 100 times slower. Here both transposes are written as convolutions that are in that
+layout already:
 
-    y = x * w,    dx = dy * flip(w)^T,    dw = x^T * dy^T  (channels and batch exchanged)
+    y = x * w,    dx = dy * flip(w)^T,    dw = x^T * dy^T
+
+(^T exchanges channels with batch, or inputs with outputs).
 
 It is one bilinear JAX primitive, so forward mode, reverse mode and higher derivatives
-work. vmap over x folds into the batch; vmap over w (trials side by side) becomes the grouped
-convolution of `lax`. The values are those of `lax.conv_general_dilated`.
+work. vmap over x folds into the batch; vmap over w (trials side by side) becomes the
+grouped convolution of `lax`. The values are those of `lax.conv_general_dilated`.
 """
 
 import jax
@@ -69,7 +72,7 @@ batching.primitive_batchers[_conv_p] = _batch
 
 
 class Conv(nnx.Module):
-    """A k x k convolution of stride 1 with bias, on (batch, height, width, channels)."""
+    """A k x k convolution of stride 1 with bias, channels last."""
 
     def __init__(
         self,
@@ -77,11 +80,12 @@ class Conv(nnx.Module):
         outputs: int,
         size: int = 3,
         *,
-        kernel_init=nnx.initializers.lecun_normal(),
+        kernel_init=None,
         dtype=None,
         rngs: nnx.Rngs,
     ):
         self.dtype = dtype
+        kernel_init = kernel_init or nnx.initializers.lecun_normal()
         shape = (size, size, inputs, outputs)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))

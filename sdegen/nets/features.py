@@ -10,7 +10,7 @@ _FREQUENCIES = 16  # from one period over 8 units of time to one over 1/4
 
 
 def fourier(t: Time) -> Float[Array, "... features"]:
-    """sin and cos of t at geometric frequencies, and t itself; computed in t's precision.
+    """sin and cos of t at geometric frequencies, and t itself, in t's precision.
 
     Made for times of order one, such as the log(sigma / alpha) / 4 of `edm_inputs`.
     """
@@ -38,13 +38,13 @@ class Embedding(nnx.Module):
     def __call__(
         self, t: Time, cond: Float[Array, "batch cond"] | None
     ) -> Float[Array, "... width"]:
-        """The embedding: (width,) for one time without condition, else (batch, width)."""
+        """The embedding: (width,) for one time alone, else (batch, width)."""
         h = self.time(fourier(t))
         if self.cond_dim and (cond is None or cond.shape[-1:] != (self.cond_dim,)):
             came = "none" if cond is None else f"one of shape {cond.shape}"
             raise ValueError(
-                f"this network was made for a condition of shape (batch, {self.cond_dim})"
-                f", got {came}."
+                f"this network was made for a condition of shape (batch, "
+                f"{self.cond_dim}), got {came}."
             )
         if not self.cond_dim and cond is not None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A network's hyperparameters as a frozen dataclass that makes it: for configs and shells."""
+"""A network's hyperparameters as a frozen dataclass that makes the network."""
 
 import dataclasses
 from collections.abc import Callable

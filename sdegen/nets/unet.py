@@ -64,10 +64,10 @@ class Attention(nnx.Module):
 class UNet(nnx.Module):
     """(t, x, cond) -> an array of the shape of x, for images of `shape` (h, w, c).
 
-    **Arguments:** `channels`, features at full resolution; `multiples`, of `channels` at
-    each halving of the resolution; `blocks`, residual blocks per resolution; attention
-    acts at the lowest resolution; `cond_dim`, the length of the condition vector, 0 for
-    none; `dtype`, to compute in (parameters stay float32).
+    **Arguments:** `channels`, features at full resolution; `multiples`, of `channels`
+    at each halving of the resolution; `blocks`, residual blocks per resolution;
+    attention acts at the lowest resolution; `cond_dim`, the length of the condition
+    vector, 0 for none; `dtype`, to compute in (parameters stay float32).
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class UNet(nnx.Module):
         if len(shape) != 3 or shape[0] % 2**halvings or shape[1] % 2**halvings:
             raise ValueError(
                 f"UNet needs images (height, width, channels) with sides divisible by "
-                f"{2**halvings} (it halves them {halvings} times), got {shape}. Pad the "
-                "images or shorten `multiples`."
+                f"{2**halvings} (it halves them {halvings} times), got {shape}. Pad "
+                "the images or shorten `multiples`."
             )
         width = 4 * channels
 

@@ -11,8 +11,8 @@ from ..typing import Scalar, number
 class VE(AbstractLinearSDE):
     """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, 0 <= t <= 1.
 
-    Song et al. 2021, "Score-based generative modeling through SDEs", eq. 9 and 30. As in
-    the authors' code, x_0 already carries noise of standard deviation sigma_min.
+    Song et al. 2021, "Score-based generative modeling through SDEs", eq. 9 and 30. As
+    in the authors' code, x_0 already carries noise of standard deviation sigma_min.
     """
 
     sigma_min: Scalar = number(0.01)

@@ -1,6 +1,6 @@
 """Variance-preserving processes: the data shrink as the noise grows.
 
-    B(t) = int_0^t beta = beta_min t + (beta_max - beta_min) t^2 / 2,  0 <= t <= 1  (1)
+B(t) = int_0^t beta = beta_min t + (beta_max - beta_min) t^2 / 2,  0 <= t <= 1  (1)
 """
 
 import equinox as eqx
@@ -62,8 +62,8 @@ class SubVP(AbstractLinearSDE):
 class Cosine(AbstractLinearSDE):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2).
 
-    Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq. 17,
-    without its offset; Hoogeboom et al. 2023, "simple diffusion", eq. 4.
+    Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq.
+    17, without its offset; Hoogeboom et al. 2023, "simple diffusion", eq. 4.
     """
 
     t_min: Scalar = number(1e-3)
@@ -99,8 +99,8 @@ class DDPM(AbstractLinearSDE):
         self.betas = float_array(betas)
         if self.betas.ndim != 1 or len(self.betas) < 2:
             raise ValueError(
-                "DDPM needs the variances beta_1 .. beta_T as one array of length T >= 2, "
-                f"got an array of shape {self.betas.shape}."
+                "DDPM needs the variances beta_1 .. beta_T as one array of length T >= "
+                f"2, got an array of shape {self.betas.shape}."
             )
         if not is_traced(self.betas) and not bool(
             jnp.all((self.betas > 0) & (self.betas < 1))

@@ -1,7 +1,8 @@
-"""The one place that calls Diffrax: a batch, on a rising clock, fixed or adaptive steps.
+"""The one place that calls Diffrax: a batch on a rising clock, any kind of steps.
 
-Everything in here is free of host callbacks and of run-time errors for fixed grids, so it
-lowers for any platform, never hangs a pod, and puts no collective into the step loop.
+Everything in here is free of host callbacks and of run-time errors for fixed grids, so
+it lowers for any platform, never hangs a pod, and puts no collective into the step
+loop.
 """
 
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def worst_sample_norm(error: Float[Array, "batch ..."]) -> Array:
 
 
 def evaluations(solver: dfx.AbstractSolver, steps: Int[Array, ""]) -> Array:
-    """Drift evaluations in `steps` attempted steps; -1 for a solver of unknown count."""
+    """Drift evaluations in `steps` attempted steps; -1 where the count is unknown."""
     if isinstance(solver, dfx.AbstractSRK):
         ignored = solver.tableau.ignore_stage_f
         skipped = 0 if ignored is None else sum(bool(i) for i in ignored)
@@ -85,12 +86,16 @@ def check_solver(solver, adaptive: bool, noise: bool) -> None:
         )
     name = type(solver).__name__
     if adaptive and not isinstance(solver, dfx.AbstractAdaptiveSolver):
-        if not (isinstance(solver, dfx.AbstractSRK) and solver.tableau.b_error is not None):
+        if not (
+            isinstance(solver, dfx.AbstractSRK) and solver.tableau.b_error is not None
+        ):
             raise ValueError(
                 f"adaptive steps need a solver with an error estimate, and {name} has "
                 "none. Use Heun(), Bosh3(), Tsit5() or ShARK(), or a fixed grid."
             )
-    sde_solver = isinstance(solver, dfx.AbstractItoSolver | dfx.AbstractStratonovichSolver)
+    sde_solver = isinstance(
+        solver, dfx.AbstractItoSolver | dfx.AbstractStratonovichSolver
+    )
     if noise and not sde_solver:
         raise ValueError(
             f"stochastic sampling needs an SDE solver, and {name} is for ODEs. Use "
@@ -140,7 +145,12 @@ def solve(
         else:  # a margin, because a query one rounding outside the tree is an error
             margin = 1e-3 * span
             path = TreeBrownianPath(
-                clock[0] - margin, clock[-1] + margin, 1e-4 * span, keys, shape, levy_area
+                clock[0] - margin,
+                clock[-1] + margin,
+                1e-4 * span,
+                keys,
+                shape,
+                levy_area,
             )
         term = dfx.MultiTerm(term, NoiseTerm(noise, path))
     if adaptive is None:

@@ -1,0 +1,123 @@
+"""Every script and every block of the README runs, as a user would run it."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdegen import cli
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
+PICTURES = {
+    "quickstart": ["samples.png", "flow.png", "loss.png"],
+    "processes": ["samples.png", "loss.png"],
+    "custom_sde": ["samples.png"],
+}
+
+
+def run(*arguments, **kwargs):
+    environment = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=600,
+        **kwargs,
+    )
+
+
+def load(name):
+    """A script as a module, without running it."""
+    path = ROOT / "experiments" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_script_runs_and_leaves_its_pictures(name, tmp_path):
+    out = ["--out", tmp_path] if name in PICTURES else []
+    done = run(f"experiments/{name}.py", "--quick", *out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for picture in PICTURES.get(name, []):
+        from matplotlib.image import imread
+
+        pixels = imread(tmp_path / picture)
+        assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.05
+    if name == "quickstart":
+        rows = [
+            json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().split("\n")[:-1]
+        ]
+        rows = {row["sampler"]: row for row in rows if "sampler" in row}
+        # published with the figures to beat: a clipped Gaussian fit, and the floor
+        assert abs(rows["Gaussian"]["W2"] - 3.51) < 0.05
+        assert abs(rows["Gaussian"]["MMD2"] - 0.075) < 0.005
+        assert abs(rows["real half"]["W2"] - 2.63) < 0.1
+        assert rows["flow"]["evaluations"] == 8
+        assert "reverse SDE" in done.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_names_every_field(name, capsys):
+    config = load(name).Config
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(config, ["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for field in config.__dataclass_fields__:
+        assert field.replace("_", "-") in text or f"{field} options" in text, field
+
+
+def test_any_field_and_any_component_is_set_from_the_shell():
+    words = "process:vp --process.beta-max 15 optimizer:lion --optimizer.clip 2 --steps 7"
+    config = cli.parse(load("quickstart").Config, words.split())
+    assert type(config.process).__name__ == "VP"
+    assert float(config.process.beta_max) == 15 and config.steps == 7
+    assert type(config.optimizer).__name__ == "Lion" and float(config.optimizer.clip) == 2
+    # nothing else moved
+    assert float(config.process.beta_min) == np.float32(0.1) or np.isclose(
+        float(config.process.beta_min), 0.1
+    )
+    assert config.batch_size == cli.parse(load("quickstart").Config, []).batch_size
+
+
+def test_a_mistyped_field_is_answered_with_the_nearest_name(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(load("quickstart").Config, ["--batch-sise", "3"])
+    assert ended.value.code != 0
+    assert "--batch-size" in capsys.readouterr().err
+
+
+def test_bad_input_ends_with_one_sentence_and_no_traceback(tmp_path):
+    done = run(
+        "experiments/quickstart.py", "process:vp", "--process.t-min", "2", "--out", tmp_path
+    )
+    assert done.returncode != 0
+    assert "VP needs 0 <= t_min < t_max" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_every_block_of_the_readme_runs():
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) >= 2
+    done = run("-", input="\n".join(blocks))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "(1000, 2) 64 True" in done.stdout
+
+
+def test_every_script_of_the_readme_exists():
+    named = re.findall(r"experiments/(\w+)\.py", (ROOT / "README.md").read_text())
+    assert set(named) == set(SCRIPTS)

@@ -1,0 +1,647 @@
+"""Ito processes: marginals derived from f and g, and reversals that keep the marginals.
+
+The oracles: for `LinearSDE`, VP and paths built backwards from a known alpha and sigma;
+for reversals, a Gaussian law (mean and variance close under affine drift), the log-normal
+law of geometric Brownian motion, and reversible processes, whose flow is exactly zero.
+"""
+
+import functools
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import PROCESSES, process
+from scipy import stats
+
+import sdegen
+from sdegen.typing import Scalar, number
+
+BETA_MIN, BETA_MAX = 0.1, 20.0
+
+# -- LinearSDE: alpha and sigma from f and g -------------------------------------------
+
+
+def vp_f(t, params):
+    low, high = params
+    return -0.5 * (low + (high - low) * t)
+
+
+def vp_g(t, params):
+    low, high = params
+    return jnp.sqrt(low + (high - low) * t)
+
+
+def vp_law(t):
+    big_b = BETA_MIN * t + (BETA_MAX - BETA_MIN) * t**2 / 2
+    return np.exp(-big_b / 2), np.sqrt(-np.expm1(-big_b))
+
+
+def ve_f(t, params):
+    return jnp.zeros_like(t)
+
+
+def ve_g(t, params):
+    ratio = params["high"] / params["low"]
+    return params["low"] * jnp.sqrt(2 * jnp.log(ratio)) * ratio**t
+
+
+def ve_law(t):
+    # The integral of g^2 from 0: sigma(0) = 0 here, so sigma_min^2 is subtracted.
+    return np.ones_like(t), 0.01 * np.sqrt(np.expm1(2 * np.log(5000.0) * t))
+
+
+def tide_f(t, params):
+    return -(1.0 + params * jnp.cos(3 * t))
+
+
+def tide_g(t, params):
+    # Built backwards from sigma^2 = alpha^2 (t + t^3): g^2 = alpha^2 (1 + 3 t^2).
+    return jnp.exp(-(t + params * jnp.sin(3 * t) / 3)) * jnp.sqrt(1 + 3 * t**2)
+
+
+def tide_law(t):
+    alpha = np.exp(-(t + 1.5 * np.sin(3 * t) / 3))
+    return alpha, alpha * np.sqrt(t + t**3)
+
+
+DERIVED = {
+    "VP": (vp_f, vp_g, (BETA_MIN, BETA_MAX), vp_law),
+    "VE": (ve_f, ve_g, {"low": 0.01, "high": 50.0}, ve_law),
+    "time-dependent OU": (tide_f, tide_g, 1.5, tide_law),
+}
+
+
+@functools.cache
+def derived(name):
+    return sdegen.LinearSDE(*DERIVED[name][:3])
+
+
+@eqx.filter_jit
+def derived_scales(name, t_min, ts):
+    """alpha and sigma at `ts` of a path that starts at `t_min`, made under jit."""
+    path = sdegen.LinearSDE(*DERIVED[name][:3], t_min=t_min)
+    return jax.vmap(path.alpha)(ts), jax.vmap(path.sigma)(ts)
+
+
+@eqx.filter_jit
+def coefficients(path, ts):
+    f = jax.vmap(lambda t: path.drift(t, jnp.ones_like(t)))(ts)
+    return f, jax.vmap(lambda t: path.diffusion(t, jnp.ones_like(t)))(ts)
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_derived_marginals_are_the_known_ones(name):
+    for t_min in (1e-6, 1e-3, 0.1):  # a start near 0 leaves the most to the quadrature
+        ts = np.concatenate([np.geomspace(t_min, 1, 60), np.linspace(t_min, 1, 60)])
+        ts = np.clip(ts, t_min, 1)
+        made = derived_scales(name, jnp.asarray(t_min), jnp.asarray(ts))
+        np.testing.assert_allclose(made, DERIVED[name][3](ts), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_derived_marginals_are_the_known_ones_in_float32(name, float32):
+    ts = np.geomspace(1e-3, 1, 120).astype(np.float32).clip(1e-3, 1)
+    made = derived_scales(name, jnp.asarray(1e-3), jnp.asarray(ts))
+    assert made[0].dtype == made[1].dtype == jnp.float32
+    np.testing.assert_allclose(made, DERIVED[name][3](ts.astype(float)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_the_coefficients_of_a_derived_path_are_exactly_those_given(name):
+    f, g, params, _ = DERIVED[name]
+    path, ts = derived(name), jnp.geomspace(1e-3, 1, 50)
+    drift, diffusion = coefficients(path, ts)
+    expected = jax.vmap(lambda t: jnp.stack([f(t, params), g(t, params)]))(ts)
+    np.testing.assert_allclose(drift, expected[:, 0], rtol=1e-12)
+    np.testing.assert_allclose(diffusion, expected[:, 1], rtol=1e-12)
+
+
+def test_the_time_derivative_is_not_that_of_the_table():
+    # The table is a piecewise polynomial, whose own derivative is orders less accurate.
+    path, t = derived("VP"), 0.37
+    rate = jax.grad(path.sigma)(t)
+    alpha, sigma = vp_law(t)
+    exact = (BETA_MIN + (BETA_MAX - BETA_MIN) * t) * alpha**2 / (2 * sigma)
+    assert abs(float(rate) / exact - 1) < 1e-9  # that of sigma itself
+
+
+def test_the_gradient_through_the_construction_is_that_of_vp():
+    def facts(path):
+        t = 0.4
+        law = path.alpha(t), path.sigma(t), path.logsnr(t), path.time(-1.0)
+        return jnp.stack([*law, path.drift(t, jnp.ones(())), path.flow_time(t)])
+
+    mine = jax.jit(jax.jacrev(lambda p: facts(sdegen.LinearSDE(vp_f, vp_g, p))))
+    exact = jax.jacrev(lambda p: facts(sdegen.VP(*p)))
+    params = jnp.array([BETA_MIN, BETA_MAX])
+    assert np.abs(exact(params)).min() > 1e-4
+    np.testing.assert_allclose(mine(params), exact(params), rtol=1e-7)
+
+
+def test_a_sweep_of_derived_paths_is_a_vmap():
+    highs = jnp.array([5.0, 10.0, 20.0])
+    many = eqx.filter_vmap(
+        lambda high: sdegen.LinearSDE(vp_f, vp_g, (BETA_MIN, high)).sigma(0.4)
+    )(highs)
+    big_b = 0.1 * 0.4 + (np.asarray(highs) - 0.1) * 0.4**2 / 2
+    np.testing.assert_allclose(many, np.sqrt(-np.expm1(-big_b)), rtol=1e-9)
+
+
+# -- A3(b): every stochasticity has the same marginals ---------------------------------
+
+MEAN, VAR = 1.0, 0.25  # of the data
+
+
+def gaussian_score(path):
+    """The exact score of N(MEAN, VAR) data on `path`."""
+
+    def score(t, x):
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        return -(x - alpha * MEAN) / (alpha**2 * VAR + sigma**2)
+
+    return score
+
+
+@eqx.filter_jit
+def affine(process, clock):
+    """(slope, intercept, G^2) of an affine process at the times `clock`."""
+
+    def at(s):
+        zero, one = jnp.zeros(()), jnp.ones(())
+        intercept = process.drift(s, zero)
+        return (
+            process.drift(s, one) - intercept,
+            intercept,
+            process.diffusion(s, zero) ** 2,
+        )
+
+    return jax.vmap(at)(clock)
+
+
+def euler_moments(slope, intercept, g2, mean, variance):
+    """Mean and variance after len(slope) equal Euler steps of the unit clock."""
+    h = 1 / len(slope)
+    for a, b, noise in zip(slope, intercept, g2, strict=True):
+        mean = mean + h * (a * mean + b)
+        variance = variance * (1 + h * a) ** 2 + h * noise
+    return mean, variance
+
+
+def marginal(path, t):
+    alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
+    return alpha * MEAN, alpha**2 * VAR + sigma**2
+
+
+def reversal_errors(path, steps, weigh):
+    """Errors of mean and variance at t_min; `weigh` makes the affine coefficients."""
+    mean, variance = euler_moments(*weigh(steps), *marginal(path, path.t_max))
+    true_mean, true_variance = marginal(path, path.t_min)
+    return mean - true_mean, variance - true_variance
+
+
+@functools.cache
+def reversed_coefficients(stochasticity, steps):
+    path = process("VP")
+    backwards = sdegen.reverse(path, gaussian_score(path), stochasticity)
+    clock = jnp.arange(4000) / 4000  # one compilation; coarser grids are its subsets
+    return tuple(np.asarray(c)[:: 4000 // steps] for c in affine(backwards, clock))
+
+
+@pytest.mark.parametrize("stochasticity", [0.0, 0.5, 1.0, 2.0])
+def test_every_stochasticity_tends_to_the_data_at_first_order(stochasticity):
+    path = process("VP")
+    weigh = functools.partial(reversed_coefficients, stochasticity)
+    errors = np.array(
+        [reversal_errors(path, n, weigh) for n in (500, 1000, 2000, 4000)]
+    )
+    ratios = errors[:-1] / errors[1:]
+    print(errors, ratios)
+    assert (np.abs(errors[-1]) < 5e-3).all()
+    assert (np.abs(ratios - 2) < 0.15).all()
+
+
+@pytest.mark.parametrize("stochasticity", [0.5, 1.0, 2.0])
+def test_the_forward_sign_in_the_reversal_would_be_seen(stochasticity):
+    # (1 - lambda^2) is right forward in time only. The drift is linear in lambda^2, so
+    # the wrong one is twice the flow minus the right one.
+    def wrong(steps):
+        flow = reversed_coefficients(0.0, steps)
+        right = reversed_coefficients(stochasticity, steps)
+        return 2 * flow[0] - right[0], 2 * flow[1] - right[1], right[2]
+
+    variance = [reversal_errors(process("VP"), n, wrong)[1] for n in (2000, 4000)]
+    assert min(np.abs(variance)) > 0.1
+    assert abs(variance[0] / variance[1] - 2) > 0.5
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_reversal_satisfies_the_moment_equations_of_its_path(name):
+    # Along the clock the law is N(m, v) with m, v of the path at time(s), so
+    # dm/ds = a m + b and dv/ds = 2 a v + G^2, by central differences of m and v.
+    path = below_one(name)
+    clock, h = jnp.linspace(0.11, 0.91, 5), 1e-5
+
+    @eqx.filter_jit
+    def law(s):
+        t = jax.vmap(sdegen.reverse(path, gaussian_score(path)).time)(s)
+        alpha, sigma = jax.vmap(path.alpha)(t), jax.vmap(path.sigma)(t)
+        return jnp.stack([alpha * MEAN, alpha**2 * VAR + sigma**2])
+
+    rate = (law(clock + h) - law(clock - h)) / (2 * h)
+    mean, variance = law(clock)
+    for stochasticity in (0.0, 1.0, 2.0):
+        backwards = sdegen.reverse(path, gaussian_score(path), stochasticity)
+        slope, intercept, g2 = affine(backwards, clock)
+        moments = jnp.stack([slope * mean + intercept, 2 * slope * variance + g2])
+        np.testing.assert_allclose(moments, rate, rtol=1e-5, atol=1e-8)
+
+
+# -- A3(d): the flow of a Gaussian in closed form --------------------------------------
+
+
+@functools.cache
+def below_one(name):
+    """The default object, cut short where alpha(t_max) = 0 and f is infinite."""
+    path = process(name)
+    return path if float(path.alpha(path.t_max)) > 0 else PROCESSES[name](t_max=0.99)
+
+
+def integrate(flow, x, kinks=None):
+    """States of a flow at equally spaced clock times, and those times."""
+    clock = jnp.linspace(0.0, 1.0, 9)
+    controller = dfx.PIDController(rtol=1e-10, atol=1e-12)
+    if kinks is not None:
+        controller = dfx.ClipStepSizeController(controller, jump_ts=kinks)
+    out = dfx.diffeqsolve(
+        dfx.ODETerm(flow),
+        dfx.Tsit5(),
+        t0=0.0,
+        t1=1.0,
+        dt0=1e-4,
+        y0=x,
+        stepsize_controller=controller,
+        saveat=dfx.SaveAt(ts=clock),
+        max_steps=20_000,
+    )
+    return np.asarray(out.ys), jax.vmap(flow.time)(clock)
+
+
+def chain_kinks(flow, steps):
+    """Clock times of i / steps, where the drift of a discrete chain jumps: bisection."""
+    t = jnp.arange(steps - 1, 1, -1) / steps
+    lo, hi = jnp.zeros_like(t), jnp.ones_like(t)
+    for _ in range(60):
+        mid = (lo + hi) / 2
+        early = jax.vmap(flow.time)(mid) > t
+        lo, hi = jnp.where(early, mid, lo), jnp.where(early, hi, mid)
+    return lo
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_flow_keeps_the_standard_score_of_a_gaussian(name):
+    path = below_one(name)
+    u = np.array([-2.0, -0.5, 0.3, 1.7])
+    mean, variance = marginal(path, path.t_max)
+    flow = sdegen.probability_flow(path, gaussian_score(path))
+    kinks = chain_kinks(flow, len(path.betas)) if name == "DDPM" else None
+    x, t = integrate(flow, jnp.asarray(mean + np.sqrt(variance) * u), kinks)
+    assert abs(float(t[0]) / float(path.t_max) - 1) < 1e-14
+    assert float(t[-1]) == float(path.t_min)
+    alpha, sigma = (np.asarray(s)[:, None] for s in scales(path, t))
+    error = (x - alpha * MEAN) / np.sqrt(alpha**2 * VAR + sigma**2) - u
+    assert np.abs(error).max() < 1e-8
+
+
+# -- nonlinear, state-dependent noise: geometric Brownian motion -----------------------
+
+GROWTH, VOLATILITY = 0.3, 0.5
+LOG_MEAN, LOG_STD = -0.2, 0.4
+
+
+@functools.cache
+def market():
+    """dx = m x dt + s x dw from a log-normal x0: log-normal at all times."""
+    return sdegen.CustomSDE(
+        lambda t, x, p: p["growth"] * x,
+        lambda t, x, p: p["volatility"] * x,
+        {"growth": GROWTH, "volatility": VOLATILITY},
+        t_max=1.0,
+    )
+
+
+def market_law(t):
+    """Mean and standard deviation of log x_t."""
+    mean = LOG_MEAN + (GROWTH - VOLATILITY**2 / 2) * t
+    return mean, (LOG_STD**2 + VOLATILITY**2 * t) ** 0.5
+
+
+def market_score(t, x):
+    mean, std = market_law(t)
+    return -(1 + (jnp.log(x) - mean) / std**2) / x
+
+
+def without_divergence(t, x):
+    """What a reversal that forgets div D = 2 s^2 x would see: D (score - div D / D)."""
+    return market_score(t, x) - 2 / x
+
+
+def flow_error(score):
+    u = np.array([-2.0, -0.5, 0.3, 1.7])
+    mean, std = market_law(1.0)
+    flow = sdegen.probability_flow(market(), score)
+    x, t = integrate(flow, jnp.exp(mean + std * u))
+    mean, std = market_law(np.asarray(t)[:, None])
+    return np.abs((np.log(x) - mean) / std - u).max()
+
+
+def test_the_flow_keeps_quantiles_under_state_dependent_noise():
+    assert flow_error(market_score) < 1e-7
+
+
+def test_a_flow_without_the_divergence_term_would_be_seen():
+    assert flow_error(without_divergence) > 0.1
+
+
+@functools.cache
+def log_cloud(score, stochasticity):
+    """Deviations, in standard errors, of mean and variance of log x at t = 0."""
+    mean, std = market_law(1.0)
+    n = 4000
+    x = jnp.exp(mean + std * jax.random.normal(jax.random.key(3), (n, 1)))
+    backwards = sdegen.reverse(market(), score, stochasticity)
+    out = sdegen.simulate(jax.random.key(4), backwards, x, grid=500)
+    assert bool(out.ok) and int(out.evaluations) == 500
+    log_x = np.log(np.asarray(out.x))
+    mean, std = market_law(0.0)
+    return (
+        (log_x.mean() - mean) / (std / n**0.5),
+        (log_x.var() / std**2 - 1) / (2 / n) ** 0.5,
+    )
+
+
+@pytest.mark.parametrize("stochasticity", [0.5, 1.0])
+def test_the_reversal_gives_the_data_back_under_state_dependent_noise(stochasticity):
+    errors = log_cloud(market_score, stochasticity)
+    print(errors)
+    assert max(np.abs(errors)) < 5
+
+
+def test_a_reversal_without_the_divergence_term_would_be_seen():
+    assert max(np.abs(log_cloud(without_divergence, 1.0))) > 20
+
+
+# -- reversible processes: nothing flows -----------------------------------------------
+
+
+def shear_diffusion(t, x, params):
+    """G_i depends on the other coordinate as well."""
+    return jnp.sqrt(1.5 + jnp.sin(jnp.array([1.0, 2.0]) @ x + jnp.array([0.0, 0.7])))
+
+
+def shear_drift(t, x, params):
+    """Half of div D + D score for N(0, I): dD_i/dx_i by hand."""
+    phase = jnp.array([1.0, 2.0]) @ x + jnp.array([0.0, 0.7])
+    own_derivative = jnp.array([1.0, 2.0]) * jnp.cos(phase)
+    return 0.5 * (own_derivative - x * (1.5 + jnp.sin(phase)))
+
+
+def swap_diffusion(t, x, params):
+    """G_i depends on the other coordinate only: the divergence is zero."""
+    return jnp.sqrt(1.5 + jnp.sin(x[::-1]))
+
+
+def swap_drift(t, x, params):
+    return -0.5 * x * (1.5 + jnp.sin(x[::-1]))
+
+
+def radial_diffusion(t, x, params):
+    """One scalar that depends on all of x."""
+    return jnp.sqrt(1 + jnp.sum(x**2))
+
+
+def radial_drift(t, x, params):
+    return x - 0.5 * x * (1 + jnp.sum(x**2))
+
+
+REVERSIBLE = {
+    "default": lambda: sdegen.CustomSDE(),
+    "shear": lambda: sdegen.CustomSDE(shear_drift, shear_diffusion),
+    "swap": lambda: sdegen.CustomSDE(swap_drift, swap_diffusion),
+    "radial": lambda: sdegen.CustomSDE(radial_drift, radial_diffusion),
+}
+
+
+def normal_score(t, x):
+    return -x
+
+
+@pytest.mark.parametrize("name", REVERSIBLE)
+def test_the_flow_of_a_reversible_process_is_zero(name):
+    # f = (div D + D score) / 2 carries no probability current: dx/ds vanishes everywhere.
+    flow = sdegen.probability_flow(REVERSIBLE[name](), normal_score)
+    x = jax.random.normal(jax.random.key(0), (50, 2))
+    velocity = jax.jit(jax.vmap(lambda x: flow(0.6, x)))(x)
+    assert np.abs(velocity).max() < 1e-13
+
+
+@pytest.mark.parametrize("name", REVERSIBLE)
+def test_a_reversible_process_is_its_own_reversal(name):
+    sde = REVERSIBLE[name]()
+    backwards = sdegen.reverse(sde, normal_score)
+    x, s, h = jnp.array([0.3, -1.1]), 0.6, 1e-6
+    rate = -float(backwards.time(s + h) - backwards.time(s - h)) / (2 * h)
+    np.testing.assert_allclose(
+        backwards.drift(s, x), rate * sde.drift(0.0, x), rtol=1e-8
+    )
+    np.testing.assert_allclose(
+        backwards.diffusion(s, x), rate**0.5 * sde.diffusion(0.0, x), rtol=1e-8
+    )
+
+
+def check_standard_normal(x):
+    n = x.size
+    assert abs(x.mean()) < 5 / n**0.5
+    assert abs((x**2).mean() - 1) < 5 * (2 / n) ** 0.5
+    assert stats.kstest(x.ravel(), "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", ["default", "shear"])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_the_standard_normal_law_is_stationary(name, direction):
+    sde = REVERSIBLE[name]()
+    if direction == "reverse":
+        sde = sdegen.reverse(sde, normal_score)
+    x = jax.random.normal(jax.random.key(5), (2000, 2))
+    out = np.asarray(sdegen.simulate(jax.random.key(6), sde, x, grid=400).x)
+    check_standard_normal(out)
+    # Coordinates with the same phase of noise must stay uncorrelated; and it did move.
+    assert abs(np.mean(out[:, 0] * out[:, 1])) < 5 / len(out) ** 0.5
+    assert abs(np.corrcoef(out[:, 0], x[:, 0])[0, 1]) < 0.3
+
+
+def test_the_default_process_forgets_its_start():
+    start = jnp.full((2000, 1), 1.5)
+    sde = sdegen.CustomSDE(t_max=8.0)
+    out = sdegen.simulate(jax.random.key(7), sde, start, grid=800).x
+    check_standard_normal(np.asarray(out))
+
+
+# -- simulate and terms ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["VP", "reversed market"])
+def test_a_sample_does_not_depend_on_the_batch_around_it(which):
+    sde = {
+        "VP": process("VP"),
+        "reversed market": sdegen.reverse(market(), market_score),
+    }[which]
+    x = jnp.exp(0.3 * jax.random.normal(jax.random.key(0), (7, 3)))
+    whole, part = (
+        np.asarray(sdegen.simulate(jax.random.key(1), sde, x[:n], grid=20).x)
+        for n in (7, 3)
+    )
+    np.testing.assert_array_equal(whole[:3], part)
+    assert len(np.unique(whole)) == whole.size
+
+
+def test_a_trajectory_starts_at_the_data_and_ends_at_the_result():
+    x = jnp.ones((4, 2))
+    out = sdegen.simulate(jax.random.key(1), market(), x, grid=8, trajectory=True)
+    np.testing.assert_array_equal(out.trajectory[0], x)
+    np.testing.assert_array_equal(out.trajectory[-1], out.x)
+    np.testing.assert_allclose(out.times, np.linspace(0, 1, 9), atol=1e-15)
+    # Brownian scaling: the spread of the first step is s sqrt(dt).
+    ends = sdegen.simulate(
+        jax.random.key(2), market(), jnp.ones((4000, 1)), grid=8, trajectory=True
+    ).trajectory[1]
+    expected = VOLATILITY * np.sqrt(1 / 8)
+    assert abs(float(ends.std()) / expected - 1) < 5 / np.sqrt(2 * 4000)
+
+
+@eqx.filter_jit
+def strong_endpoints(sde, keys, dt):
+    """x_1 of `diffeqsolve` on `terms`, from 1, with the exact x_1 on the same path."""
+
+    def one(key):
+        shape = jax.ShapeDtypeStruct((), jnp.float64)
+        noise = dfx.VirtualBrownianTree(0.0, 1.0, 2**-11, shape, key)
+        out = dfx.diffeqsolve(sde.terms(noise), dfx.Euler(), 0.0, 1.0, dt, jnp.ones(()))
+        w = noise.evaluate(0.0, 1.0)
+        exact = jnp.exp(GROWTH - VOLATILITY**2 / 2 + VOLATILITY * w)
+        return out.ys[0], exact
+
+    return jax.vmap(one)(keys)
+
+
+def test_terms_converge_strongly_in_diffrax_itself():
+    # On one Brownian path Euler tends to Ito's solution, not Stratonovich's: order 1/2.
+    keys = jax.random.split(jax.random.key(0), 200)
+    errors = []
+    for steps in (16, 64, 256):
+        approx, exact = strong_endpoints(market(), keys, jnp.asarray(1 / steps))
+        errors.append(float(jnp.sqrt(jnp.mean((approx - exact) ** 2))))
+    slope = np.polyfit(np.log([16, 64, 256]), np.log(errors), 1)[0]
+    print(errors, slope)
+    assert abs(slope + 0.5) < 0.1 and errors[-1] < 0.02
+
+
+def test_an_adaptive_flow_in_simulate_is_that_of_diffrax():
+    path = process("VP")
+    flow = sdegen.probability_flow(path, gaussian_score(path))
+    x = jnp.array([[-1.0], [0.4], [2.0]])
+    out = sdegen.simulate(
+        jax.random.key(0),
+        flow,
+        x,
+        solver=dfx.Tsit5(),
+        grid=sdegen.Adaptive(1e-10, 1e-10),
+    )
+    (mean, variance), (end, end_variance) = (
+        marginal(path, t) for t in (path.t_max, path.t_min)
+    )
+    expected = end + (np.asarray(x) - mean) * np.sqrt(end_variance / variance)
+    assert bool(out.ok)
+    np.testing.assert_allclose(out.x, expected, atol=1e-8)
+
+
+# -- refusals --------------------------------------------------------------------------
+
+
+def test_noise_that_mixes_coordinates_is_refused():
+    mixing = sdegen.CustomSDE(lambda t, x, p: -x, lambda t, x, p: jnp.ones((2, 2)))
+    x = jnp.ones(2)
+    reversal = sdegen.reverse(mixing, normal_score)
+    flow = sdegen.probability_flow(mixing, normal_score)
+    for field in (reversal.drift, flow):
+        with pytest.raises(ValueError, match=r"the shape of x, \(2,\), got \(2, 2\)"):
+            field(0.5, x)
+
+
+def test_negative_stochasticity_is_refused():
+    with pytest.raises(ValueError, match="stochasticity must be >= 0.*got -0.5"):
+        sdegen.reverse(process("VP"), normal_score, -0.5)
+
+
+@pytest.mark.parametrize("name", ["RectifiedFlow", "FlowMatching", "Cosine"])
+@pytest.mark.parametrize("make", [sdegen.reverse, sdegen.probability_flow])
+def test_infinite_coefficients_at_t_max_are_refused(name, make):
+    with pytest.raises(ValueError, match=f"{name} has alpha = 0 at t_max=1.*smaller"):
+        make(process(name), normal_score)
+    make(PROCESSES[name](t_max=0.999), normal_score)
+
+
+def test_a_stratonovich_solver_is_refused_where_it_would_be_wrong():
+    x = jnp.ones((2, 1))
+    with pytest.raises(ValueError, match="Heun is not an Ito solver. Use Euler"):
+        sdegen.simulate(jax.random.key(0), market(), x, solver=dfx.Heun(), grid=4)
+    # Where g ignores x both calculi agree.
+    out = sdegen.simulate(
+        jax.random.key(0), process("VP"), x, solver=dfx.Heun(), grid=4
+    )
+    assert bool(out.ok)
+
+
+def test_an_ode_solver_is_refused_on_noise():
+    with pytest.raises(ValueError, match="Tsit5 is for ODEs"):
+        sdegen.simulate(
+            jax.random.key(0), process("VP"), jnp.ones((2, 1)), solver=dfx.Tsit5()
+        )
+
+
+def test_a_falling_grid_is_refused():
+    with pytest.raises(ValueError, match="strictly rising times, got one that falls"):
+        sdegen.simulate(
+            jax.random.key(0),
+            process("VP"),
+            jnp.ones((2, 1)),
+            grid=jnp.array([1.0, 0.5, 0.1]),
+        )
+
+
+def test_half_a_custom_equation_is_refused():
+    with pytest.raises(ValueError, match="CustomSDE needs both coefficients"):
+        sdegen.CustomSDE(lambda t, x, p: -x)
+
+
+def test_a_custom_range_is_checked():
+    with pytest.raises(ValueError, match="CustomSDE needs 0 <= t_min < t_max, got"):
+        sdegen.CustomSDE(t_min=2.0, t_max=1.0)
+
+
+class OneMethodShort(sdegen.AbstractSDE):
+    """A user's process that forgets `diffusion`."""
+
+    t_min: Scalar = number(0.0)
+    t_max: Scalar = number(1.0)
+    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.Gaussian)
+
+    def drift(self, t, x):
+        return -x
+
+
+def test_a_process_without_its_diffusion_cannot_be_made():
+    with pytest.raises(TypeError, match="diffusion"):
+        OneMethodShort()
