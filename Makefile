@@ -16,7 +16,6 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pyright
 
 # Where Python comes without venv's pip (Debian), virtualenv does the same.
 $(VENV)/bin/python:

@@ -62,22 +62,19 @@ def simulate(
 @eqx.filter_jit
 def _simulate(key, process, x, clock, adaptive, solver, trajectory):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
-    noise = None
-    if isinstance(process, AbstractSDE):
+    noisy = isinstance(process, AbstractSDE)
+    field = process.drift if noisy else process
 
-        def drift(t, y, args):
-            return jax.vmap(process.drift, (None, 0))(t, y)
+    def drift(t, y, args):
+        return jax.vmap(field, (None, 0))(t, y)
 
-        def noise(t, y, args):
-            if not noise_depends_on_state(process, t, y[0]):
-                return process.diffusion(t, jax.lax.stop_gradient(y[0]))
-            g = jax.vmap(process.diffusion, (None, 0))(t, y)
-            return g.reshape(g.shape + (1,) * (y.ndim - g.ndim))
-
-    else:
-
-        def drift(t, y, args):
-            return jax.vmap(process, (None, 0))(t, y)
+    def noise(t, y, args):
+        # Noise that ignores x is one number (or array) for the batch, which tells the
+        # solvers for additive noise that it is additive.
+        if not noise_depends_on_state(process, t, y[0]):
+            return process.diffusion(t, jax.lax.stop_gradient(y[0]))
+        g = jax.vmap(process.diffusion, (None, 0))(t, y)
+        return g.reshape(g.shape + (1,) * (y.ndim - g.ndim))
 
     solution = solve(
         drift,
@@ -85,7 +82,7 @@ def _simulate(key, process, x, clock, adaptive, solver, trajectory):
         clock,
         solver,
         adaptive=adaptive,
-        noise=noise,
+        noise=noise if noisy else None,
         keys=keys,
         trajectory=trajectory,
     )

@@ -25,7 +25,7 @@ FILES = {
 RANKS = {
     0: ["typing.py"],
     1: ["base.py", "brownian.py"],
-    2: ["path.py", "sde.py"],
+    2: ["path.py", "sde.py", "reverse.py"],
     3: ["processes/", "prediction.py", "coupling.py", "times.py", "weight.py"],
     4: ["denoiser.py"],
     5: ["loss.py", "guidance.py", "solvers/", "mesh.py"],

@@ -7,7 +7,6 @@ finite differences, with other programs of the same numbers and with Optax's ari
 
 import functools
 import inspect
-import itertools
 import time
 
 import equinox as eqx
@@ -35,12 +34,21 @@ EXPORTED = {n: c for n, c in sorted(vars(sdegen.nets).items()) if inspect.isclas
 NETWORKS = {n: c for n, c in EXPORTED.items() if issubclass(c, nnx.Module)}
 BATCH, COND = 5, 4
 
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles():
+    """Tiny networks run for microseconds and compile for seconds: compile less well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 every_network = pytest.mark.parametrize("cls", NETWORKS.values(), ids=NETWORKS)
 
 
 @functools.cache
 def network(cls, cond_dim=COND, dtype=None, seed=0, **sizes):
-    """A tiny network with noise on every parameter: no layer is zero, nothing compiles."""
+    """A tiny network with noise on every parameter: no zero layer, nothing compiled."""
     shape, default = MAKE[cls]
     shape, sizes = sizes.pop("shape", shape), default | sizes
     rng = np.random.default_rng(seed)
@@ -120,15 +128,10 @@ def test_without_conditions_times_may_be_one_or_many_too(cls, float32):
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_a_new_network_is_a_function_of_the_key_and_says_zero(recipe, float32):
+def test_a_new_network_says_zero(recipe, float32):
     cls, shape, make = recipe
-    key = jax.random.key(3)
-    net = make(shape, key)
-    assert type(net) is cls
-    # The same without jit and without the recipe: another program, the same numbers.
-    again = cls(shape, rngs=nnx.Rngs(key), **vars(make))
-    assert jax.tree.structure(net) == jax.tree.structure(again)
-    assert all(map(close, jax.tree.leaves(net), jax.tree.leaves(again)))
+    net = made(make, shape)
+    assert type(net) is cls and net.shape == shape
     x = jnp.ones((BATCH, *shape))
     assert (forward(net, jnp.float32(0.5), x) == 0).all()
     assert any(p.any() for p in jax.tree.leaves(net))
@@ -136,10 +139,21 @@ def test_a_new_network_is_a_function_of_the_key_and_says_zero(recipe, float32):
     assert hash(make) == hash(type(make)(**vars(make)))
 
 
-def test_two_keys_make_two_networks(float32):
-    a, b, c = (Mlp(width=4, depth=1)((2,), jax.random.key(k)) for k in (0, 0, 1))
-    assert eqx.tree_equal(a, b)
-    assert not eqx.tree_equal(a, c)
+@functools.cache
+def made(make, shape):
+    return make(shape, jax.random.key(3))
+
+
+def test_a_new_network_is_a_function_of_the_key(float32):
+    cls, shape, make = RECIPES[Mlp]
+    # Without jit and without the recipe: another program, the same numbers.
+    again, other = (
+        cls(shape, rngs=nnx.Rngs(jax.random.key(k)), **vars(make)) for k in (3, 4)
+    )
+    net = made(make, shape)
+    assert jax.tree.structure(net) == jax.tree.structure(again)
+    assert all(map(close, jax.tree.leaves(net), jax.tree.leaves(again)))
+    assert not all(map(close, jax.tree.leaves(net), jax.tree.leaves(other)))
 
 
 @every_network
@@ -182,22 +196,23 @@ def test_vmap_over_networks_is_a_loop_over_networks(cls, float32):
 @every_network
 @pytest.mark.parametrize("part", range(4), ids=["parameters", "times", "x", "cond"])
 def test_gradients_are_those_of_finite_differences(cls, part):
-    # The tiny network in float64, where a difference quotient says something.
+    # In float64, but for the softmax of the attention, which JAX computes in float32:
+    # hence a step that is not small, and a formula of fourth order.
     primal, loss = list(primals(cls)), loss_and_gradients(cls)
     gradient = loss(*primal)[1][part]
-    rng, h = np.random.default_rng(part), 1e-5
+    rng, h = np.random.default_rng(part), 5e-4
     step = jax.tree.map(lambda p: rng.normal(size=p.shape), primal[part])
 
-    def value(sign):
-        moved = jax.tree.map(lambda p, d: p + sign * h * d, primal[part], step)
+    def value(steps):
+        moved = jax.tree.map(lambda p, d: p + steps * h * d, primal[part], step)
         return loss(*primal[:part], moved, *primal[part + 1 :])[0]
 
     pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(step), strict=True)
     exact = sum(jnp.vdot(g, d) for g, d in pairs)
-    quotient = (value(1) - value(-1)) / (2 * h)
+    quotient = (8 * (value(1) - value(-1)) - (value(2) - value(-2))) / (12 * h)
     print("derivative", exact, "difference quotient", quotient)
-    assert abs(exact) > 1e-2
-    assert abs(quotient - exact) < 1e-6 * (1 + abs(exact))
+    assert abs(exact) > 0.05
+    assert abs(quotient - exact) < 1e-3 * (1 + abs(exact))
 
 
 @every_network
@@ -235,7 +250,7 @@ def test_time_and_condition_matter_one_sample_at_a_time(cls, float32):
     out = forward(net, t, x, cond)
     for t2, cond2 in ((t.at[1].add(0.5), cond), (t, cond.at[1].add(0.5))):
         changed = forward(net, t2, x, cond2)
-        assert abs(changed - out)[1].max() > 1e-2
+        assert abs(changed - out)[1].max() > 1e-3
         assert (jnp.delete(changed, 1, axis=0) == jnp.delete(out, 1, axis=0)).all()
 
 
@@ -316,57 +331,57 @@ def images(*shapes):
 
 def agree(transform, *arguments):
     """transform(conv) and transform(lax's) give the same arrays on `arguments`."""
-    got, expected = (jax.jit(transform(f))(*arguments) for f in (conv, plain))
+    both = jax.jit(lambda *a: (transform(conv)(*a), transform(plain)(*a)))
+    got, expected = both(*arguments)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         assert abs(a - b).max() < 1e-12 * (1 + abs(b).max())
 
 
-SIZES = pytest.mark.parametrize(
-    "k, height, width", [(1, 4, 5), (3, 4, 5), (5, 6, 7), (5, 2, 3)]
-)
+def derivatives(f):
+    """f as (x, w, dx, dw, dy) -> its value, forward and reverse derivatives."""
+
+    def everything(x, w, dx, dw, dy):
+        return jax.jvp(f, (x, w), (dx, dw)), jax.vjp(f, x, w)[1](dy)
+
+    return everything
 
 
-@SIZES
+@pytest.mark.parametrize("k, height, width", [(1, 4, 5), (3, 4, 5), (5, 2, 3)])
 def test_conv_has_the_values_and_gradients_of_lax(k, height, width):
-    x, w, dx, dw, dy = images(
-        *2 * [(2, height, width, 3), (k, k, 3, 4)], (2, height, width, 4)
-    )
-    agree(lambda f: f, x, w)
-    agree(lambda f: lambda *a: jax.jvp(f, a[:2], a[2:]), x, w, dx, dw)
-    agree(lambda f: lambda x, w, dy: jax.vjp(f, x, w)[1](dy), x, w, dy)
+    x, y = (2, height, width, 3), (2, height, width, 4)
+    agree(derivatives, *images(x, (k, k, 3, 4), x, (k, k, 3, 4), y))
 
 
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (3, None), (2, 4)])
 def test_conv_under_vmap_is_lax_under_vmap(axes):
-    x, w, dy = images((2, 4, 5, 3), (3, 3, 3, 4), (6, 2, 4, 5, 4))
+    arrays = images(*2 * [(2, 4, 5, 3), (3, 3, 3, 4)], (2, 4, 5, 4))
+    axes = (*axes, *axes, None)
+    scales = jnp.arange(1.0, 7.0)
     mapped = [
-        a if i is None else jnp.stack([a * s for s in range(1, 7)], i)
-        for a, i in zip((x, w), axes, strict=True)
+        a if i is None else jnp.stack([a * s for s in scales], i)
+        for a, i in zip(arrays, axes, strict=True)
     ]
-    agree(lambda f: jax.vmap(f, axes), *mapped)
-    agree(
-        lambda f: jax.vmap(lambda x, w, dy: jax.vjp(f, x, w)[1](dy), (*axes, 0)),
-        *mapped,
-        dy,
-    )
+    agree(lambda f: jax.vmap(derivatives(f), axes), *mapped)
 
 
 def test_conv_under_two_vmaps_is_lax_under_two_vmaps():
     x, w = images((2, 3, 2, 4, 5, 3), (2, 3, 3, 3, 4))
-    agree(lambda f: jax.vmap(jax.vmap(f, (0, None))), x, w)
     agree(lambda f: jax.vmap(jax.vmap(f, (0, None)), (0, 0), 3), x, w)
 
 
 def test_conv_has_the_second_derivatives_of_lax():
     x, w = images((1, 3, 2, 2), (3, 3, 2, 2))
 
-    def energy(f):
-        return lambda x, w: jnp.sum(jnp.sin(f(x, w)) ** 2)
+    def hessian(f):
+        def energy(x, w):
+            return jnp.sum(jnp.sin(f(x, w)) ** 2)
 
-    for i, j in itertools.product((0, 1), repeat=2):
-        agree(lambda f, i=i, j=j: jax.jacfwd(jax.grad(energy(f), i), j), x, w)
-    agree(lambda f: jax.jacrev(jax.grad(energy(f), 1), 0), x, w)
+        forward_over_reverse = jax.jacfwd(jax.grad(energy, (0, 1)), (0, 1))
+        reverse_over_reverse = jax.jacrev(jax.grad(energy, 1), 0)
+        return lambda *a: (forward_over_reverse(*a), reverse_over_reverse(*a))
+
+    agree(hessian, x, w)
 
 
 def test_conv_keeps_bfloat16():
@@ -379,9 +394,10 @@ def test_conv_keeps_bfloat16():
 
 def test_gradients_inside_a_scan_are_as_fast_as_at_top_level(float32):
     """lax's own are 30 times slower there on a CPU; 5 leaves room for a busy one."""
-    calls = 10
-    x, w = images((8, 16, 16, 16), (3, 3, 16, 16))
-    w = 0.1 * w
+    jax.config.update("jax_disable_most_optimizations", False)
+    calls = 5
+    x, w = images((8, 16, 16, 32), (3, 3, 32, 32))
+    w = 0.05 * w
 
     def gradient(w):
         return jax.grad(lambda w: jnp.mean(conv(jax.nn.silu(conv(x, w)), w) ** 2))(w)
@@ -412,5 +428,6 @@ def test_gradients_inside_a_scan_are_as_fast_as_at_top_level(float32):
             run(w).block_until_ready()
             seconds.append(time.perf_counter() - began)
         ratios.append(seconds[0] / seconds[1])
+    jax.config.update("jax_disable_most_optimizations", True)
     print("scan / top level:", np.round(sorted(ratios), 2))
     assert np.median(ratios) < 5
