@@ -53,7 +53,7 @@ def published(at, x, x0, z):
     # Karras et al. 2022 write y + n with n of level s; here y = x / alpha.
     y, s = x / at.alpha, at.sigma / at.alpha
     c_skip = SIGMA_DATA**2 / (s**2 + SIGMA_DATA**2)
-    c_out = s * SIGMA_DATA / np.sqrt(s**2 + SIGMA_DATA**2)
+    c_out = s * SIGMA_DATA / (s**2 + SIGMA_DATA**2) ** 0.5
     return {
         "x0": x0 + 0 * x,
         "eps": z + 0 * x,

@@ -1,18 +1,650 @@
-"""Sampling against exact quantiles, moments, orders and counts."""
+"""Sampling against exact quantiles, laws, orders of convergence and counts.
 
+The denoisers are exact (`oracle`), so every error is the sampler's. A flow in one
+dimension keeps the distribution function of each point, F_t(x_t) = F_0(x_0); a reverse
+SDE keeps the law. Compiled programs are shared where shapes allow it: times, tolerances
+and stochasticities are arguments of a program, numbers of steps are not.
+"""
+
+import functools
+import subprocess
+import sys
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-import jax, jax.numpy as jnp, diffrax as dfx
+import scipy.stats
+from oracle import G1, PROBES, PROCESSES, as_float32, process
+
 import sdegen
-from oracle import G1, PROBES, PROCESSES, process
+from sdegen.denoiser import PosteriorMean
+
+KEY = jax.random.key(0)
+every_process = pytest.mark.parametrize("name", PROCESSES)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@functools.cache
+def exact(name):
+    """The exact denoiser, one object per process, so that programs are shared."""
+    return G1.denoiser(process(name))
+
+
+def scales(path, t):
+    return path.alpha(t), path.sigma(t)
+
+
+def exact_quantiles(path, t):
+    """Where the probes of the data are at time t, (7, 1)."""
+    return G1.quantile(PROBES, *scales(path, t))[:, None]
+
+
+def flow(name, **options):
+    """The flow of G1 from the exact quantiles of x_{t_max} (or of the first time)."""
+    path, grid = process(name), options.get("grid")
+    first = grid[0] if isinstance(grid, jax.Array | np.ndarray) else path.t_max
+    start = options.pop("start", exact_quantiles(path, first))
+    return sdegen.sample(KEY, exact(name), start.shape, start=start, **options)
+
+
+def draws(path, n, seed=1):
+    """`n` independent draws of x_{t_max}, (n, 1)."""
+    data, noise = jax.random.split(jax.random.key(seed))
+    alpha, sigma = scales(path, path.t_max)
+    return (alpha * G1.sample(data, n) + sigma * jax.random.normal(noise, (n,)))[
+        :, None
+    ]
+
+
+def has_the_law_of_x(x, path, t, bias=0.0, note=""):
+    """Mean, variance and the whole distribution of draws of x_t, in standard errors."""
+    alpha, sigma = scales(path, t)
+    mean, var = alpha * G1.mean, alpha**2 * G1.var + sigma**2
+    x = np.asarray(x, np.float64)[:, 0]
+    mean_error = np.sqrt(var / len(x))
+    var_error = np.sqrt((np.mean((x - mean) ** 4) - var**2) / len(x))
+    ks = scipy.stats.kstest(np.asarray(G1.cdf(x, alpha, sigma)), "uniform")
+    print(
+        f"{note} mean {x.mean():.4f} (exact {mean:.4f}, bar {5 * mean_error:.4f}), "
+        f"variance {x.var():.4f} (exact {var:.4f}, bar {5 * var_error:.4f}), "
+        f"KS {ks.statistic:.4f}, p = {ks.pvalue:.2g}"
+    )
+    assert abs(x.mean() - mean) < 5 * mean_error + bias
+    assert abs(x.var() - var) < 5 * var_error + bias
+    assert ks.pvalue > 1e-6 or ks.statistic < bias  # 5 standard errors
+
+
+# -- the flow --------------------------------------------------------------------------
+
+
+@every_process
 def test_flow_keeps_every_quantile(name):
     path = process(name)
-    a, s = path.alpha(path.t_max), path.sigma(path.t_max)
-    start = G1.quantile(PROBES, a, s)[:, None]
-    out = sdegen.sample(jax.random.key(0), G1.denoiser(path), start.shape, solver=dfx.Tsit5(), grid=sdegen.Adaptive(1e-11, 1e-11), start=start)
+    out = flow(name, solver=dfx.Tsit5(), grid=sdegen.Adaptive(1e-11, 1e-11))
     assert bool(out.ok)
-    end = G1.cdf(out.x[:, 0], path.alpha(path.t_min), path.sigma(path.t_min))
-    print(abs(end-PROBES).max(), out.evaluations)
-    assert abs(end - PROBES).max() < 1e-8
+    error = abs(G1.cdf(out.x[:, 0], *scales(path, path.t_min)) - PROBES).max()
+    print("quantiles kept to", error, "in", out.evaluations, "evaluations")
+    assert error < 1e-8
+
+
+@every_process
+def test_flow_in_float32_is_the_flow_in_float64(name):
+    path = process(name)
+    start, end = exact_quantiles(path, path.t_max), exact_quantiles(path, path.t_min)
+    with jax.enable_x64(False):
+        path = as_float32(path)
+        out = sdegen.sample(
+            KEY,
+            G1.denoiser(path),
+            start.shape,
+            solver=dfx.Tsit5(),
+            grid=sdegen.FlowTimeGrid(32),
+            start=start.astype(jnp.float32),
+        )
+    assert out.x.dtype == jnp.float32
+    error = (abs(out.x - end) / (1 + abs(end))).max()
+    print("relative error", error)
+    assert error < 1e-4
+
+
+@pytest.mark.parametrize("solver, order", [("Euler", 1), ("Heun", 2), ("Bosh3", 3)])
+@pytest.mark.parametrize("name", ["VP", "RectifiedFlow", "EDM"])
+def test_solvers_have_their_order_on_every_grid(name, solver, order):
+    path, solver = process(name), getattr(dfx, solver)()
+    end = exact_quantiles(path, path.t_min)
+    # EDM's time is the noise level: equal steps of it are nobody's grid.
+    first = sdegen.KarrasGrid if name == "EDM" else sdegen.UniformGrid
+    errors = {}
+    for steps in (80, 320):
+        for grid in (first, sdegen.LogSNRGrid, sdegen.FlowTimeGrid):
+            out = flow(name, solver=solver, grid=grid(steps)(path))
+            error = float(jnp.sqrt(jnp.mean((out.x - end) ** 2)))
+            errors.setdefault(grid.__name__, []).append(error)
+    for grid, (coarse, fine) in errors.items():
+        slope = np.log2(coarse / fine) / 2
+        print(f"{grid}: errors {coarse:.3g}, {fine:.3g}, order {slope:.3f}")
+        assert abs(slope - order) < 0.2
+    if (name, order) == ("VP", 1):
+        # An independent float64 NumPy DDIM gave these two digits (systems.md, A7).
+        assert f"{errors['LogSNRGrid'][1]:.1e}" == "5.3e-03"
+        assert f"{errors['UniformGrid'][1]:.1e}" == "4.2e-03"
+
+
+@pytest.mark.parametrize("points, error", [(18, "0.110"), (36, "0.0518")])
+def test_edm_with_euler_has_its_golden_errors(points, error):
+    """Karras's grid of N points and a last step to 0, exact D (systems.md, A16 d)."""
+    out = flow(
+        "EDM", solver=dfx.Euler(), grid=sdegen.KarrasGrid(points - 1), denoise=True
+    )
+    assert int(out.evaluations) == points
+    rms = np.sqrt(np.mean((out.x[:, 0] - G1.quantile(PROBES)) ** 2))
+    print("rms error", rms, "golden", error)
+    assert f"{rms:.3g}" == f"{float(error):.3g}"
+
+
+def vp_time(tau):
+    """VP's time of a flow time: B(t) = log(1 + (sigma/alpha)^2), a quadratic in t."""
+    beta_min, slope = 0.1, 19.9
+    b = np.log1p((tau / (1 - tau)) ** 2)
+    return (np.sqrt(beta_min**2 + 2 * slope * b) - beta_min) / slope
+
+
+def ddim(path, ts, x):
+    """x_s = alpha_s x0_hat + sigma_s z_hat, as in Song et al. 2021, in a Python loop."""
+    for t, s in zip(ts[:-1], ts[1:], strict=True):
+        alpha, sigma = scales(path, t)
+        x0 = G1.denoise(x, alpha, sigma)
+        z = (x - alpha * x0) / sigma
+        alpha, sigma = scales(path, s)
+        x = alpha * x0 + sigma * z
+    return x
+
+
+IRREGULAR = np.array([0.98, 0.9, 0.89, 0.7, 0.6, 0.5, 0.45, 0.3, 0.2, 0.19, 0.05, 0.02])
+
+
+def test_euler_is_ddim_on_any_grid():
+    path = process("VP")
+    for ts in (
+        vp_time(IRREGULAR),
+        np.linspace(1, 1e-3, 12),
+        np.geomspace(0.9, 2e-3, 12),
+    ):
+        start = exact_quantiles(path, ts[0])
+        out = flow("VP", solver=dfx.Euler(), grid=jnp.asarray(ts))
+        assert abs(out.x - ddim(path, ts, start)).max() < 1e-12
+
+
+def test_processes_that_meet_the_same_flow_times_give_the_same_samples():
+    times = {
+        "VP": vp_time(IRREGULAR),
+        "EDM": IRREGULAR / (1 - IRREGULAR),
+        "RectifiedFlow": IRREGULAR,
+    }
+    ends = []
+    for name, ts in times.items():
+        path = process(name)
+        total = [sum(scales(path, t)) for t in (ts[0], ts[-1])]
+        start = total[0] * np.linspace(-2, 2, 7)[:, None]
+        out = flow(name, solver=dfx.Euler(), grid=jnp.asarray(ts), start=start)
+        ends.append(out.x / total[1])
+    assert abs(ends[0] - ends[1]).max() < 1e-10
+    assert abs(ends[0] - ends[2]).max() < 1e-10
+
+
+def point(t, x, cond):
+    """The posterior mean of data that are all one point."""
+    return jnp.full_like(x, 1.5)
+
+
+def check_point(path, steps, **options):
+    """One point under noise z is alpha 1.5 + sigma z at all times, in any steps."""
+    z = np.linspace(-2, 2, 4)[:, None]
+    start, end = (a * 1.5 + s * z for a, s in map(path_scales(path), (1, 0)))
+    out = sdegen.sample(
+        KEY,
+        PosteriorMean(point, path),
+        z.shape,
+        grid=sdegen.UniformGrid(steps),
+        start=start,
+        **options,
+    )
+    assert abs(out.x - (1.5 if options.get("denoise") else end)).max() < 1e-10
+
+
+def path_scales(path):
+    return lambda last: scales(path, path.t_max if last else path.t_min)
+
+
+@every_process
+def test_one_point_comes_back_exactly(name):
+    check_point(process(name), 3, solver=dfx.Euler())
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+@pytest.mark.parametrize("solver", [dfx.Euler(), dfx.Heun()], ids=["Euler", "Heun"])
+def test_one_point_comes_back_in_any_number_of_steps(steps, solver):
+    check_point(process("VP"), steps, solver=solver, denoise=True)
+    check_point(process("VP"), steps, solver=solver)
+
+
+# -- the reverse SDE -------------------------------------------------------------------
+
+STEPS = {"Euler": 128, "Heun": 64, "SRA1": 64, "ShARK": 64}
+"""Where the bias, measured with 1e5 draws, is under one standard error of 1e4."""
+OTHERS = ["ShARK", "Heun", "Euler"]
+PAIRS = [(name, "SRA1") for name in PROCESSES] + [
+    (name, OTHERS[i % 3]) for i, name in enumerate(PROCESSES)
+]
+"""A program each: every process with two solvers, every solver with three or more."""
+
+
+@pytest.mark.parametrize("name, solver", PAIRS)
+def test_reverse_sde_reaches_the_law_of_the_data(name, solver):
+    path = process(name)
+    start = draws(path, 10_000)
+    for stochasticity in (1.0,) if solver == "Euler" else (0.5, 1.0, 2.0):
+        out = sdegen.sample(
+            KEY,
+            exact(name),
+            start.shape,
+            solver=getattr(dfx, solver)(),
+            grid=sdegen.LogSNRGrid(STEPS[solver]),
+            stochasticity=stochasticity,
+            start=start,
+        )
+        assert bool(out.ok)
+        note = f"stochasticity {stochasticity}:"
+        has_the_law_of_x(out.x, path, path.t_min, note=note)
+
+
+@pytest.mark.parametrize("stochasticity", [0.0, 1.0])
+def test_samples_from_noise_have_the_law_of_the_data(stochasticity):
+    # alpha = 0 at t_max, so that the noise is the exact terminal law
+    path = process("RectifiedFlow")
+    out = sdegen.sample(
+        KEY, exact("RectifiedFlow"), (10_000, 1), stochasticity=stochasticity
+    )
+    has_the_law_of_x(out.x, path, path.t_min, bias=2e-2)
+
+
+def test_adaptive_sde_reaches_the_law_of_the_data():
+    path = process("VP")
+    start = draws(path, 1000)
+    out = sdegen.sample(
+        KEY,
+        exact("VP"),
+        start.shape,
+        solver=dfx.ShARK(),
+        grid=sdegen.Adaptive(1e-2, 1e-2),
+        stochasticity=1.0,
+        start=start,
+    )
+    assert bool(out.ok)
+    print("evaluations", out.evaluations)
+    has_the_law_of_x(out.x, path, path.t_min, bias=2e-2)
+
+
+def test_noise_makes_samples_of_one_start_independent():
+    path = process("VP")
+    start = jnp.broadcast_to(draws(path, 1), (1000, 1))
+    x = sdegen.sample(
+        KEY,
+        exact("VP"),
+        start.shape,
+        solver=dfx.Euler(),
+        grid=sdegen.LogSNRGrid(32),
+        stochasticity=1.0,
+        start=start,
+    ).x[:, 0]
+    correlation = np.corrcoef(x[:500], x[500:])[0, 1]
+    neighbours = np.corrcoef(x[:-1], x[1:])[0, 1]
+    print("correlations", correlation, neighbours)
+    assert len(np.unique(x)) == 1000
+    assert abs(correlation) < 5 / np.sqrt(500) and abs(neighbours) < 5 / np.sqrt(999)
+
+
+# -- keys, frames ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stochasticity", [0.0, 1.0])
+def test_a_sample_does_not_depend_on_its_batch(stochasticity):
+    few, many = (
+        sdegen.sample(
+            KEY,
+            exact("VP"),
+            (n, 3),
+            grid=sdegen.UniformGrid(8),
+            stochasticity=stochasticity,
+        ).x
+        for n in (5, 64)
+    )
+    assert abs(few - many[:5]).max() <= 1e-14  # vector and scalar code may round apart
+    assert len(np.unique(many)) == many.size
+
+
+def test_another_key_makes_other_samples():
+    a, b = (
+        sdegen.sample(
+            jax.random.key(k), exact("VP"), (5, 3), grid=sdegen.UniformGrid(8)
+        ).x
+        for k in (0, 1)
+    )
+    assert abs(a - b).min() > 1e-6
+
+
+@pytest.mark.parametrize("steps", [40, None], ids=["grid", "adaptive"])
+def test_every_frame_of_a_trajectory_keeps_the_quantiles(steps):
+    path = process("VP")
+    grid = sdegen.FlowTimeGrid(steps) if steps else sdegen.Adaptive(1e-9, 1e-9)
+    out = flow("VP", solver=dfx.Tsit5(), grid=grid, trajectory=True)
+    times, frames = np.asarray(out.times), out.trajectory
+    assert frames.shape == (*times.shape, *out.x.shape)
+    assert len(times) == (steps or 32) + 1
+    assert abs(times[[0, -1]] - np.array([1.0, 1e-3])).max() < 1e-12
+    assert (np.diff(times) < 0).all()
+    assert (frames[-1] == out.x).all()
+    assert abs(frames[0] - exact_quantiles(path, path.t_max)).max() < 1e-12
+    alpha, sigma = (jax.vmap(f)(times)[:, None, None] for f in (path.alpha, path.sigma))
+    error = abs(G1.cdf(frames[..., 0], alpha, sigma) - PROBES).max(axis=1)
+    print("worst error of a frame", error.max())
+    assert error.max() < 1e-5
+
+
+def test_every_frame_of_a_stochastic_trajectory_has_its_law():
+    path = process("VP")
+    start = draws(path, 10_000)
+    out = sdegen.sample(
+        KEY,
+        exact("VP"),
+        start.shape,
+        grid=sdegen.LogSNRGrid(64),
+        stochasticity=1.0,
+        start=start,
+        trajectory=True,
+    )
+    assert (out.trajectory[-1] == out.x).all()
+    for frame in (0, 16, 32, 48, 64):
+        t = out.times[frame]
+        has_the_law_of_x(out.trajectory[frame], path, t, note=f"t = {t:.4f}:")
+
+
+# -- evaluations, result codes ---------------------------------------------------------
+
+
+def evaluated(solver, grid, **options):
+    """(what the solution says, how often the network ran), on a cheap denoiser."""
+    calls = []
+
+    def mean(t, x, cond):
+        jax.debug.callback(lambda t: calls.append(float(t)), t)
+        return 0.5 * x
+
+    denoiser = PosteriorMean(mean, process("RectifiedFlow"))
+    out = sdegen.sample(KEY, denoiser, (2, 1), solver=solver, grid=grid, **options)
+    said = int(out.evaluations)
+    jax.effects_barrier()
+    assert bool(out.ok)
+    return said, len(calls)
+
+
+TEN_STEPS = {
+    "Euler": 10,
+    "Heun": 20,
+    "Midpoint": 20,
+    "Bosh3": 31,
+    "Tsit5": 61,
+    "Dopri5": 61,
+    "Dopri8": 131,
+    "ReversibleHeun": 11,
+}
+TEN_NOISY_STEPS = {
+    "Euler": 10,
+    "Heun": 20,
+    "SRA1": 20,
+    "ShARK": 20,
+    "SEA": 10,
+    "EulerHeun": 10,
+}
+
+
+@pytest.mark.parametrize("solver", TEN_STEPS)
+def test_evaluations_are_those_that_ran(solver):
+    ran = evaluated(getattr(dfx, solver)(), sdegen.UniformGrid(10))
+    assert ran == (TEN_STEPS[solver],) * 2
+
+
+@pytest.mark.parametrize("solver", TEN_NOISY_STEPS)
+def test_evaluations_of_an_sde_are_those_that_ran(solver):
+    ran = evaluated(
+        getattr(dfx, solver)(), sdegen.UniformGrid(10), stochasticity=1.0, denoise=True
+    )
+    assert ran == (TEN_NOISY_STEPS[solver] + 1,) * 2
+
+
+@pytest.mark.parametrize("solver", ["Tsit5", "Bosh3"])
+def test_evaluations_of_an_adaptive_solve_are_those_that_ran(solver):
+    said, ran = evaluated(
+        getattr(dfx, solver)(), sdegen.Adaptive(1e-6, 1e-6), denoise=True
+    )
+    stages = {"Tsit5": 6, "Bosh3": 3}[solver]
+    assert said == ran and said % stages == 2 and said > 5 * stages
+
+
+def test_evaluations_of_an_unknown_solver_are_not_guessed():
+    said, ran = evaluated(dfx.LeapfrogMidpoint(), sdegen.UniformGrid(10), denoise=True)
+    assert said == -1 and ran > 10
+
+
+def test_too_few_steps_are_a_code_and_no_exception():
+    out = flow("VP", solver=dfx.Tsit5(), grid=sdegen.Adaptive(1e-9, 1e-9, max_steps=3))
+    assert not bool(out.ok)
+    assert bool(out.result == dfx.RESULTS.max_steps_reached)
+    assert int(out.evaluations) == 3 * 6 + 1
+
+
+def test_the_tolerance_bounds_the_worst_sample():
+    path = process("VP")
+    end = exact_quantiles(path, path.t_min)
+    errors = []
+    for tolerance in (1e-3, 1e-6):
+        grid = sdegen.Adaptive(tolerance, tolerance)
+        out = flow("VP", solver=dfx.Tsit5(), grid=grid)
+        errors.append(abs(out.x - end).max() / tolerance)
+    print("worst error in units of the tolerance", errors)
+    assert max(errors) < 30
+
+
+# -- programs, derivatives -------------------------------------------------------------
+
+
+class ExactMean(eqx.Module):
+    """The posterior mean of G1, moved by `shift`, as a pytree that counts its traces."""
+
+    path: sdegen.AbstractPath
+    shift: jax.Array = eqx.field(default=0.0, converter=jnp.asarray)
+    traces: list = eqx.field(default_factory=list, static=True)
+
+    def __call__(self, t, x, cond):
+        self.traces.append(t)
+        return G1.denoise(x, *scales(self.path, t)) + self.shift
+
+
+def differentiable(path, shift=0.0, traces=None):
+    """An exact denoiser whose path is an argument of the program."""
+    mean = ExactMean(path, shift, [] if traces is None else traces)
+    return PosteriorMean(mean, path)
+
+
+class OneList(list):
+    """A list that is equal to itself whatever it holds, so that it can be static."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+@pytest.mark.parametrize("kind", ["grid", "noise", "adaptive"])
+def test_no_value_traces_again_but_another_process_does(kind):
+    traces = OneList()
+
+    def draw(path=None, seed=0, stochasticity=1.0, ends=(0.9, 0.2), rtol=1e-3):
+        path = sdegen.VP() if path is None else path
+        options = {
+            "grid": {"grid": np.linspace(*ends, 4)},
+            "noise": {"grid": sdegen.UniformGrid(3), "stochasticity": stochasticity},
+            "adaptive": {"grid": sdegen.Adaptive(rtol, rtol)},
+        }[kind]
+        denoiser = differentiable(path, traces=traces)
+        return sdegen.sample(jax.random.key(seed), denoiser, (2, 1), **options).x
+
+    before, count = draw(), len(traces)
+    assert count > 0
+    changed = [draw(sdegen.VP(beta_max=15.0)), draw(seed=1)]
+    if kind == "grid":
+        changed.append(draw(ends=(0.8, 0.1)))
+    if kind == "noise":
+        changed += [draw(stochasticity=2.0), draw(stochasticity=jnp.float64(0.5))]
+    if kind == "adaptive":
+        changed.append(draw(rtol=1e-5))
+    assert all(abs(x - before).max() > 1e-9 for x in changed)
+    assert len(traces) == count
+    draw(sdegen.Cosine())
+    assert len(traces) > count
+
+
+@pytest.mark.parametrize("noise", [False, True], ids=["flow", "SDE"])
+def test_gradients_through_a_fixed_grid_are_those_of_finite_differences(noise):
+    weights = np.array([[1.0], [-2.0], [0.5]])
+    start = np.array([[-1.0], [0.2], [1.3]])
+
+    def objective(values):
+        beta_max, shift, stochasticity = values
+        path = sdegen.VP(beta_max=beta_max)
+        out = sdegen.sample(
+            KEY,
+            differentiable(path, shift),
+            start.shape,
+            solver=dfx.Heun(),
+            # Its times move with beta, through the inverse of the log-SNR.
+            grid=sdegen.LogSNRGrid(6),
+            start=start,
+            stochasticity=stochasticity if noise else 0.0,
+        )
+        return jnp.sum(weights * out.x)
+
+    at = jnp.array([15.0, 0.1, 0.7])
+    objective = jax.jit(objective)
+    gradient = jax.jit(jax.grad(objective))(at)
+    h = jnp.diag(1e-4 * at)
+    quotient = jnp.stack([objective(at + d) - objective(at - d) for d in h])
+    quotient = quotient / (2e-4 * at)
+    print("gradient", gradient, "difference quotient", quotient)
+    parts = 3 if noise else 2
+    assert abs(gradient[:parts]).min() > 1e-4
+    assert abs(gradient - quotient).max() < 1e-5
+
+
+def test_vmap_over_a_parameter_is_a_loop_over_it():
+    values = jnp.array([10.0, 15.0, 20.0])
+
+    def draw(beta_max):
+        path = sdegen.VP(beta_max=beta_max)
+        return sdegen.sample(KEY, differentiable(path), (4, 1), stochasticity=1.0).x
+
+    together = jax.jit(jax.vmap(draw))(values)
+    apart = jnp.stack(list(map(jax.jit(draw), values)))
+    assert abs(together - apart).max() < 1e-12
+    assert abs(together[0] - together[1]).max() > 1e-3
+
+
+# -- other noise, and what is refused --------------------------------------------------
+
+
+class HeavyTails(sdegen.AbstractPath):
+    """A rectified flow whose noise is Student's: a path, not an SDE."""
+
+    t_min: jax.Array = eqx.field(default=1e-3, converter=jnp.asarray)
+    t_max: jax.Array = eqx.field(default=1.0, converter=jnp.asarray)
+    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.StudentT)
+
+    def alpha(self, t):
+        return 1 - t
+
+    def sigma(self, t):
+        return 1.0 * t
+
+
+def test_the_flow_starts_from_the_law_of_its_base():
+    path = HeavyTails()
+    denoiser = PosteriorMean(point, path)
+    x = sdegen.sample(KEY, denoiser, (4000, 1), grid=sdegen.UniformGrid(2)).x
+    alpha, sigma = scales(path, path.t_min)
+    z = np.asarray((x - alpha * 1.5) / sigma)[:, 0]
+    ks = scipy.stats.kstest(z, scipy.stats.t(4).cdf)
+    print("KS", ks.statistic, "p", ks.pvalue)
+    assert ks.pvalue > 1e-6
+    assert (
+        scipy.stats.kstest(z, "norm").pvalue < 1e-6
+    )  # it would have seen a normal law
+
+
+REFUSED = {
+    r"shape \(batch, \.\.\.\) .* at least two axes, got \(5,\)": {"shape": (5,)},
+    r"whole numbers .* got \(0, 1\)": {"shape": (0, 1)},
+    "Tsit5 is for ODEs": {"solver": dfx.Tsit5(), "stochasticity": 1.0},
+    "SRA1 solves SDEs only": {"solver": dfx.SRA1()},
+    "error estimate, and Euler has none": {
+        "solver": dfx.Euler(),
+        "grid": sdegen.Adaptive(),
+    },
+    "times that fall strictly": {"grid": np.array([0.1, 0.5, 1.0])},
+    "at least two times": {"grid": np.array([1.0])},
+    r"lie in \[t_min, t_max\] = \[0.001, 1\] of VP, got times from 1.5": {
+        "grid": np.array([1.5, 0.5])
+    },
+    "got times from 1 to 1e-05": {"grid": np.array([1.0, 1e-5])},
+    r"such as KarrasGrid\(32\), got the class": {"grid": sdegen.KarrasGrid},
+    "stochasticity must be >= 0": {"stochasticity": -1.0},
+    r"start must have the shape \(5, 1\), got \(4, 1\)": {"start": np.zeros((4, 1))},
+    "reverse SDE needs Gaussian noise, and HeavyTails has base=StudentT": {
+        "denoiser": PosteriorMean(point, HeavyTails()),
+        "stochasticity": 1.0,
+    },
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_mistakes_are_answered_with_a_sentence(message):
+    options = {"denoiser": exact("VP"), "shape": (5, 1)} | REFUSED[message]
+    if "start" in options:
+        options["start"] = jnp.asarray(options["start"])
+    with pytest.raises(ValueError, match=message):
+        sdegen.sample(KEY, **options)
+
+
+def test_mistakes_of_type_are_answered_with_a_sentence_too():
+    # In another process, because under pytest beartype speaks before the library does.
+    code = """
+import diffrax as dfx, jax, sdegen
+denoiser = sdegen.PosteriorMean(lambda t, x, cond: 0 * x, sdegen.VP())
+for options in (
+    {"solver": dfx.Heun},
+    {"grid": "karras"},
+    {"shape": 5},
+    {"shape": (5, 1.0)},
+    {"solver": "heun"},
+):
+    try:
+        sdegen.sample(jax.random.key(0), denoiser, **{"shape": (5, 1)} | options)
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    print(done.stdout, done.stderr)
+    said = done.stdout.splitlines()
+    assert "A class needs its brackets: Heun(), not Heun." in said[0]
+    assert "such as KarrasGrid(18)" in said[1] and "got 'karras'" in said[1]
+    assert all("shape (batch, ...) of whole numbers" in line for line in said[2:4])
+    assert "must be a diffrax solver such as diffrax.Heun()" in said[4]
