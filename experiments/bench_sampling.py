@@ -53,7 +53,7 @@ def main(config: Config) -> None:
             cases[name] = lambda d=denoiser, s=solver, g=steps, l=stochasticity: (
                 sdegen.sample(key, d, shape, solver=s, grid=g, stochasticity=l)
             )
-    x, t = jax.random.normal(key, shape), jnp.zeros(())
+    x, t = jax.random.normal(key, shape), jnp.zeros(shape[:1])
     # Parameters as arguments, as in the sampler: baked in as constants they run faster.
     leaves, structure = jax.tree.flatten(network)
 

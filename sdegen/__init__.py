@@ -51,3 +51,4 @@ from .train import TrainState as TrainState
 from .train import fit as fit
 from .train import init_state as init_state
 from .train import train_step as train_step
+from .typing import number as number

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from . import prediction
 from .path import AbstractPath
 from .prediction import Kind
-from .typing import PyTree, Scalar, Time, float_array, is_traced, number
+from .typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced, number
 
 
 def edm_inputs(path, t, sigma_data) -> tuple[Scalar, Scalar]:
@@ -83,6 +83,13 @@ class AbstractDenoiser(eqx.Module):
             )
         return -self.ends(t, x, cond)[1] / batched(self.path.sigma, float_array(t), x)
 
+    def sample_score(
+        self, t: ScalarLike, x: Float[Array, "..."], cond: PyTree = None
+    ) -> Float[Array, "..."]:
+        """The score for one sample, as `reverse` and `probability_flow` take it."""
+        cond = jax.tree.map(lambda c: c[None], cond)
+        return self.score(float_array(t), x[None], cond)[0]
+
     def velocity(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> Float[Array, "batch ..."]:
@@ -109,8 +116,9 @@ class PosteriorMean(AbstractDenoiser):
 class Denoiser(AbstractDenoiser):
     """A network (time, x, cond) -> prediction, with its path and its kind.
 
-    **Arguments:** `network`, any callable pytree on batches (a Flax NNX module is one);
-    `path`; `kind`, a row of `sdegen.prediction`; `sigma_data`, the standard deviation
+    **Arguments:** `network`, any callable pytree on batches (a Flax NNX module is one),
+    which is given its time as (batch,), x and cond; `path`; `kind`, a row of
+    `sdegen.prediction`; `sigma_data`, the standard deviation
     of the data; `inputs`, what the network is shown: `edm_inputs` or `raw_inputs`.
 
     The state stays in its own precision whatever the network computes in; times are
@@ -135,12 +143,13 @@ class Denoiser(AbstractDenoiser):
             )
         inputs = lambda t: self.inputs(self.path, t, self.sigma_data)  # noqa: E731
         time = inputs(t)[0] if t.ndim == 0 else jax.vmap(lambda t: inputs(t)[0])(t)
+        time = jnp.broadcast_to(time, x.shape[:1])
         scale = batched(lambda t: inputs(t)[1], t, x)
         out = self.network(time, (scale * x).astype(x.dtype), cond)
-        if out.shape != x.shape:
+        if getattr(out, "shape", None) != x.shape:
             raise ValueError(
                 f"the network must return an array of the shape of x, {x.shape}, got "
-                f"{out.shape}. Check its number of output channels."
+                f"{getattr(out, 'shape', type(out).__name__)}. Check its output."
             )
         return out.astype(x.dtype)
 
@@ -156,6 +165,12 @@ class Denoiser(AbstractDenoiser):
         return prediction.ends(row, alpha, sigma, x, self.predict(t, x, cond))
 
     def __check_init__(self):
+        if not isinstance(self.path, AbstractPath):
+            raise ValueError(
+                "a denoiser needs a path, such as sdegen.VP(), got "
+                f"{self.path!r:.60}. A process without alpha and sigma is reversed "
+                "by `sdegen.reverse`."
+            )
         if not isinstance(self.kind, Kind):
             known = ", ".join(k for k, o in vars(prediction).items() if type(o) is Kind)
             raise ValueError(

@@ -57,7 +57,7 @@ def denoising_loss(
         index = index + total * jax.lax.axis_index(axis_name)
         total = total * jax.lax.axis_size(axis_name)
     time_key, noise_key, pair_key = jax.random.split(key, 3)
-    t = times.draw(time_key, path, index, total, x0.dtype)
+    t = times.draw(time_key, path, index, total, x0.dtype)  # float32 at least
     keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, index)
     z = jax.vmap(lambda k: path.base.sample(k, x0.shape[1:], x0.dtype))(keys)
     x0, z = coupling(pair_key, x0, z)

@@ -94,9 +94,9 @@ class Given(AbstractOptimizer):
         return self.chain
 
 
-def gradient_norm(grads) -> Scalar:
-    """The global norm, in float32."""
+def global_norm(tree) -> Scalar:
+    """The norm of all the arrays of `tree` together, in float32."""
     squares = (
-        jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)
+        jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(tree)
     )
     return jnp.sqrt(sum(squares))

@@ -144,8 +144,9 @@ def reverse(
 ) -> ReverseSDE:
     """The reverse-time SDE with the marginals of `sde`, equation (1).
 
-    **Arguments:** `score(t, x)`, the score of the law of x_t for one sample;
-    `stochasticity`, lambda in (1): 1 is Anderson's, towards 0 the probability flow.
+    **Arguments:** `score(t, x)`, the score of the law of x_t for one sample (of a
+    denoiser it is `denoiser.sample_score`); `stochasticity`, lambda in (1): 1
+    is Anderson's, towards 0 the probability flow.
     """
     return ReverseSDE(sde, score, stochasticity)
 

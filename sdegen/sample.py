@@ -19,6 +19,8 @@ clock l = log(alpha / sigma), where g^2 |dt| = 2 sigma^2 dl, with noise strength
 Noise is additive, so Euler, Heun, SRA1 and ShARK apply, and Ito equals Stratonovich.
 """
 
+import operator
+
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -28,8 +30,8 @@ from jaxtyping import Array, Float
 
 from .denoiser import AbstractDenoiser
 from .path import NoiseInverse
-from .solvers.solve import Solution, check_solver, evaluations, solve
-from .times import LOGSNR_FLOOR, Adaptive, FlowTimeGrid, Grid
+from .solvers.solve import Solution, check_solver, checked, evaluations, solve
+from .times import LOGSNR_FLOOR, Adaptive, FlowTimeGrid, Grid, LogSNRGrid
 from .typing import PyTree, RandomKey, ScalarLike, float_array, is_traced
 
 
@@ -39,7 +41,7 @@ def sample(
     shape: tuple[int, ...],
     *,
     solver: dfx.AbstractSolver | None = None,
-    grid: Grid | Adaptive | Array | None = None,
+    grid: Grid | Adaptive | Array | int | None = None,
     stochasticity: ScalarLike = 0.0,
     cond: PyTree = None,
     start: Float[Array, "batch ..."] | None = None,
@@ -64,12 +66,17 @@ def sample(
     begins.
     """
     solver = dfx.Heun() if solver is None else solver
-    grid = FlowTimeGrid(32) if grid is None else grid
     path = denoiser.path
-    if not (len(shape) >= 2 and all(isinstance(n, int) and n > 0 for n in shape)):
+    given, shape = shape, _whole_numbers(shape)
+    if len(shape) < 2 or min(shape) < 1:
         raise ValueError(
             "sample needs a shape (batch, ...) of whole numbers with at least two "
-            f"axes, got {shape!r}. For 1-D data use (batch, 1)."
+            f"axes, got {given!r}. For 1-D data use (batch, 1)."
+        )
+    if jnp.ndim(stochasticity):
+        raise ValueError(
+            "stochasticity is one number for the whole batch, got an array of shape "
+            f"{jnp.shape(stochasticity)}."
         )
     flow = not is_traced(stochasticity) and float(stochasticity) == 0
     if not is_traced(stochasticity) and not float(stochasticity) >= 0:
@@ -82,8 +89,11 @@ def sample(
             f"the reverse SDE needs Gaussian noise, and {type(path).__name__} has base="
             f"{type(path.base).__name__}. Sample with stochasticity=0."
         )
-    if start is not None and start.shape != tuple(shape):
-        raise ValueError(f"start must have the shape {shape}, got {start.shape}.")
+    if grid is None or isinstance(grid, int):
+        # Each in the clock that it is solved in, where equal steps serve it best.
+        grid = (FlowTimeGrid if flow else LogSNRGrid)(32 if grid is None else grid)
+    if start is not None and jnp.shape(start) != shape:
+        raise ValueError(f"start must have the shape {shape}, got {jnp.shape(start)}.")
     check_solver(solver, isinstance(grid, Adaptive), not flow)
     return _sample(
         key,
@@ -93,11 +103,18 @@ def sample(
         _check_grid(grid, path),
         None if flow else float_array(stochasticity),
         solver,
-        tuple(shape),
+        shape,
         denoise,
         trajectory,
         sharding,
     )
+
+
+def _whole_numbers(shape) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(n) for n in shape)
+    except TypeError:
+        return ()
 
 
 def _check_grid(grid, path):
@@ -111,7 +128,7 @@ def _check_grid(grid, path):
             )
         return grid
     try:
-        ts = float_array(grid).astype(path.t_min.dtype)
+        ts = float_array(grid).astype(float_array(path.t_min).dtype)
     except (TypeError, ValueError):
         raise ValueError(
             "grid must be a grid of sdegen.times such as KarrasGrid(18), "
@@ -188,7 +205,7 @@ def _sample(
     path, inverse = denoiser.path, denoiser.path.inverse()
     adaptive = grid if isinstance(grid, Adaptive) else None
     if adaptive is not None:
-        ts = jnp.stack([path.t_max, path.t_min])
+        ts = jnp.stack([float_array(path.t_max), float_array(path.t_min)])
     else:
         ts = grid(path) if callable(grid) else grid
     dtype = ts.dtype
@@ -198,7 +215,8 @@ def _sample(
         field = _FlowField(denoiser, inverse, cond)
     else:
         clock = jax.vmap(path.logsnr)(ts) / 2
-        clock = clock.at[0].set(jnp.maximum(clock[0], LOGSNR_FLOOR / 2))
+        # Nodes below the floor become one: steps of length zero, which change nothing.
+        clock = jnp.maximum(clock, LOGSNR_FLOOR / 2)
         tau0 = jax.nn.sigmoid(-clock[0])
         field = _ReverseField(denoiser, inverse, cond, stochasticity.astype(dtype))
         noise = field.noise
@@ -232,4 +250,4 @@ def _sample(
     count = evaluations(solver, solution.stats["num_steps"])
     if denoise:
         x, count = denoiser(ts[-1], x, cond), jnp.where(count < 0, count, count + 1)
-    return Solution(x, count, solution.result, times, frames)
+    return Solution(x, count, checked(solution.result, x), times, frames)

@@ -4,11 +4,12 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .reverse import ProbabilityFlow
 from .sde import AbstractSDE, noise_depends_on_state
-from .solvers.solve import Solution, check_solver, evaluations, solve
+from .solvers.solve import Solution, check_solver, checked, evaluations, solve
 from .times import Adaptive
 from .typing import RandomKey, float_array, is_traced
 
@@ -40,16 +41,20 @@ def simulate(
     check_solver(solver, adaptive is not None, noisy)
     if adaptive is not None:
         clock = jnp.stack([process.t_min, process.t_max])
-    elif isinstance(grid, int):
+    elif isinstance(grid, int | np.integer):
+        if grid < 1:
+            raise ValueError(f"simulate needs at least one step, got grid={grid}.")
         unit = jnp.arange(grid + 1, dtype=process.t_min.dtype) / grid
         clock = process.t_min + (process.t_max - process.t_min) * unit
     else:
         clock = float_array(grid)
-        if not is_traced(clock) and not bool(jnp.all(clock[1:] > clock[:-1])):
-            raise ValueError(
-                "simulate needs a grid of strictly rising times, got one that falls: "
-                "a reversed process has a rising clock too, from 0 to 1."
-            )
+        _check_clock(clock, process)
+    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            "simulate takes a floating-point batch of shape (batch, ...) with at least "
+            f"two axes, got {x.dtype} of shape {x.shape}."
+        )
+    _check_shapes(process, clock[0], x[0])
     if noisy and noise_depends_on_state(process, clock[0], x[0]):
         if not isinstance(solver, dfx.AbstractItoSolver):
             raise ValueError(
@@ -57,6 +62,46 @@ def simulate(
                 f"{type(solver).__name__} is not an Ito solver. Use Euler()."
             )
     return _simulate(key, process, x, clock, adaptive, solver, trajectory)
+
+
+def _check_clock(clock, process):
+    if clock.ndim != 1 or len(clock) < 2:
+        raise ValueError(
+            "grid must be a whole number of steps, an array of at least two rising "
+            f"times, or Adaptive(...), got an array of shape {clock.shape}."
+        )
+    if is_traced((clock, process.t_min, process.t_max)):
+        return
+    values, low, high = np.asarray(clock), float(process.t_min), float(process.t_max)
+    if not (np.diff(values) > 0).all():
+        raise ValueError(
+            "simulate needs a grid of strictly rising times, got one that falls: a "
+            "reversed process has a rising clock too, from 0 to 1."
+        )
+    slack = 1e-6 * (high - low)
+    if values[0] < low - slack or values[-1] > high + slack:
+        raise ValueError(
+            f"grid times must lie in [t_min, t_max] = [{low:g}, {high:g}] of "
+            f"{type(process).__name__}, got {values[0]:g} to {values[-1]:g}."
+        )
+
+
+def _check_shapes(process, t, x):
+    """The coefficients for one sample, before a batch axis could hide a wrong shape."""
+    if isinstance(process, ProbabilityFlow):
+        coefficients = {"drift": jax.eval_shape(process, t, x).shape}
+    else:
+        coefficients = {
+            "drift": jax.eval_shape(process.drift, t, x).shape,
+            "diffusion": jax.eval_shape(process.diffusion, t, x).shape,
+        }
+    for name, shape in coefficients.items():
+        if shape != x.shape and not (name == "diffusion" and shape == ()):
+            scalar = " or a scalar" if name == "diffusion" else ""
+            raise ValueError(
+                f"{name}(t, x) must return an array of the shape of one sample, "
+                f"{x.shape}{scalar}, got {shape}."
+            )
 
 
 @eqx.filter_jit
@@ -88,4 +133,5 @@ def _simulate(key, process, x, clock, adaptive, solver, trajectory):
     )
     count = evaluations(solver, solution.stats["num_steps"])
     times, frames = (solution.ts, solution.ys) if trajectory else (None, None)
-    return Solution(solution.ys[-1], count, solution.result, times, frames)
+    x = solution.ys[-1]
+    return Solution(x, count, checked(solution.result, x), times, frames)

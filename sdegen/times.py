@@ -18,7 +18,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
 from .path import AbstractPath
-from .typing import RandomKey, Scalar, number
+from .typing import RandomKey, Scalar, float_array, number
 
 LOGSNR_FLOOR = -13.8155  # 2 log(1e-3): noise, for paths that reach alpha = 0
 
@@ -51,7 +51,7 @@ class AbstractTimes(eqx.Module):
         draws put exactly one u into each cell [k/total, (k+1)/total) (Kingma et al.
         2021, "Variational diffusion models", appendix I.1).
         """
-        dtype = dtype or jnp.result_type(float)
+        dtype = jnp.promote_types(dtype or jnp.result_type(float), jnp.float32)
         if self.stratified:
             u = (jax.random.uniform(key, (), dtype) + index.astype(dtype)) / total
         else:
@@ -69,6 +69,17 @@ class Uniform(AbstractTimes):
     def quantile(self, path, u):
         """The times with probability u below them."""
         return path.t_min + (path.t_max - path.t_min) * u
+
+
+class FlowTime(AbstractTimes):
+    """sigma / (alpha + sigma) uniform: rectified flow's uniform times, on any path."""
+
+    stratified: bool = eqx.field(default=True, static=True)
+
+    def quantile(self, path, u):
+        """The times with probability u below them."""
+        low, high = path.flow_time(path.t_min), path.flow_time(path.t_max)
+        return jax.vmap(path.inverse())(-jnp.log(low + (high - low) * u))
 
 
 class LogitNormal(AbstractTimes):
@@ -124,7 +135,7 @@ class AbstractGrid(eqx.Module):
 
 
 def _fraction(path, steps):
-    return jnp.arange(steps + 1, dtype=path.t_min.dtype) / steps
+    return jnp.arange(steps + 1, dtype=float_array(path.t_min).dtype) / steps
 
 
 def _pin(path, ts):

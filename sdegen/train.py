@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, Int
 from . import checkpoint
 from .data.batches import batch_indices
 from .loss import denoising_loss
-from .mesh import batch_sharding, replicated
-from .optimizer import AbstractOptimizer, AdamW, Given, gradient_norm
+from .mesh import batch_sharding, replicated, varying
+from .optimizer import AbstractOptimizer, AdamW, Given, global_norm
 from .record import Recorder
 from .typing import PyTree, RandomKey, Scalar, ScalarLike, float_array
 
@@ -42,8 +42,13 @@ class TrainState(eqx.Module):
 def init_state(network: Any, transform: optax.GradientTransformation) -> TrainState:
     """The state before the first step; the moving average starts at the network."""
     params = eqx.filter(network, eqx.is_inexact_array)
+
     # a copy: the state's buffers are donated, the network's stay the caller's
-    own = functools.partial(jax.tree.map, jnp.array)
+    def own(tree):
+        return jax.tree.map(lambda a: jnp.array(a) if eqx.is_array(a) else a, tree)
+
+    if not jax.tree.leaves(params):
+        raise ValueError("the network has no floating-point arrays: nothing to train.")
     return TrainState(own(network), own(network), transform.init(params), jnp.array(0))
 
 
@@ -67,8 +72,8 @@ def train_step(
     n) / (10 + n)); `axis_name`, the mapped axis if the batch is one device's part of
     it.
 
-    **Returns:** the next state, and `loss` and `grad_norm`, which the caller looks at
-    now and then: the step itself never raises.
+    **Returns:** the next state, and `loss`, `grad_norm` and `update_norm`, which
+    the caller looks at now and then: the step itself never raises.
     """
     step_key = jax.random.fold_in(key, state.step)
 
@@ -76,7 +81,10 @@ def train_step(
         full = dataclasses.replace(denoiser, network=network)
         return loss(full, step_key, x0, cond, axis_name=axis_name)
 
-    value, grads = eqx.filter_value_and_grad(objective)(state.network)
+    network = state.network
+    if axis_name is not None:  # each device differentiates its own part of the loss
+        network = jax.tree.map(lambda a: varying(a, axis_name), network)
+    value, grads = eqx.filter_value_and_grad(objective)(network)
     if axis_name is not None:
         value, grads = jax.lax.pmean((value, grads), axis_name)
     params = eqx.filter(state.network, eqx.is_inexact_array)
@@ -94,7 +102,11 @@ def train_step(
         network,
     )
     new = TrainState(network, moving, opt_state, state.step + 1)
-    return new, {"loss": value, "grad_norm": gradient_norm(grads)}
+    return new, {
+        "loss": value,
+        "grad_norm": global_norm(grads),
+        "update_norm": global_norm(updates),
+    }
 
 
 class NonFiniteError(FloatingPointError):
@@ -184,7 +196,7 @@ def fit(
         while done < steps:
             count = min(steps_per_call, steps - done)
             leaves, metrics = run(leaves, done, count)
-            finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
+            finite = np.logical_and.reduce([np.isfinite(m) for m in metrics.values()])
             if not finite.all():
                 bad = int(np.argmin(finite))
                 # Back to the copy, and again up to the bad step: the same numbers.
@@ -235,8 +247,13 @@ def make_call(
     crosses the jit boundary far faster as a flat list than as a tree of objects.
     """
     optimizer = AdamW() if optimizer is None else optimizer
-    if not isinstance(optimizer, AbstractOptimizer):
+    if isinstance(optimizer, optax.GradientTransformation):
         optimizer = Given(optimizer)
+    if not isinstance(optimizer, AbstractOptimizer):
+        raise ValueError(
+            "optimizer must be a module such as sdegen.AdamW(), or an Optax "
+            f"transformation such as optax.adam(1e-3), got {optimizer!r:.60}."
+        )
     cond = jax.tree.map(jnp.asarray, cond)
     state = init_state(denoiser.network, optimizer.transform(steps))
     shell = dataclasses.replace(denoiser, network=None)
@@ -293,26 +310,35 @@ def _copy(leaves):
 
 def _check_data(data, cond, batch_size, mesh):
     host = np.asarray(data)
-    if host.ndim < 2 or not np.issubdtype(host.dtype, np.floating):
+    if host.ndim < 2 or not jnp.issubdtype(host.dtype, jnp.floating):
         raise ValueError(
             "fit takes floating-point data of shape (n, ...), at least two axes, got "
             f"{host.dtype} of shape {host.shape}. Scale images to about [-1, 1]; use "
             "data[:, None] for 1-D data."
         )
+    if not len(host):
+        raise ValueError(f"the data are empty: an array of shape {host.shape}.")
     if not np.isfinite(host).all():
         row = int(np.argmin(np.isfinite(host.reshape(len(host), -1)).all(axis=1)))
         raise ValueError(
             f"the data must be finite, but row {row} holds NaN or infinity. Remove or "
             "repair it; nothing was trained or written."
         )
-    for leaf in jax.tree.leaves(cond):
-        if len(leaf) != len(host):
+    for leaf in map(np.asarray, jax.tree.leaves(cond)):
+        if leaf.shape[:1] != host.shape[:1]:
             raise ValueError(
-                f"cond must have one row per sample: {len(host)} samples, got a leaf "
-                f"of shape {np.shape(leaf)}."
+                f"cond must have one row per sample: {len(host)} samples, got an array "
+                f"of shape {leaf.shape}."
             )
-    if batch_size < 1 or (mesh is not None and batch_size % mesh.shape["data"]):
-        parts = 1 if mesh is None else mesh.shape["data"]
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
+            raise ValueError("cond must be finite, but it holds NaN or infinity.")
+    if mesh is not None and "data" not in mesh.shape:
+        raise ValueError(
+            f'fit needs a mesh with an axis "data", got axes {mesh.axis_names}. See '
+            "sdegen.mesh.data_mesh()."
+        )
+    parts = 1 if mesh is None else mesh.shape["data"]
+    if batch_size < 1 or batch_size % parts:
         raise ValueError(
             f"batch_size must be positive and divisible by the {parts} devices of the "
             f"mesh, got {batch_size}."
@@ -333,9 +359,9 @@ def _non_finite(step, value, state, target):
         saved = checkpoint.save(target, state)
     place = "it is in this error's `state`" if saved is None else f"saved in {saved}"
     return NonFiniteError(
-        f"step {step} gave a loss of {value} or a gradient that is not finite; "
-        f"training stopped there. The last good state, after {int(state.step)} steps, "
-        f"is kept: {place}. Try a smaller learning rate or more warm-up.",
+        f"step {step} gave a loss of {value}, or a gradient or update that is not "
+        f"finite; training stopped there. The last good state, after {int(state.step)} "
+        f"steps, is kept: {place}. Try a smaller learning rate or more warm-up.",
         step,
         state,
         saved,

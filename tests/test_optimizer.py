@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import sdegen
-from sdegen.optimizer import Given, gradient_norm
+from sdegen.optimizer import Given, global_norm
 
 
 def plain(cls, **kwargs):
@@ -194,6 +194,6 @@ def test_a_given_transformation_is_used_as_it_is():
     assert abs(float(params[0]) - 0.8) < 1e-15
 
 
-def test_the_gradient_norm_is_over_all_leaves():
-    norm = gradient_norm({"a": jnp.array([2.0, 3.0]), "b": jnp.array([[6.0]])})
+def test_the_norm_is_over_all_leaves():
+    norm = global_norm({"a": jnp.array([2.0, 3.0]), "b": jnp.array([[6.0]])})
     assert norm.dtype == jnp.float32 and abs(float(norm) - 7.0) < 1e-6

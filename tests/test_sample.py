@@ -23,6 +23,16 @@ import sdegen
 from sdegen.denoiser import PosteriorMean
 
 KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles():
+    """A hundred programs that run once each: compile them quickly rather than well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 every_process = pytest.mark.parametrize("name", PROCESSES)
 
 
@@ -90,28 +100,26 @@ def test_flow_keeps_every_quantile(name):
 
 
 @every_process
-def test_flow_in_float32_is_the_flow_in_float64(name):
+def test_flow_in_float32_ends_at_the_exact_quantiles(name):
     path = process(name)
     start, end = exact_quantiles(path, path.t_max), exact_quantiles(path, path.t_min)
-    with jax.enable_x64(False):
-        path = as_float32(path)
-        out = sdegen.sample(
-            KEY,
-            G1.denoiser(path),
-            start.shape,
-            solver=dfx.Tsit5(),
-            grid=sdegen.FlowTimeGrid(32),
-            start=start.astype(jnp.float32),
-        )
+    out = sdegen.sample(
+        KEY,
+        G1.denoiser(as_float32(path)),
+        start.shape,
+        solver=dfx.Tsit5(),
+        grid=sdegen.FlowTimeGrid(32),
+        start=start.astype(jnp.float32),
+    )
     assert out.x.dtype == jnp.float32
     error = (abs(out.x - end) / (1 + abs(end))).max()
     print("relative error", error)
     assert error < 1e-4
 
 
-@pytest.mark.parametrize("solver, order", [("Euler", 1), ("Heun", 2), ("Bosh3", 3)])
+@pytest.mark.parametrize("order, solver", [(1, "Euler"), (2, "Heun"), (3, "Bosh3")])
 @pytest.mark.parametrize("name", ["VP", "RectifiedFlow", "EDM"])
-def test_solvers_have_their_order_on_every_grid(name, solver, order):
+def test_solvers_have_their_order_on_every_grid(name, order, solver):
     path, solver = process(name), getattr(dfx, solver)()
     end = exact_quantiles(path, path.t_min)
     # EDM's time is the noise level: equal steps of it are nobody's grid.
@@ -152,7 +160,7 @@ def vp_time(tau):
 
 
 def ddim(path, ts, x):
-    """x_s = alpha_s x0_hat + sigma_s z_hat, as in Song et al. 2021, in a Python loop."""
+    """x_s = alpha_s x0_hat + sigma_s z_hat (Song et al. 2021), in a Python loop."""
     for t, s in zip(ts[:-1], ts[1:], strict=True):
         alpha, sigma = scales(path, t)
         x0 = G1.denoise(x, alpha, sigma)
@@ -187,7 +195,7 @@ def test_processes_that_meet_the_same_flow_times_give_the_same_samples():
     for name, ts in times.items():
         path = process(name)
         total = [sum(scales(path, t)) for t in (ts[0], ts[-1])]
-        start = total[0] * np.linspace(-2, 2, 7)[:, None]
+        start = total[0] * jnp.linspace(-2, 2, 7)[:, None]
         out = flow(name, solver=dfx.Euler(), grid=jnp.asarray(ts), start=start)
         ends.append(out.x / total[1])
     assert abs(ends[0] - ends[1]).max() < 1e-10
@@ -223,29 +231,31 @@ def test_one_point_comes_back_exactly(name):
     check_point(process(name), 3, solver=dfx.Euler())
 
 
-@pytest.mark.parametrize("steps", [1, 10])
-@pytest.mark.parametrize("solver", [dfx.Euler(), dfx.Heun()], ids=["Euler", "Heun"])
-def test_one_point_comes_back_in_any_number_of_steps(steps, solver):
-    check_point(process("VP"), steps, solver=solver, denoise=True)
-    check_point(process("VP"), steps, solver=solver)
+def test_one_point_comes_back_in_any_number_of_steps():
+    check_point(process("VP"), 1, solver=dfx.Euler())
+    check_point(process("VP"), 10, solver=dfx.Heun(), denoise=True)
 
 
 # -- the reverse SDE -------------------------------------------------------------------
 
 STEPS = {"Euler": 128, "Heun": 64, "SRA1": 64, "ShARK": 64}
 """Where the bias, measured with 1e5 draws, is under one standard error of 1e4."""
-OTHERS = ["ShARK", "Heun", "Euler"]
 PAIRS = [(name, "SRA1") for name in PROCESSES] + [
-    (name, OTHERS[i % 3]) for i, name in enumerate(PROCESSES)
+    ("VP", "ShARK"),
+    ("EDM", "ShARK"),
+    ("RectifiedFlow", "Heun"),
+    ("DDPM", "Heun"),
+    ("VE", "Euler"),
+    ("Cosine", "Euler"),
 ]
-"""A program each: every process with two solvers, every solver with three or more."""
+"""A program each: processes and solvers meet in alpha and sigma only."""
 
 
 @pytest.mark.parametrize("name, solver", PAIRS)
 def test_reverse_sde_reaches_the_law_of_the_data(name, solver):
     path = process(name)
     start = draws(path, 10_000)
-    for stochasticity in (1.0,) if solver == "Euler" else (0.5, 1.0, 2.0):
+    for stochasticity in (0.5, 1.0, 2.0) if solver == "SRA1" else (1.0,):
         out = sdegen.sample(
             KEY,
             exact(name),
@@ -265,14 +275,18 @@ def test_samples_from_noise_have_the_law_of_the_data(stochasticity):
     # alpha = 0 at t_max, so that the noise is the exact terminal law
     path = process("RectifiedFlow")
     out = sdegen.sample(
-        KEY, exact("RectifiedFlow"), (10_000, 1), stochasticity=stochasticity
+        KEY,
+        exact("RectifiedFlow"),
+        (10_000, 1),
+        grid=sdegen.LogSNRGrid(64),
+        stochasticity=stochasticity,
     )
-    has_the_law_of_x(out.x, path, path.t_min, bias=2e-2)
+    has_the_law_of_x(out.x, path, path.t_min)
 
 
 def test_adaptive_sde_reaches_the_law_of_the_data():
     path = process("VP")
-    start = draws(path, 1000)
+    start = draws(path, 500)
     out = sdegen.sample(
         KEY,
         exact("VP"),
@@ -306,6 +320,25 @@ def test_noise_makes_samples_of_one_start_independent():
     assert abs(correlation) < 5 / np.sqrt(500) and abs(neighbours) < 5 / np.sqrt(999)
 
 
+def test_nodes_before_the_floor_of_the_log_snr_change_nothing():
+    # A traced zero: no noise, in the clock of the SDE, which begins at log-SNR -13.8.
+    def end(stochasticity, ts):
+        return sdegen.sample(
+            KEY,
+            exact("RectifiedFlow"),
+            (3, 1),
+            grid=jnp.asarray(ts),
+            stochasticity=stochasticity,
+        ).x
+
+    few, many = (
+        jax.jit(end)(0.0, ts)
+        for ts in ([1.0, 0.9, 0.4, 0.1], [1.0, 0.9999, 0.9995, 0.9, 0.4, 0.1])
+    )
+    assert jnp.isfinite(few).all()
+    assert abs(few - many).max() < 1e-12
+
+
 # -- keys, frames ----------------------------------------------------------------------
 
 
@@ -323,6 +356,18 @@ def test_a_sample_does_not_depend_on_its_batch(stochasticity):
     )
     assert abs(few - many[:5]).max() <= 1e-14  # vector and scalar code may round apart
     assert len(np.unique(many)) == many.size
+
+
+@pytest.mark.parametrize("stochasticity", [0.0, 1.0])
+def test_a_number_of_steps_means_equal_steps_of_the_clock(stochasticity):
+    kind = sdegen.LogSNRGrid if stochasticity else sdegen.FlowTimeGrid
+    a, b = (
+        sdegen.sample(
+            KEY, exact("VP"), (5, 3), grid=grid, stochasticity=stochasticity
+        ).x
+        for grid in (8, kind(8))
+    )
+    assert (a == b).all()
 
 
 def test_another_key_makes_other_samples():
@@ -445,6 +490,15 @@ def test_too_few_steps_are_a_code_and_no_exception():
     assert int(out.evaluations) == 3 * 6 + 1
 
 
+def test_a_fixed_grid_that_meets_nan_says_so():
+    def broken(t, x, cond):
+        return jnp.where(t < 0.5, jnp.nan, x)
+
+    denoiser = PosteriorMean(broken, process("RectifiedFlow"))
+    out = sdegen.sample(KEY, denoiser, (2, 1), grid=sdegen.UniformGrid(4))
+    assert not bool(out.ok)
+
+
 def test_the_tolerance_bounds_the_worst_sample():
     path = process("VP")
     end = exact_quantiles(path, path.t_min)
@@ -461,7 +515,7 @@ def test_the_tolerance_bounds_the_worst_sample():
 
 
 class ExactMean(eqx.Module):
-    """The posterior mean of G1, moved by `shift`, as a pytree that counts its traces."""
+    """The posterior mean of G1, moved by `shift`: a pytree that counts its traces."""
 
     path: sdegen.AbstractPath
     shift: jax.Array = eqx.field(default=0.0, converter=jnp.asarray)
@@ -492,7 +546,7 @@ def test_no_value_traces_again_but_another_process_does(kind):
     def draw(path=None, seed=0, stochasticity=1.0, ends=(0.9, 0.2), rtol=1e-3):
         path = sdegen.VP() if path is None else path
         options = {
-            "grid": {"grid": np.linspace(*ends, 4)},
+            "grid": {"grid": jnp.linspace(*ends, 4)},
             "noise": {"grid": sdegen.UniformGrid(3), "stochasticity": stochasticity},
             "adaptive": {"grid": sdegen.Adaptive(rtol, rtol)},
         }[kind]
@@ -516,8 +570,8 @@ def test_no_value_traces_again_but_another_process_does(kind):
 
 @pytest.mark.parametrize("noise", [False, True], ids=["flow", "SDE"])
 def test_gradients_through_a_fixed_grid_are_those_of_finite_differences(noise):
-    weights = np.array([[1.0], [-2.0], [0.5]])
-    start = np.array([[-1.0], [0.2], [1.3]])
+    weights = jnp.array([[1.0], [-2.0], [0.5]])
+    start = jnp.array([[-1.0], [0.2], [1.3]])
 
     def objective(values):
         beta_max, shift, stochasticity = values
@@ -599,15 +653,15 @@ REFUSED = {
         "solver": dfx.Euler(),
         "grid": sdegen.Adaptive(),
     },
-    "times that fall strictly": {"grid": np.array([0.1, 0.5, 1.0])},
-    "at least two times": {"grid": np.array([1.0])},
+    "times that fall strictly": {"grid": [0.1, 0.5, 1.0]},
+    "at least two times": {"grid": [1.0]},
     r"lie in \[t_min, t_max\] = \[0.001, 1\] of VP, got times from 1.5": {
-        "grid": np.array([1.5, 0.5])
+        "grid": [1.5, 0.5]
     },
-    "got times from 1 to 1e-05": {"grid": np.array([1.0, 1e-5])},
+    "got times from 1 to 1e-05": {"grid": [1.0, 1e-5]},
     r"such as KarrasGrid\(32\), got the class": {"grid": sdegen.KarrasGrid},
     "stochasticity must be >= 0": {"stochasticity": -1.0},
-    r"start must have the shape \(5, 1\), got \(4, 1\)": {"start": np.zeros((4, 1))},
+    r"start must have the shape \(5, 1\), got \(4, 1\)": {"start": [[0.0]] * 4},
     "reverse SDE needs Gaussian noise, and HeavyTails has base=StudentT": {
         "denoiser": PosteriorMean(point, HeavyTails()),
         "stochasticity": 1.0,
@@ -617,9 +671,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_mistakes_are_answered_with_a_sentence(message):
-    options = {"denoiser": exact("VP"), "shape": (5, 1)} | REFUSED[message]
-    if "start" in options:
-        options["start"] = jnp.asarray(options["start"])
+    options = {"denoiser": exact("VP"), "shape": (5, 1)} | {
+        k: jnp.asarray(v) if isinstance(v, list) else v
+        for k, v in REFUSED[message].items()
+    }
     with pytest.raises(ValueError, match=message):
         sdegen.sample(KEY, **options)
 
@@ -631,20 +686,23 @@ import diffrax as dfx, jax, sdegen
 denoiser = sdegen.PosteriorMean(lambda t, x, cond: 0 * x, sdegen.VP())
 for options in (
     {"solver": dfx.Heun},
-    {"grid": "karras"},
-    {"shape": 5},
-    {"shape": (5, 1.0)},
     {"solver": "heun"},
+    {"grid": "karras"},
+    {"shape": (5, 1.0)},
+    {"shape": 5},
 ):
     try:
         sdegen.sample(jax.random.key(0), denoiser, **{"shape": (5, 1)} | options)
-    except ValueError as error:
-        print(error)
+    except Exception as error:
+        print(type(error).__name__, error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    print(done.stdout, done.stderr)
     said = done.stdout.splitlines()
+    print(done.stdout, done.stderr)
+    assert len(said) == 5
     assert "A class needs its brackets: Heun(), not Heun." in said[0]
-    assert "such as KarrasGrid(18)" in said[1] and "got 'karras'" in said[1]
-    assert all("shape (batch, ...) of whole numbers" in line for line in said[2:4])
-    assert "must be a diffrax solver such as diffrax.Heun()" in said[4]
+    assert "must be a diffrax solver such as diffrax.Heun(), got 'heun'" in said[1]
+    assert "such as KarrasGrid(18)" in said[2] and "got 'karras'" in said[2]
+    for line in said[3:]:
+        assert "sample needs a shape (batch, ...) of whole numbers" in line
+    assert all(line.startswith("ValueError") for line in said)

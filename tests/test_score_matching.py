@@ -21,7 +21,7 @@ from test_prediction import KINDS, SIGMA_DATA, Answer, Scales, cut, published, s
 import sdegen
 from sdegen import prediction, weight
 from sdegen.prediction import ends
-from sdegen.times import AbstractTimes, LogitNormal, LogNormal, Uniform
+from sdegen.times import AbstractTimes, FlowTime, LogitNormal, LogNormal, Uniform
 from sdegen.typing import Scalar, number
 
 T = 0.3  # of the golden numbers of A2
@@ -149,8 +149,10 @@ def deviations(name, nudge):
     The gradient is in the slope about the mean of x_t, and in the value there.
     """
     path = cut(name)
-    # Where signal and noise balance, alpha^2 v = sigma^2: there every kind has work to do.
-    t = float(path.time(-np.log(G2.var))) + 3e-5 * float(path.t_max)
+    # Where signal and noise balance, alpha^2 v = sigma^2, every kind has work to do.
+    ts = np.linspace(float(path.t_min), float(path.t_max), 4000)
+    logsnr = np.asarray(jax.vmap(path.logsnr)(jnp.asarray(ts)))
+    t = np.interp(np.log(G2.var), -logsnr, ts)
     law, mean, total = best_affine(path, t)
     out = {}
     for kind, (w, c) in law.items():
@@ -353,6 +355,13 @@ def draw(times, path, key=0):
 def truth(times, path):
     """The declared law of `times` on `path`: (to, law), to(t) has law `law`."""
     low, width = float(path.t_min), float(path.t_max - path.t_min)
+    if isinstance(times, FlowTime):
+        first, last = (
+            float(path.flow_time(path.t_min)),
+            float(path.flow_time(path.t_max)),
+        )
+        tau = lambda t: np.asarray(jax.vmap(path.flow_time)(t))  # noqa: E731
+        return (lambda t: (tau(t) - first) / (last - first)), stats.uniform
     if isinstance(times, Uniform):
         return (lambda t: (t - low) / width), stats.uniform
     law = stats.norm(float(times.mean), float(times.std))
@@ -363,6 +372,7 @@ def truth(times, path):
 
 LAWS = {
     "uniform": Uniform,
+    "flow time": FlowTime,
     "logit-normal": lambda **kw: LogitNormal(0.5, 1.5, **kw),
     "log-normal": lambda **kw: LogNormal(-0.4, 0.6, **kw),
 }
@@ -439,6 +449,7 @@ def test_times_stay_on_the_path_in_float32(name, float32):
     for stratified in (True, False):
         for times in (
             Uniform(stratified),
+            FlowTime(stratified),
             LogitNormal(0.0, 9.0, stratified),
             LogNormal(0.0, 9.0, stratified),
         ):

@@ -57,7 +57,7 @@ def test_a_step_is_gradient_descent_on_the_loss():
     drop = loss(model.network) - loss(new.network)
     expected = rate * metrics["grad_norm"] ** 2
     assert 0.7 * expected < drop < 1.05 * expected
-    moved = train.gradient_norm(
+    moved = train.global_norm(
         jax.tree.map(lambda a, b: a - b, new.network, model.network)
     )
     chex.assert_trees_all_close(moved, rate * metrics["grad_norm"], rtol=1e-5)

@@ -51,11 +51,11 @@ class CustomSDE(AbstractSDE):
 
     def drift(self, t, x):
         """f(t, x), as the user wrote it."""
-        return self._drift(t, x, self.params)
+        return jnp.asarray(self._drift(t, x, self.params))
 
     def diffusion(self, t, x):
         """G(t, x), as the user wrote it."""
-        return self._diffusion(t, x, self.params)
+        return jnp.asarray(self._diffusion(t, x, self.params))
 
     def __check_init__(self):
         if is_traced(self):

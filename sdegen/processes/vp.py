@@ -111,6 +111,10 @@ class DDPM(AbstractLinearSDE):
             )
         self.t_min = float_array(1 / len(self.betas) if t_min is None else t_min)
         self.t_max = float_array(t_max)
+        if not is_traced(self.t_max) and float(self.t_max) > 1:
+            raise ValueError(
+                f"DDPM's chain ends at t = 1 (step T), got t_max={float(self.t_max):g}."
+            )
         self.base = Gaussian() if base is None else base
 
     def _log_alpha_bar(self, t):

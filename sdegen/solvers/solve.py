@@ -16,6 +16,7 @@ from ..brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
 from ..times import Adaptive
 
 _FRAMES = 33  # frames of an adaptive trajectory
+_TREE = 1e-5  # resolution of the Brownian tree, in units of the clock's range
 
 
 class Solution(eqx.Module):
@@ -52,6 +53,12 @@ class GridController(dfx.StepTo):
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         """The first step, and the index of the end of the second."""
         return self.ts[1], 2
+
+
+def checked(result: dfx.RESULTS, x: Float[Array, "batch ..."]) -> dfx.RESULTS:
+    """`result`, or "nonfinite" where `x` is not finite: fixed steps never look."""
+    finite = jnp.isfinite(x).all()
+    return dfx.RESULTS.where(finite, result, dfx.RESULTS.nonfinite)
 
 
 def worst_sample_norm(error: Float[Array, "batch ..."]) -> Array:
@@ -147,7 +154,7 @@ def solve(
             path = TreeBrownianPath(
                 clock[0] - margin,
                 clock[-1] + margin,
-                1e-4 * span,
+                _TREE * span,
                 keys,
                 shape,
                 levy_area,
@@ -160,7 +167,8 @@ def solve(
     else:
         # Without dt0 Diffrax would try 0.01 whatever the scale of the clock.
         steps, dt0 = adaptive.max_steps, 0.01 * (clock[-1] - clock[0])
-        dtmin = None if noise is None else 1e-3 * dt0
+        # A step below the tree's resolution would see noise of the wrong law.
+        dtmin = None if noise is None else 2 * _TREE * (clock[-1] - clock[0])
         controller = dfx.PIDController(
             rtol=adaptive.rtol.astype(y0.dtype),
             atol=adaptive.atol.astype(y0.dtype),

@@ -1,0 +1,212 @@
+"""What a user may reasonably write: it works, or is answered with one sentence."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+from oracle import G1, G2, PROCESSES, process
+
+import sdegen
+from sdegen import nets
+from sdegen.mesh import data_mesh
+
+
+def narrow(path, std=0.1):
+    """The exact denoiser of N(0, std^2): hard for a grid that is coarse at the ends."""
+
+    def mean(t, x, cond):
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        return alpha * std**2 / (alpha**2 * std**2 + sigma**2) * x
+
+    return sdegen.PosteriorMean(mean, path)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_default_grid_serves_the_flow_and_the_sde(name):
+    path = process(name)
+    exact = np.sqrt((path.alpha(path.t_min) * 0.1) ** 2 + path.sigma(path.t_min) ** 2)
+    for strength in (0.0, 1.0):
+        out = sdegen.sample(
+            jax.random.key(0), narrow(path), (20_000, 1), stochasticity=strength
+        )
+        # three standard errors, and 2.5 % for 32 steps of Heun
+        assert abs(out.x.std() / exact - 1) < 3 / np.sqrt(40_000) + 0.025
+
+
+@pytest.mark.parametrize("name", ["RectifiedFlow", "Cosine", "EDM"])
+@pytest.mark.parametrize("grid", [sdegen.UniformGrid, sdegen.FlowTimeGrid])
+def test_a_fine_grid_near_the_noise_end_stays_finite_in_the_sde(name, grid):
+    out = sdegen.sample(
+        jax.random.key(0),
+        G2.denoiser(process(name)),
+        (4000, 1),
+        solver=dfx.Euler(),
+        grid=grid(2000),
+        stochasticity=1.0,
+    )
+    assert bool(out.ok)
+    assert abs(out.x.mean() - 1.0) < 5 * 0.5 / np.sqrt(4000) + 0.02
+    # uniform steps in t jump over EDM's data end (0.04 a step): only finite there
+    if not (name == "EDM" and grid is sdegen.UniformGrid):
+        assert abs(out.x.std() - 0.5) < 5 * 0.5 / np.sqrt(8000) + 0.01
+
+
+def test_a_number_of_steps_is_a_grid():
+    out = sdegen.sample(jax.random.key(0), G1.denoiser(process("VP")), (4, 1), grid=5)
+    assert int(out.evaluations) == 10
+
+
+def test_a_solve_that_is_not_finite_is_not_ok():
+    broken = sdegen.PosteriorMean(lambda t, x, cond: x * jnp.nan, process("VP"))
+    assert not bool(sdegen.sample(jax.random.key(0), broken, (4, 1)).ok)
+    at_the_end = sdegen.simulate(  # f is infinite at t = 1
+        jax.random.key(0),
+        sdegen.RectifiedFlow(),
+        jnp.ones((4, 1)),
+        solver=dfx.Heun(),
+        grid=20,
+    )
+    assert not bool(at_the_end.ok)
+
+
+class Quadratic(sdegen.AbstractLinearSDE):
+    """A user's process, with plain Python numbers as fields."""
+
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.Gaussian)
+
+    def alpha(self, t):
+        return 1 - t**2
+
+    def sigma(self, t):
+        return t
+
+
+def test_a_users_process_with_plain_numbers_samples_exactly():
+    start = G1.quantile(np.array([0.1, 0.5, 0.9]))[:, None] * 0 + np.array(
+        [[-1.0], [0.2], [1.3]]
+    )
+    path = Quadratic()
+    out = sdegen.sample(
+        jax.random.key(0),
+        G1.denoiser(path),
+        (3, 1),
+        solver=dfx.Tsit5(),
+        grid=sdegen.Adaptive(1e-10, 1e-10),
+        start=start,
+    )
+    before = G1.cdf(start[:, 0], 0.0, 1.0)  # alpha(1) = 0: pure noise
+    after = G1.cdf(out.x[:, 0], path.alpha(path.t_min), path.sigma(path.t_min))
+    assert abs(before - after).max() < 1e-8
+
+
+def test_a_flat_log_snr_is_refused():
+    class Flat(Quadratic):
+        def sigma(self, t):
+            return jnp.minimum(t, 0.5)
+
+        def alpha(self, t):
+            return jnp.where(t < 0.5, 1 - t, 0.5)
+
+    with pytest.raises(ValueError, match="falls as t rises"):
+        Flat()
+
+
+def test_a_denoiser_gives_its_score_for_one_sample_to_reverse():
+    path = process("VP")
+    denoiser = G2.denoiser(path)
+    t, x = jnp.asarray(0.4), jnp.array([0.3])
+    exact = G2.score(x, path.alpha(t), path.sigma(t))
+    assert abs(denoiser.sample_score(t, x) - exact).max() < 1e-12
+    noise = 1.0 * jax.random.normal(jax.random.key(0), (2000, 1))
+    backward = sdegen.reverse(path, denoiser.sample_score)
+    out = sdegen.simulate(jax.random.key(1), backward, noise, grid=300)
+    assert abs(out.x.mean() - 1.0) < 5 * 0.5 / np.sqrt(2000) + 0.02
+
+
+def test_networks_always_see_one_time_per_sample():
+    seen = []
+
+    def network(t, x, cond):
+        seen.append(t.shape)
+        return 0.0 * x + t[:, None]
+
+    model = sdegen.Denoiser(network, process("VP"))
+    sdegen.sample(jax.random.key(0), model, (5, 2))
+    sdegen.denoising_loss(model, jax.random.key(0), jnp.zeros((5, 2)))
+    assert set(seen) == {(5,)}
+
+
+def fit(model=None, data=None, **options):
+    network = nets.Mlp(width=8, depth=1)((2,), jax.random.key(0))
+    model = sdegen.Denoiser(network, sdegen.VP()) if model is None else model
+    data = np.ones((16, 2), np.float32) if data is None else data
+    options = {"steps": 3, "batch_size": 8, "progress": False} | options
+    return sdegen.fit(model, data, **options)
+
+
+def test_an_update_that_is_not_finite_is_caught_at_its_own_step(float32):
+    poisoned = sdegen.AdamW(learning_rate=float("nan"), warmup=0)
+    with pytest.raises(sdegen.NonFiniteError, match="step 0") as caught:
+        fit(optimizer=poisoned)
+    network = jax.tree.leaves(caught.value.state.network)
+    assert all(np.isfinite(leaf).all() for leaf in network)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"data": np.zeros((0, 2), np.float32)}, "the data are empty"),
+        ({"cond": np.full((16, 1), np.nan, np.float32)}, "cond must be finite"),
+        ({"mesh": jax.make_mesh((8,), ("model",))}, 'an axis "data"'),
+    ],
+)
+def test_bad_training_input_is_answered(options, sentence, float32):
+    with pytest.raises(ValueError, match=sentence):
+        fit(**options)
+
+
+def test_a_network_without_arrays_has_nothing_to_train(float32):
+    model = sdegen.Denoiser(lambda t, x, cond: x, sdegen.VP())
+    with pytest.raises(ValueError, match="nothing to train"):
+        fit(model)
+
+
+@pytest.mark.parametrize("make", [nets.Mlp(width=8, depth=1), nets.Unet(8, (1, 2), 1)])
+@pytest.mark.parametrize("check", [True, False])
+def test_gradients_under_shard_map_are_those_of_one_device(make, check, float32):
+    """Compares the updated network: a loss is blind to a gradient summed 8 times."""
+    shape = (4, 4, 1)
+    network = make(shape, jax.random.key(0))
+    network = jax.tree.map(
+        lambda a: a + 0.05 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), network
+    )
+    model = sdegen.Denoiser(network, sdegen.VP())
+    transform, key = optax.sgd(0.1), jax.random.key(2)
+    x0 = jax.random.normal(jax.random.key(3), (16, *shape))
+    start = sdegen.init_state(network, transform)
+
+    def step(state, x, axis_name=None):
+        return sdegen.train_step(
+            state, model, transform, x, None, key, axis_name=axis_name
+        )
+
+    one, _ = jax.jit(step)(start, x0)
+    spread = jax.shard_map(
+        lambda s, x: step(s, x, "data"),
+        mesh=data_mesh(),
+        in_specs=(P(), P("data")),
+        out_specs=P() if not check else (P(), P()),
+        check_vma=check,
+    )
+    many, _ = jax.jit(spread)(start, x0)
+    pairs = zip(
+        jax.tree.leaves(many.network), jax.tree.leaves(one.network), strict=True
+    )
+    for a, b in pairs:
+        assert abs(np.asarray(a) - np.asarray(b)).max() < 2e-5
