@@ -5,21 +5,9 @@ automatic ones let the compiler place the batch, and one jitted function runs on
 mesh.
 """
 
-import equinox as eqx
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-
-
-def varying(x, axis_name: str):
-    """`x` as different on every device of a mapped axis, as autodiff must see it.
-
-    Under `shard_map` with its default checks, the gradient of a replicated array is
-    summed over the devices, that of a varying one is each device's own. Elsewhere this
-    is `x` itself.
-    """
-    missing = {axis_name} - jax.typeof(x).vma if eqx.is_array(x) else set()
-    return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
 
 
 def data_mesh(devices: int | None = None) -> Mesh:

@@ -2,7 +2,8 @@
 
 A step is a function of (state, data, key): the batch, the noise and the times of step n
 are functions of the seed and n alone. `train_step` is pure and is what `fit` scans; it
-also runs as it is under `jax.pmap` or `shard_map`, given the axis name.
+also runs as it is under `jax.pmap` or `shard_map`, given the axis name (networks with
+our convolutions, and Diffrax itself, need `shard_map(check_vma=False)`).
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from . import checkpoint
 from .data.batches import batch_indices
 from .loss import denoising_loss
-from .mesh import batch_sharding, replicated, varying
+from .mesh import batch_sharding, replicated
 from .optimizer import AbstractOptimizer, AdamW, Given, global_norm
 from .record import Recorder
 from .typing import PyTree, RandomKey, Scalar, ScalarLike, float_array
@@ -79,14 +80,14 @@ def train_step(
 
     def objective(network):
         full = dataclasses.replace(denoiser, network=network)
-        return loss(full, step_key, x0, cond, axis_name=axis_name)
+        value = loss(full, step_key, x0, cond, axis_name=axis_name)
+        # The mean belongs inside: where autodiff sums gradients of replicated arrays
+        # by itself (shard_map with its checks) it then sums the right thing.
+        return value if axis_name is None else jax.lax.pmean(value, axis_name)
 
-    network = state.network
-    if axis_name is not None:  # each device differentiates its own part of the loss
-        network = jax.tree.map(lambda a: varying(a, axis_name), network)
-    value, grads = eqx.filter_value_and_grad(objective)(network)
+    value, grads = eqx.filter_value_and_grad(objective)(state.network)
     if axis_name is not None:
-        value, grads = jax.lax.pmean((value, grads), axis_name)
+        grads = jax.lax.pmean(grads, axis_name)
     params = eqx.filter(state.network, eqx.is_inexact_array)
     updates, opt_state = transform.update(grads, state.opt_state, params)
     network = eqx.apply_updates(state.network, updates)

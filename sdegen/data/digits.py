@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 def digits(
     seed: int = 0,
 ) -> tuple[
-    tuple[Float[np.ndarray, "half 8 8 1"], Int[np.ndarray, " half"]],
-    tuple[Float[np.ndarray, "half 8 8 1"], Int[np.ndarray, " half"]],
+    tuple[Float[np.ndarray, "train 8 8 1"], Int[np.ndarray, " train"]],
+    tuple[Float[np.ndarray, "held 8 8 1"], Int[np.ndarray, " held"]],
 ]:
     """((train images, labels), (held-out images, labels)): halves of a shuffled set.
 

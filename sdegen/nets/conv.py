@@ -29,11 +29,6 @@ def conv(
     x: Float[Array, "batch h w inputs"], w: Float[Array, "k k inputs outputs"]
 ) -> Float[Array, "batch h w outputs"]:
     """x * w with stride 1 and zero padding to the same size; k is odd."""
-    x_axes, w_axes = jax.typeof(x).vma, jax.typeof(w).vma  # devices they differ on
-    if w_axes - x_axes:
-        x = jax.lax.pcast(x, tuple(w_axes - x_axes), to="varying")
-    if x_axes - w_axes:
-        w = jax.lax.pcast(w, tuple(x_axes - w_axes), to="varying")
     return _conv_p.bind(x, w)
 
 
