@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 import sdegen
-from sdegen import cli, metrics, nets, pictures, times
+from sdegen import cli, metrics, nets, pictures, prediction, times
 from sdegen.data import digits
 from sdegen.record import Recorder, table
 
@@ -88,7 +88,12 @@ def main(config: Config) -> None:
     key = jax.random.key(config.seed)
     network = config.network(train.shape[1:], jax.random.fold_in(key, 0))
     size = sum(leaf.size for leaf in jax.tree.leaves(network))
-    denoiser = sdegen.Denoiser(network, config.process, sigma_data=train.std())
+    # Velocity and uniform times where the data shrink; where only the noise grows,
+    # VE and EDM, its scale would dominate both.
+    straight = float(config.process.alpha(config.process.t_max)) < 0.5
+    kind = prediction.velocity if straight else prediction.edm
+    draw = times.Uniform() if straight else times.FlowTime()
+    denoiser = sdegen.Denoiser(network, config.process, kind, sigma_data=train.std())
     name = type(config.process).__name__
     print(
         f"{name}, {type(network).__name__} of {size:,} parameters, {len(train)} images"
@@ -103,7 +108,7 @@ def main(config: Config) -> None:
             batch_size=config.batch_size,
             seed=config.seed,
             optimizer=config.optimizer,
-            loss=eqx.Partial(sdegen.denoising_loss, times=times.FlowTime()),
+            loss=eqx.Partial(sdegen.denoising_loss, times=draw),
             ema=config.ema,
             recorder=recorder,
         )

@@ -55,9 +55,8 @@ def test_the_script_runs_and_leaves_its_pictures(name, tmp_path):
         pixels = imread(tmp_path / picture)
         assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.05
     if name == "quickstart":
-        rows = [
-            json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().split("\n")[:-1]
-        ]
+        lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
         rows = {row["sampler"]: row for row in rows if "sampler" in row}
         # published with the figures to beat: a clipped Gaussian fit, and the floor
         assert abs(rows["Gaussian"]["W2"] - 3.51) < 0.05
@@ -79,15 +78,13 @@ def test_help_names_every_field(name, capsys):
 
 
 def test_any_field_and_any_component_is_set_from_the_shell():
-    words = "process:vp --process.beta-max 15 optimizer:lion --optimizer.clip 2 --steps 7"
-    config = cli.parse(load("quickstart").Config, words.split())
+    words = "process:vp --process.beta-max 15 optimizer:lion --optimizer.clip 2"
+    config = cli.parse(load("quickstart").Config, [*words.split(), "--steps", "7"])
     assert type(config.process).__name__ == "VP"
     assert float(config.process.beta_max) == 15 and config.steps == 7
-    assert type(config.optimizer).__name__ == "Lion" and float(config.optimizer.clip) == 2
-    # nothing else moved
-    assert float(config.process.beta_min) == np.float32(0.1) or np.isclose(
-        float(config.process.beta_min), 0.1
-    )
+    assert type(config.optimizer).__name__ == "Lion"
+    assert float(config.optimizer.clip) == 2
+    assert np.isclose(float(config.process.beta_min), 0.1)  # nothing else moved
     assert config.batch_size == cli.parse(load("quickstart").Config, []).batch_size
 
 
@@ -99,9 +96,8 @@ def test_a_mistyped_field_is_answered_with_the_nearest_name(capsys):
 
 
 def test_bad_input_ends_with_one_sentence_and_no_traceback(tmp_path):
-    done = run(
-        "experiments/quickstart.py", "process:vp", "--process.t-min", "2", "--out", tmp_path
-    )
+    script = "experiments/quickstart.py"
+    done = run(script, "process:vp", "--process.t-min", "2", "--out", tmp_path)
     assert done.returncode != 0
     assert "VP needs 0 <= t_min < t_max" in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,8 +2,9 @@
 
 The denoisers are exact (`oracle`), so every error is the sampler's. A flow in one
 dimension keeps the distribution function of each point, F_t(x_t) = F_0(x_0); a reverse
-SDE keeps the law. Compiled programs are shared where shapes allow it: times, tolerances
-and stochasticities are arguments of a program, numbers of steps are not.
+SDE keeps the law. Compiling takes the time here, so programs are shared where they can
+be: data, parameters, times, tolerances and stochasticities are arguments of a program,
+numbers of steps are not.
 """
 
 import functools
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from oracle import G1, PROBES, PROCESSES, as_float32, process
+from oracle import G1, PROBES, PROCESSES, Mixture1D, as_float32, process
 
 import sdegen
 from sdegen.denoiser import PosteriorMean
@@ -36,27 +37,53 @@ def quick_compiles():
 every_process = pytest.mark.parametrize("name", PROCESSES)
 
 
-@functools.cache
-def exact(name):
-    """The exact denoiser, one object per process, so that programs are shared."""
-    return G1.denoiser(process(name))
+class ExactMean(eqx.Module):
+    """The posterior mean of a mixture under a path, moved by `shift`; counts traces."""
+
+    path: sdegen.AbstractPath
+    w: jax.Array
+    mu: jax.Array
+    s: jax.Array
+    shift: jax.Array = eqx.field(default=0.0, converter=jnp.asarray)
+    traces: list | None = eqx.field(default=None, static=True)
+
+    moments, denoise = Mixture1D.moments, Mixture1D.denoise
+
+    def __call__(self, t, x, cond):
+        if self.traces is not None:
+            self.traces.append(t)
+        mean = self.denoise(x, *scales(self.path, t)) + self.shift
+        return mean.astype(x.dtype)
+
+
+def exact(path, mixture=G1, **options):
+    """The exact denoiser of a path or of a process by name; its numbers are leaves."""
+    path = process(path) if isinstance(path, str) else path
+    law = (jnp.asarray(a) for a in (mixture.w, mixture.mu, mixture.s))
+    return PosteriorMean(ExactMean(path, *law, **options), path)
 
 
 def scales(path, t):
     return path.alpha(t), path.sigma(t)
 
 
-def exact_quantiles(path, t):
+def exact_quantiles(name, t):
     """Where the probes of the data are at time t, (7, 1)."""
-    return G1.quantile(PROBES, *scales(path, t))[:, None]
+    return _quantiles(name, float(t))
+
+
+@functools.cache
+def _quantiles(name, t):
+    return G1.quantile(PROBES, *scales(process(name), t))[:, None]
 
 
 def flow(name, **options):
     """The flow of G1 from the exact quantiles of x_{t_max} (or of the first time)."""
-    path, grid = process(name), options.get("grid")
+    path, grid, mixture = process(name), options.get("grid"), options.pop("data", G1)
     first = grid[0] if isinstance(grid, jax.Array | np.ndarray) else path.t_max
-    start = options.pop("start", exact_quantiles(path, first))
-    return sdegen.sample(KEY, exact(name), start.shape, start=start, **options)
+    start = options.pop("start", exact_quantiles(name, first))
+    denoiser = exact(name, mixture)
+    return sdegen.sample(KEY, denoiser, start.shape, start=start, **options)
 
 
 def draws(path, n, seed=1):
@@ -102,10 +129,10 @@ def test_flow_keeps_every_quantile(name):
 @every_process
 def test_flow_in_float32_ends_at_the_exact_quantiles(name):
     path = process(name)
-    start, end = exact_quantiles(path, path.t_max), exact_quantiles(path, path.t_min)
+    start, end = exact_quantiles(name, path.t_max), exact_quantiles(name, path.t_min)
     out = sdegen.sample(
         KEY,
-        G1.denoiser(as_float32(path)),
+        exact(as_float32(path)),
         start.shape,
         solver=dfx.Tsit5(),
         grid=sdegen.FlowTimeGrid(32),
@@ -117,27 +144,57 @@ def test_flow_in_float32_ends_at_the_exact_quantiles(name):
     assert error < 1e-4
 
 
+def vp_time(tau):
+    """VP's time of a flow time: B(t) = log(1 + (sigma/alpha)^2), a quadratic in t."""
+    beta_min, slope = 0.1, 19.9
+    b = np.log1p((tau / (1 - tau)) ** 2)
+    return (np.sqrt(beta_min**2 + 2 * slope * b) - beta_min) / slope
+
+
+TIME = {
+    "VP": vp_time,
+    "EDM": lambda tau: tau / (1 - tau),
+    "RectifiedFlow": lambda tau: tau,
+}
+"""The time of a flow time sigma / (alpha + sigma), in closed form."""
+
+
+def grids(name, steps):
+    """Falling times over the whole path, by what they are equal steps of."""
+    low, high = float(process(name).t_min), float(process(name).t_max)
+    tau = [float(process(name).flow_time(t)) for t in (high, low)]
+    log_ratio = [
+        min(np.log(v / (1 - v)), np.log(1e3)) for v in np.clip(tau, 0, 1 - 1e-9)
+    ]
+    found = {
+        "t": np.linspace(high, low, steps + 1),
+        "flow time": TIME[name](np.linspace(*tau, steps + 1)[1:-1]),
+        "log-SNR": TIME[name](1 / (1 + np.exp(-np.linspace(*log_ratio, steps + 1)))),
+    }
+    if name == "EDM":  # its time is the noise level: nobody takes equal steps of it
+        found["t"] = np.linspace(high ** (1 / 7), low ** (1 / 7), steps + 1) ** 7
+    for label, ts in found.items():
+        inside = ts if label == "flow time" else ts[1:-1]
+        yield label, jnp.asarray([high, *inside, low])
+
+
 @pytest.mark.parametrize("order, solver", [(1, "Euler"), (2, "Heun"), (3, "Bosh3")])
-@pytest.mark.parametrize("name", ["VP", "RectifiedFlow", "EDM"])
+@pytest.mark.parametrize("name", TIME)
 def test_solvers_have_their_order_on_every_grid(name, order, solver):
-    path, solver = process(name), getattr(dfx, solver)()
-    end = exact_quantiles(path, path.t_min)
-    # EDM's time is the noise level: equal steps of it are nobody's grid.
-    first = sdegen.KarrasGrid if name == "EDM" else sdegen.UniformGrid
-    errors = {}
+    end, errors = exact_quantiles(name, process(name).t_min), {}
     for steps in (80, 320):
-        for grid in (first, sdegen.LogSNRGrid, sdegen.FlowTimeGrid):
-            out = flow(name, solver=solver, grid=grid(steps)(path))
+        for label, ts in grids(name, steps):
+            out = flow(name, solver=getattr(dfx, solver)(), grid=ts)
             error = float(jnp.sqrt(jnp.mean((out.x - end) ** 2)))
-            errors.setdefault(grid.__name__, []).append(error)
-    for grid, (coarse, fine) in errors.items():
+            errors.setdefault(label, []).append(error)
+    for label, (coarse, fine) in errors.items():
         slope = np.log2(coarse / fine) / 2
-        print(f"{grid}: errors {coarse:.3g}, {fine:.3g}, order {slope:.3f}")
+        print(f"{label}: errors {coarse:.3g}, {fine:.3g}, order {slope:.3f}")
         assert abs(slope - order) < 0.2
-    if (name, order) == ("VP", 1):
+    if (name, solver) == ("VP", "Euler"):
         # An independent float64 NumPy DDIM gave these two digits (systems.md, A7).
-        assert f"{errors['LogSNRGrid'][1]:.1e}" == "5.3e-03"
-        assert f"{errors['UniformGrid'][1]:.1e}" == "4.2e-03"
+        assert f"{errors['log-SNR'][1]:.1e}" == "5.3e-03"
+        assert f"{errors['t'][1]:.1e}" == "4.2e-03"
 
 
 @pytest.mark.parametrize("points, error", [(18, "0.110"), (36, "0.0518")])
@@ -150,13 +207,6 @@ def test_edm_with_euler_has_its_golden_errors(points, error):
     rms = np.sqrt(np.mean((out.x[:, 0] - G1.quantile(PROBES)) ** 2))
     print("rms error", rms, "golden", error)
     assert f"{rms:.3g}" == f"{float(error):.3g}"
-
-
-def vp_time(tau):
-    """VP's time of a flow time: B(t) = log(1 + (sigma/alpha)^2), a quadratic in t."""
-    beta_min, slope = 0.1, 19.9
-    b = np.log1p((tau / (1 - tau)) ** 2)
-    return (np.sqrt(beta_min**2 + 2 * slope * b) - beta_min) / slope
 
 
 def ddim(path, ts, x):
@@ -180,20 +230,15 @@ def test_euler_is_ddim_on_any_grid():
         np.linspace(1, 1e-3, 12),
         np.geomspace(0.9, 2e-3, 12),
     ):
-        start = exact_quantiles(path, ts[0])
+        start = exact_quantiles("VP", ts[0])
         out = flow("VP", solver=dfx.Euler(), grid=jnp.asarray(ts))
         assert abs(out.x - ddim(path, ts, start)).max() < 1e-12
 
 
 def test_processes_that_meet_the_same_flow_times_give_the_same_samples():
-    times = {
-        "VP": vp_time(IRREGULAR),
-        "EDM": IRREGULAR / (1 - IRREGULAR),
-        "RectifiedFlow": IRREGULAR,
-    }
     ends = []
-    for name, ts in times.items():
-        path = process(name)
+    for name, time in TIME.items():
+        path, ts = process(name), time(IRREGULAR)
         total = [sum(scales(path, t)) for t in (ts[0], ts[-1])]
         start = total[0] * jnp.linspace(-2, 2, 7)[:, None]
         out = flow(name, solver=dfx.Euler(), grid=jnp.asarray(ts), start=start)
@@ -202,38 +247,37 @@ def test_processes_that_meet_the_same_flow_times_give_the_same_samples():
     assert abs(ends[0] - ends[2]).max() < 1e-10
 
 
-def point(t, x, cond):
-    """The posterior mean of data that are all one point."""
-    return jnp.full_like(x, 1.5)
+POINT = Mixture1D([0.5, 0.5], [1.5, 1.5], [0.0, 0.0])
+"""Data that are all one point, as a mixture of the size of G1."""
 
 
-def check_point(path, steps, **options):
+def check_point(name, **options):
     """One point under noise z is alpha 1.5 + sigma z at all times, in any steps."""
-    z = np.linspace(-2, 2, 4)[:, None]
-    start, end = (a * 1.5 + s * z for a, s in map(path_scales(path), (1, 0)))
-    out = sdegen.sample(
-        KEY,
-        PosteriorMean(point, path),
-        z.shape,
-        grid=sdegen.UniformGrid(steps),
-        start=start,
-        **options,
+    path, z = process(name), jnp.linspace(-2, 2, len(PROBES))[:, None]
+    start, end = (
+        alpha * 1.5 + sigma * z
+        for alpha, sigma in (scales(path, path.t_max), scales(path, path.t_min))
     )
-    assert abs(out.x - (1.5 if options.get("denoise") else end)).max() < 1e-10
-
-
-def path_scales(path):
-    return lambda last: scales(path, path.t_max if last else path.t_min)
+    out = flow(name, data=POINT, start=start, **options)
+    # Near the data z = (x - alpha 1.5) / sigma: the stages of high order magnify rounding
+    tolerance = 1e-10 if isinstance(options["solver"], dfx.Euler) else 1e-8
+    assert abs(out.x - (1.5 if options.get("denoise") else end)).max() < tolerance
+    return out
 
 
 @every_process
 def test_one_point_comes_back_exactly(name):
-    check_point(process(name), 3, solver=dfx.Euler())
+    out = check_point(name, solver=dfx.Tsit5(), grid=sdegen.Adaptive(1e-2, 1e-2))
+    assert out.evaluations < 100  # the way is straight: the steps grow
 
 
-def test_one_point_comes_back_in_any_number_of_steps():
-    check_point(process("VP"), 1, solver=dfx.Euler())
-    check_point(process("VP"), 10, solver=dfx.Heun(), denoise=True)
+@pytest.mark.parametrize("steps", [1, 2, 17])
+def test_one_point_comes_back_in_any_number_of_steps(steps):
+    # 17 is the program of EDM's golden errors.
+    grid = sdegen.KarrasGrid(steps)
+    check_point("EDM", solver=dfx.Euler(), grid=grid, denoise=True)
+    if steps < 3:
+        check_point("EDM", solver=dfx.Euler(), grid=grid)
 
 
 # -- the reverse SDE -------------------------------------------------------------------
@@ -242,11 +286,9 @@ STEPS = {"Euler": 128, "Heun": 64, "SRA1": 64, "ShARK": 64}
 """Where the bias, measured with 1e5 draws, is under one standard error of 1e4."""
 PAIRS = [(name, "SRA1") for name in PROCESSES] + [
     ("VP", "ShARK"),
-    ("EDM", "ShARK"),
-    ("RectifiedFlow", "Heun"),
     ("DDPM", "Heun"),
-    ("VE", "Euler"),
-    ("Cosine", "Euler"),
+    ("EDM", "Heun"),
+    ("RectifiedFlow", "Euler"),
 ]
 """A program each: processes and solvers meet in alpha and sigma only."""
 
@@ -286,7 +328,7 @@ def test_samples_from_noise_have_the_law_of_the_data(stochasticity):
 
 def test_adaptive_sde_reaches_the_law_of_the_data():
     path = process("VP")
-    start = draws(path, 500)
+    start = draws(path, 300)
     out = sdegen.sample(
         KEY,
         exact("VP"),
@@ -303,21 +345,21 @@ def test_adaptive_sde_reaches_the_law_of_the_data():
 
 def test_noise_makes_samples_of_one_start_independent():
     path = process("VP")
-    start = jnp.broadcast_to(draws(path, 1), (1000, 1))
+    start = jnp.broadcast_to(draws(path, 1), (10_000, 1))
     x = sdegen.sample(
         KEY,
         exact("VP"),
         start.shape,
-        solver=dfx.Euler(),
-        grid=sdegen.LogSNRGrid(32),
+        solver=dfx.SRA1(),
+        grid=sdegen.LogSNRGrid(STEPS["SRA1"]),
         stochasticity=1.0,
         start=start,
     ).x[:, 0]
-    correlation = np.corrcoef(x[:500], x[500:])[0, 1]
+    halves = np.corrcoef(x[:5000], x[5000:])[0, 1]
     neighbours = np.corrcoef(x[:-1], x[1:])[0, 1]
-    print("correlations", correlation, neighbours)
-    assert len(np.unique(x)) == 1000
-    assert abs(correlation) < 5 / np.sqrt(500) and abs(neighbours) < 5 / np.sqrt(999)
+    print("correlations", halves, neighbours)
+    assert len(np.unique(x)) == 10_000
+    assert abs(halves) < 5 / np.sqrt(5000) and abs(neighbours) < 5 / np.sqrt(9999)
 
 
 def test_nodes_before_the_floor_of_the_log_snr_change_nothing():
@@ -342,6 +384,10 @@ def test_nodes_before_the_floor_of_the_log_snr_change_nothing():
 # -- keys, frames ----------------------------------------------------------------------
 
 
+def grid_of_eight(stochasticity):
+    return sdegen.LogSNRGrid(8) if stochasticity else sdegen.FlowTimeGrid(8)
+
+
 @pytest.mark.parametrize("stochasticity", [0.0, 1.0])
 def test_a_sample_does_not_depend_on_its_batch(stochasticity):
     few, many = (
@@ -349,7 +395,8 @@ def test_a_sample_does_not_depend_on_its_batch(stochasticity):
             KEY,
             exact("VP"),
             (n, 3),
-            grid=sdegen.UniformGrid(8),
+            solver=dfx.Euler(),
+            grid=grid_of_eight(stochasticity),
             stochasticity=stochasticity,
         ).x
         for n in (5, 64)
@@ -360,12 +407,16 @@ def test_a_sample_does_not_depend_on_its_batch(stochasticity):
 
 @pytest.mark.parametrize("stochasticity", [0.0, 1.0])
 def test_a_number_of_steps_means_equal_steps_of_the_clock(stochasticity):
-    kind = sdegen.LogSNRGrid if stochasticity else sdegen.FlowTimeGrid
     a, b = (
         sdegen.sample(
-            KEY, exact("VP"), (5, 3), grid=grid, stochasticity=stochasticity
+            KEY,
+            exact("VP"),
+            (5, 3),
+            solver=dfx.Euler(),
+            grid=grid,
+            stochasticity=stochasticity,
         ).x
-        for grid in (8, kind(8))
+        for grid in (8, grid_of_eight(stochasticity))
     )
     assert (a == b).all()
 
@@ -373,7 +424,7 @@ def test_a_number_of_steps_means_equal_steps_of_the_clock(stochasticity):
 def test_another_key_makes_other_samples():
     a, b = (
         sdegen.sample(
-            jax.random.key(k), exact("VP"), (5, 3), grid=sdegen.UniformGrid(8)
+            jax.random.key(k), exact("VP"), (5, 3), solver=dfx.Euler(), grid=8
         ).x
         for k in (0, 1)
     )
@@ -391,7 +442,7 @@ def test_every_frame_of_a_trajectory_keeps_the_quantiles(steps):
     assert abs(times[[0, -1]] - np.array([1.0, 1e-3])).max() < 1e-12
     assert (np.diff(times) < 0).all()
     assert (frames[-1] == out.x).all()
-    assert abs(frames[0] - exact_quantiles(path, path.t_max)).max() < 1e-12
+    assert abs(frames[0] - exact_quantiles("VP", path.t_max)).max() < 1e-12
     alpha, sigma = (jax.vmap(f)(times)[:, None, None] for f in (path.alpha, path.sigma))
     error = abs(G1.cdf(frames[..., 0], alpha, sigma) - PROBES).max(axis=1)
     print("worst error of a frame", error.max())
@@ -501,7 +552,7 @@ def test_a_fixed_grid_that_meets_nan_says_so():
 
 def test_the_tolerance_bounds_the_worst_sample():
     path = process("VP")
-    end = exact_quantiles(path, path.t_min)
+    end = exact_quantiles("VP", path.t_min)
     errors = []
     for tolerance in (1e-3, 1e-6):
         grid = sdegen.Adaptive(tolerance, tolerance)
@@ -512,24 +563,6 @@ def test_the_tolerance_bounds_the_worst_sample():
 
 
 # -- programs, derivatives -------------------------------------------------------------
-
-
-class ExactMean(eqx.Module):
-    """The posterior mean of G1, moved by `shift`: a pytree that counts its traces."""
-
-    path: sdegen.AbstractPath
-    shift: jax.Array = eqx.field(default=0.0, converter=jnp.asarray)
-    traces: list = eqx.field(default_factory=list, static=True)
-
-    def __call__(self, t, x, cond):
-        self.traces.append(t)
-        return G1.denoise(x, *scales(self.path, t)) + self.shift
-
-
-def differentiable(path, shift=0.0, traces=None):
-    """An exact denoiser whose path is an argument of the program."""
-    mean = ExactMean(path, shift, [] if traces is None else traces)
-    return PosteriorMean(mean, path)
 
 
 class OneList(list):
@@ -550,8 +583,10 @@ def test_no_value_traces_again_but_another_process_does(kind):
             "noise": {"grid": sdegen.UniformGrid(3), "stochasticity": stochasticity},
             "adaptive": {"grid": sdegen.Adaptive(rtol, rtol)},
         }[kind]
-        denoiser = differentiable(path, traces=traces)
-        return sdegen.sample(jax.random.key(seed), denoiser, (2, 1), **options).x
+        denoiser = exact(path, traces=traces)
+        solver = dfx.Bosh3() if kind == "adaptive" else dfx.Euler()
+        key = jax.random.key(seed)
+        return sdegen.sample(key, denoiser, (2, 1), solver=solver, **options).x
 
     before, count = draw(), len(traces)
     assert count > 0
@@ -564,8 +599,9 @@ def test_no_value_traces_again_but_another_process_does(kind):
         changed.append(draw(rtol=1e-5))
     assert all(abs(x - before).max() > 1e-9 for x in changed)
     assert len(traces) == count
-    draw(sdegen.Cosine())
-    assert len(traces) > count
+    if kind == "grid":
+        draw(sdegen.Cosine())
+        assert len(traces) > count
 
 
 @pytest.mark.parametrize("noise", [False, True], ids=["flow", "SDE"])
@@ -578,21 +614,21 @@ def test_gradients_through_a_fixed_grid_are_those_of_finite_differences(noise):
         path = sdegen.VP(beta_max=beta_max)
         out = sdegen.sample(
             KEY,
-            differentiable(path, shift),
+            exact(path, shift=shift),
             start.shape,
             solver=dfx.Heun(),
             # Its times move with beta, through the inverse of the log-SNR.
-            grid=sdegen.LogSNRGrid(6),
+            grid=sdegen.LogSNRGrid(4),
             start=start,
             stochasticity=stochasticity if noise else 0.0,
         )
         return jnp.sum(weights * out.x)
 
     at = jnp.array([15.0, 0.1, 0.7])
-    objective = jax.jit(objective)
-    gradient = jax.jit(jax.grad(objective))(at)
+    both = jax.jit(jax.value_and_grad(objective))
+    gradient = both(at)[1]
     h = jnp.diag(1e-4 * at)
-    quotient = jnp.stack([objective(at + d) - objective(at - d) for d in h])
+    quotient = jnp.stack([both(at + d)[0] - both(at - d)[0] for d in h])
     quotient = quotient / (2e-4 * at)
     print("gradient", gradient, "difference quotient", quotient)
     parts = 3 if noise else 2
@@ -605,7 +641,10 @@ def test_vmap_over_a_parameter_is_a_loop_over_it():
 
     def draw(beta_max):
         path = sdegen.VP(beta_max=beta_max)
-        return sdegen.sample(KEY, differentiable(path), (4, 1), stochasticity=1.0).x
+        grid = sdegen.LogSNRGrid(3)
+        return sdegen.sample(
+            KEY, exact(path), (4, 1), solver=dfx.Euler(), grid=grid, stochasticity=1.0
+        ).x
 
     together = jax.jit(jax.vmap(draw))(values)
     apart = jnp.stack(list(map(jax.jit(draw), values)))
@@ -630,9 +669,13 @@ class HeavyTails(sdegen.AbstractPath):
         return 1.0 * t
 
 
+def to_a_point(t, x, cond):
+    return jnp.full_like(x, 1.5)
+
+
 def test_the_flow_starts_from_the_law_of_its_base():
     path = HeavyTails()
-    denoiser = PosteriorMean(point, path)
+    denoiser = PosteriorMean(to_a_point, path)
     x = sdegen.sample(KEY, denoiser, (4000, 1), grid=sdegen.UniformGrid(2)).x
     alpha, sigma = scales(path, path.t_min)
     z = np.asarray((x - alpha * 1.5) / sigma)[:, 0]
@@ -663,7 +706,7 @@ REFUSED = {
     "stochasticity must be >= 0": {"stochasticity": -1.0},
     r"start must have the shape \(5, 1\), got \(4, 1\)": {"start": [[0.0]] * 4},
     "reverse SDE needs Gaussian noise, and HeavyTails has base=StudentT": {
-        "denoiser": PosteriorMean(point, HeavyTails()),
+        "denoiser": PosteriorMean(to_a_point, HeavyTails()),
         "stochasticity": 1.0,
     },
 }
