@@ -259,7 +259,7 @@ def check_point(name, **options):
         for alpha, sigma in (scales(path, path.t_max), scales(path, path.t_min))
     )
     out = flow(name, data=POINT, start=start, **options)
-    # Near the data z = (x - alpha 1.5) / sigma: the stages of high order magnify rounding
+    # Near the data z = (x - alpha 1.5) / sigma: the later stages magnify rounding.
     tolerance = 1e-10 if isinstance(options["solver"], dfx.Euler) else 1e-8
     assert abs(out.x - (1.5 if options.get("denoise") else end)).max() < tolerance
     return out

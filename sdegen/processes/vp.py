@@ -118,10 +118,12 @@ class DDPM(AbstractLinearSDE):
         self.base = Gaussian() if base is None else base
 
     def _log_alpha_bar(self, t):
-        steps = len(self.betas)
-        log_alpha_bar = jnp.cumsum(jnp.log1p(-self.betas))
-        nodes = jnp.arange(steps + 1, dtype=self.betas.dtype) / steps
-        return jnp.interp(t, nodes, jnp.pad(log_alpha_bar, (1, 0)))
+        # Written so that the slope is log(1 - beta) itself: the difference of two sums
+        # would lose it to rounding in float32.
+        steps, log_ratio = len(self.betas), jnp.log1p(-self.betas)
+        before = jnp.pad(jnp.cumsum(log_ratio)[:-1], (1, 0))
+        i = jnp.clip(jnp.floor(t * steps).astype(int), 0, steps - 1)
+        return before[i] + (t * steps - i) * log_ratio[i]
 
     def alpha(self, t):
         """sqrt(alpha_bar)."""
