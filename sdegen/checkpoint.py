@@ -36,9 +36,11 @@ def restore(directory: str | Path, like: State) -> State:
         raise FileNotFoundError(f"no checkpoint at {directory}.")
     target = _named(like)
     with ocp.StandardCheckpointer() as checkpointer:
-        saved = set(checkpointer.metadata(directory).item_metadata.keys())
-        if saved != set(target):
-            odd = sorted(saved ^ set(target))[0]
+        saved = checkpointer.metadata(directory).item_metadata
+        shapes = {k: tuple(v.shape) for k, v in dict(saved).items()}
+        wanted = {k: tuple(v.shape) for k, v in target.items()}
+        if shapes != wanted:
+            odd = min(k for k, _ in set(shapes.items()) ^ set(wanted.items()))
             raise ValueError(
                 f"the checkpoint at {directory} holds another state than the one asked "
                 f"for: they differ at {odd}. Restore with the network and the "
