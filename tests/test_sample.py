@@ -329,7 +329,7 @@ def test_samples_from_noise_have_the_law_of_the_data(stochasticity):
 
 def test_adaptive_sde_reaches_the_law_of_the_data():
     path = process("VP")
-    start = draws(path, 300)
+    start = draws(path, 600)
     out = sdegen.sample(
         KEY,
         exact("VP"),
