@@ -17,6 +17,9 @@ clock l = log(alpha / sigma), where g^2 |dt| = 2 sigma^2 dl, with noise strength
          + lambda tau sqrt(2) dW                                                    (2)
 
 Noise is additive, so Euler, Heun, SRA1 and ShARK apply, and Ito equals Stratonovich.
+
+The solvers of `sdegen.solvers` see the same two equations as one `SemilinearTerm`, in
+the clock c = -log tau.
 """
 
 import operator
@@ -30,8 +33,24 @@ from jaxtyping import Array, Float
 
 from .denoiser import AbstractDenoiser
 from .path import NoiseInverse
-from .solvers.solve import Solution, check_solver, checked, evaluations, solve
-from .times import LOGSNR_FLOOR, Adaptive, FlowTimeGrid, Grid, LogSNRGrid
+from .solvers.base import AbstractSemilinearSolver
+from .solvers.semilinear import SemilinearTerm
+from .solvers.solve import (
+    Solution,
+    brownian_path,
+    check_solver,
+    checked,
+    evaluations,
+    solve,
+)
+from .times import (
+    LOGSNR_FLOOR,
+    Adaptive,
+    CosineGrid,
+    FlowTimeGrid,
+    Grid,
+    LogSNRGrid,
+)
 from .typing import PyTree, RandomKey, ScalarLike, float_array, is_traced
 
 
@@ -47,17 +66,22 @@ def sample(
     start: Float[Array, "batch ..."] | None = None,
     denoise: bool = False,
     trajectory: bool = False,
+    refinable: bool = False,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Solution:
     """Draw `shape[0]` samples; sample i depends on (key, i), not on the batch or mesh.
 
-    **Arguments:** `shape`, (batch, ...); `solver`, any Diffrax solver (default Heun);
-    `grid`, a grid of `sdegen.times`, an array of times that fall from t_max to t_min,
-    or `Adaptive(rtol, atol)` (default: 32 equal steps of flow time); `stochasticity`,
-    lambda in (2): 0 is the probability flow, 1 the reverse SDE of Anderson; `cond`, a
-    pytree with leading axis batch; `start`, x at the first time instead of noise;
-    `denoise`, return E[x0 given x] at the end, for one evaluation more; `trajectory`,
-    keep the states along the way; `sharding`, how to spread the batch over devices.
+    **Arguments:** `shape`, (batch, ...); `solver`, one of `sdegen.solvers` or any
+    Diffrax solver (default Heun); `grid`, a grid of `sdegen.times`, an array of times
+    that fall from t_max to t_min, a number of steps, or `Adaptive(rtol, atol)`
+    (default: 32 steps); `stochasticity`, lambda in (2): 0 is the probability flow, 1
+    the reverse SDE of Anderson; `cond`, a pytree with leading axis batch; `start`, x at
+    the first time instead of noise; `denoise`, return E[x0 given x] at the end, for one
+    evaluation more; `trajectory`, keep the states along the way; `refinable`, drive
+    every number of steps by the same Brownian path, so that more steps give the same
+    sample, better solved (slower: see docs/choosing-a-solver.md); `sharding`, how to
+    spread the batch over devices. With it adaptive steps are chosen by each device for
+    its share of the batch.
 
     **Returns:** a `Solution`: `x`, `evaluations`, `result` (check `.ok` on the host; a
     solve never raises on the device), and with `trajectory` the frames and their times.
@@ -65,7 +89,8 @@ def sample(
     Paths that reach alpha = 0 start their SDE at alpha / sigma = 1e-3, where (2)
     begins.
     """
-    solver = dfx.Heun() if solver is None else solver
+    if solver is None:
+        solver = getattr(grid, "solver", None) or dfx.Heun()
     path = denoiser.path
     given, shape = shape, _whole_numbers(shape)
     if len(shape) < 2 or min(shape) < 1:
@@ -84,30 +109,52 @@ def sample(
             "stochasticity must be >= 0 (0 is the flow, 1 the reverse SDE), got "
             f"{float(stochasticity):g}."
         )
-    if not flow and not path.base.gaussian:
+    check_solver(solver, isinstance(grid, Adaptive), not flow)
+    semilinear = isinstance(solver, AbstractSemilinearSolver)
+    noisy = not flow or (semilinear and solver.draws)
+    if noisy and not path.base.gaussian:
         raise ValueError(
             f"the reverse SDE needs Gaussian noise, and {type(path).__name__} has base="
-            f"{type(path.base).__name__}. Sample with stochasticity=0."
+            f"{type(path.base).__name__}. Sample with stochasticity=0 and a solver that "
+            "draws none."
         )
     if grid is None or isinstance(grid, int):
         # Each in the clock that it is solved in, where equal steps serve it best.
-        grid = (FlowTimeGrid if flow else LogSNRGrid)(32 if grid is None else grid)
+        equal = FlowTimeGrid if flow else LogSNRGrid
+        grid = (CosineGrid if semilinear else equal)(32 if grid is None else grid)
     if start is not None and jnp.shape(start) != shape:
         raise ValueError(f"start must have the shape {shape}, got {jnp.shape(start)}.")
-    check_solver(solver, isinstance(grid, Adaptive), not flow)
+    grid = _check_grid(grid, path)
+    _check_steps(solver, grid)
     return _sample(
         key,
         denoiser,
         cond,
         start,
-        _check_grid(grid, path),
+        grid,
         None if flow else float_array(stochasticity),
         solver,
         shape,
         denoise,
         trajectory,
+        refinable,
         sharding,
     )
+
+
+def _check_steps(solver, grid):
+    """Learned weights are for one number of steps."""
+    wanted = getattr(solver, "steps", None)
+    if wanted is None:
+        return
+    got = getattr(grid, "steps", None) if callable(grid) else None
+    got = len(grid) - 1 if isinstance(grid, Array) else got
+    if got != wanted:
+        raise ValueError(
+            f"the weights of this {type(solver).__name__} were learned for {wanted} "
+            f"steps, got a grid of {'adaptive' if got is None else got} steps. Use the "
+            "grid that they were learned with."
+        )
 
 
 def _whole_numbers(shape) -> tuple[int, ...]:
@@ -157,11 +204,8 @@ class _FlowField(eqx.Module):
     inverse: NoiseInverse
     cond: PyTree
 
-    def time(self, u):
-        return self.inverse(-jnp.log1p(-u))
-
     def __call__(self, u, y, args):
-        t = self.time(u)
+        t = self.inverse(-jnp.log1p(-u))
         path = self.denoiser.path
         x0, z = self.denoiser.ends(t, (path.alpha(t) + path.sigma(t)) * y, self.cond)
         return x0 - z
@@ -175,11 +219,8 @@ class _ReverseField(eqx.Module):
     cond: PyTree
     stochasticity: Array
 
-    def time(self, l):
-        return self.inverse(jax.nn.softplus(l))
-
     def __call__(self, l, y, args):
-        t, tau = self.time(l), jax.nn.sigmoid(-l)
+        t, tau = self.inverse(jax.nn.softplus(l)), jax.nn.sigmoid(-l)
         path = self.denoiser.path
         x0, z = self.denoiser.ends(t, (path.alpha(t) + path.sigma(t)) * y, self.cond)
         return tau * ((1 - tau) * (x0 - z) - self.stochasticity**2 * z)
@@ -200,6 +241,7 @@ def _sample(
     shape,
     denoise,
     trajectory,
+    refinable,
     sharding,
 ):
     path, inverse = denoiser.path, denoiser.path.inverse()
@@ -209,17 +251,45 @@ def _sample(
     else:
         ts = grid(path) if callable(grid) else grid
     dtype = ts.dtype
-    if stochasticity is None:
-        clock = jax.vmap(lambda t: path.alpha(t) / (path.alpha(t) + path.sigma(t)))(ts)
-        tau0, noise = 1 - clock[0], None
-        field = _FlowField(denoiser, inverse, cond)
+    alpha, sigma = jax.vmap(path.alpha)(ts), jax.vmap(path.sigma)(ts)
+    if stochasticity is not None:
+        stochasticity = stochasticity.astype(dtype)
+    tau0 = sigma[0] / (alpha[0] + sigma[0])
+    if isinstance(solver, AbstractSemilinearSolver):
+        clock, time = jnp.log1p(alpha / sigma), inverse
+    elif stochasticity is None:
+        clock, time = alpha / (alpha + sigma), lambda u: inverse(-jnp.log1p(-u))
     else:
-        clock = jax.vmap(path.logsnr)(ts) / 2
+        clock, time = jax.vmap(path.logsnr)(ts) / 2, lambda l: inverse(jax.nn.softplus(l))
         # Nodes below the floor become one: steps of length zero, which change nothing.
         clock = jnp.maximum(clock, LOGSNR_FLOOR / 2)
         tau0 = jax.nn.sigmoid(-clock[0])
-        field = _ReverseField(denoiser, inverse, cond, stochasticity.astype(dtype))
-        noise = field.noise
+
+    def run(y0, keys, cond):
+        """Solve for these samples: (states, their clock, steps, result)."""
+        field, noise = (denoiser, inverse, cond), None
+        if isinstance(solver, AbstractSemilinearSolver):
+            brownian = None
+            if stochasticity is not None or solver.draws:
+                brownian = brownian_path(clock, keys, shape[1:], refinable=refinable)
+            field = SemilinearTerm(*field, stochasticity, brownian)
+        elif stochasticity is None:
+            field = _FlowField(*field)
+        else:
+            field = _ReverseField(*field, stochasticity)
+            noise = field.noise
+        solution = solve(
+            field,
+            y0,
+            clock,
+            solver,
+            adaptive=adaptive,
+            noise=noise,
+            keys=keys,
+            trajectory=trajectory,
+            refinable=refinable,
+        )
+        return solution.ys, solution.ts, solution.stats["num_steps"], solution.result
 
     index = jnp.arange(shape[0])
     if sharding is not None:
@@ -230,24 +300,60 @@ def _sample(
         draw = jax.vmap(lambda k: path.base.sample(k, shape[1:], dtype))
         y0 = tau0 * draw(start_keys)
     else:
-        y0 = start.astype(dtype) / (path.alpha(ts[0]) + path.sigma(ts[0]))
-    solution = solve(
-        field,
-        y0,
-        clock,
-        solver,
-        adaptive=adaptive,
-        noise=noise,
-        keys=noise_keys,
-        trajectory=trajectory,
-    )
-    scale = jax.vmap(lambda t: path.alpha(t) + path.sigma(t))
+        y0 = start.astype(dtype) / (alpha[0] + sigma[0])
+    if adaptive is None:
+        ys, clocks, steps, result = run(y0, noise_keys, cond)
+    else:
+        ys, clocks, steps, result = _spread(run, adaptive, sharding)(
+            y0, noise_keys, cond
+        )
     times, frames = None, None
     if trajectory:
-        times = ts if adaptive is None else jax.vmap(field.time)(solution.ts)
-        frames = solution.ys * scale(times).reshape((-1,) + (1,) * len(shape))
-    x = solution.ys[-1] * (path.alpha(ts[-1]) + path.sigma(ts[-1]))
-    count = evaluations(solver, solution.stats["num_steps"])
+        times = ts if adaptive is None else jax.vmap(time)(clocks)
+        scale = jax.vmap(lambda t: path.alpha(t) + path.sigma(t))(times)
+        frames = ys * scale.reshape((-1,) + (1,) * len(shape))
+    x = ys[-1] * (alpha[-1] + sigma[-1])
+    count = evaluations(solver, steps)
     if denoise:
         x, count = denoiser(ts[-1], x, cond), jnp.where(count < 0, count, count + 1)
-    return Solution(x, count, checked(solution.result, x), times, frames)
+    return Solution(x, count, checked(result, x), times, frames)
+
+
+def _spread(run, adaptive, sharding):
+    """`run` with steps of its own for each sample, or for each device's share.
+
+    Steps are then the largest number of any, and the result is success if all had it.
+    """
+    if not adaptive.per_sample and not isinstance(sharding, jax.sharding.NamedSharding):
+        return run
+
+    def share(y0, keys, cond):
+        if adaptive.per_sample:
+            one = lambda *own: run(*jax.tree.map(lambda a: a[None], own))  # noqa: E731
+            ys, clocks, steps, result = jax.vmap(one)(y0, keys, cond)
+            ys, clocks = jnp.moveaxis(ys[:, :, 0], 0, 1), clocks[0]
+        else:
+            ys, clocks, steps, result = run(y0, keys, cond)
+        ok = result == dfx.RESULTS.successful
+        return ys, clocks, steps.max()[None], ok.all()[None]
+
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        batch = jax.P(sharding.spec[0] if len(sharding.spec) else None)
+        whole = jax.P()
+        # No collective inside: every device goes its own way to the end.
+        share = jax.shard_map(
+            share,
+            mesh=sharding.mesh,
+            in_specs=(batch, batch, batch),
+            out_specs=(jax.P(None, *batch), whole, batch, batch),
+            check_vma=False,
+        )
+
+    def together(y0, keys, cond):
+        ys, clocks, steps, ok = share(y0, keys, cond)
+        steps, results = steps.max(), dfx.RESULTS
+        short = steps >= adaptive.max_steps
+        bad = results.where(short, results.max_steps_reached, results.nonfinite)
+        return ys, clocks, steps, results.where(ok.all(), results.successful, bad)
+
+    return together

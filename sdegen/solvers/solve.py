@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from ..brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
 from ..times import Adaptive
+from .base import AbstractSemilinearSolver
+from .semilinear import SemilinearTerm
 
 _FRAMES = 33  # frames of an adaptive trajectory
 _TREE = 1e-5  # resolution of the Brownian tree, in units of the clock's range
@@ -68,6 +70,8 @@ def worst_sample_norm(error: Float[Array, "batch ..."]) -> Array:
 
 def evaluations(solver: dfx.AbstractSolver, steps: Int[Array, ""]) -> Array:
     """Drift evaluations in `steps` attempted steps; -1 where the count is unknown."""
+    if isinstance(solver, AbstractSemilinearSolver):
+        return solver.evaluations(steps)
     if isinstance(solver, dfx.AbstractSRK):
         ignored = solver.tableau.ignore_stage_f
         skipped = 0 if ignored is None else sum(bool(i) for i in ignored)
@@ -98,8 +102,15 @@ def check_solver(solver, adaptive: bool, noise: bool) -> None:
         ):
             raise ValueError(
                 f"adaptive steps need a solver with an error estimate, and {name} has "
-                "none. Use Heun(), Bosh3(), Tsit5() or ShARK(), or a fixed grid."
+                "none. Use ExponentialAdams(), Tsit5() or ShARK(), or a fixed grid."
             )
+    if isinstance(solver, AbstractSemilinearSolver):
+        if noise and not solver.family:
+            raise ValueError(
+                f"{name} solves the flow only, without noise. Sample with "
+                "stochasticity=0, or use DDIM(), DPMSolverSDE(), ERSDE() or Langevin()."
+            )
+        return
     sde_solver = isinstance(
         solver, dfx.AbstractItoSolver | dfx.AbstractStratonovichSolver
     )
@@ -126,8 +137,25 @@ def _levy_area(solver) -> type:
     return dfx.SpaceTimeLevyArea
 
 
+def brownian_path(
+    clock: Float[Array, " times"],
+    keys: Key[Array, " batch"],
+    shape: tuple[int, ...],
+    levy_area: type = dfx.BrownianIncrement,
+    *,
+    refinable: bool,
+) -> GridBrownianPath | TreeBrownianPath:
+    """Noise for one sample's `shape` per key: by cells, or the same at every step."""
+    if not refinable:
+        return GridBrownianPath(clock, keys, shape, levy_area)
+    # A margin, because a query one rounding outside the tree is an error.
+    span = clock[-1] - clock[0]
+    low, high = clock[0] - 1e-3 * span, clock[-1] + 1e-3 * span
+    return TreeBrownianPath(low, high, _TREE * span, keys, shape, levy_area)
+
+
 def solve(
-    drift: Callable,
+    drift: Callable | dfx.AbstractTerm,
     y0: Float[Array, "batch ..."],
     clock: Float[Array, " times"],
     solver: dfx.AbstractSolver,
@@ -136,29 +164,30 @@ def solve(
     noise: Callable | None = None,
     keys: Key[Array, " batch"] | None = None,
     trajectory: bool = False,
+    refinable: bool = False,
 ) -> dfx.Solution:
     """Integrate dy = drift(u, y) du [+ noise(u, y) dW] along the rising `clock`.
 
-    Steps end at the points of `clock`, or, given `adaptive`, where the error says,
-    between its first and last point. `keys` has one key per sample. Trace-time only:
-    call it inside a jitted function.
+    `drift` may be a Diffrax term, which then is the whole equation. Steps end at the
+    points of `clock`, or, given `adaptive`, where the error says, between its first and
+    last point. `keys` has one key per sample; `refinable` noise is the same path on
+    every clock of the same ends. Trace-time only: call it inside a jitted function.
     """
-    check_solver(solver, adaptive is not None, noise is not None)
-    term = dfx.ODETerm(drift)
+    term = drift if isinstance(drift, dfx.AbstractTerm) else dfx.ODETerm(drift)
+    semilinear = isinstance(solver, AbstractSemilinearSolver)
+    if semilinear and not isinstance(term, SemilinearTerm):
+        raise ValueError(
+            f"{type(solver).__name__} solves what `sample` solves, the flow or the "
+            "reverse SDE of a denoiser. For an equation as it is written use a solver "
+            "of Diffrax, such as Heun()."
+        )
+    if not semilinear:
+        check_solver(solver, adaptive is not None, noise is not None)
     if noise is not None:
-        levy_area, shape, span = _levy_area(solver), y0.shape[1:], clock[-1] - clock[0]
-        if adaptive is None:
-            path = GridBrownianPath(clock, keys, shape, levy_area)
-        else:  # a margin, because a query one rounding outside the tree is an error
-            margin = 1e-3 * span
-            path = TreeBrownianPath(
-                clock[0] - margin,
-                clock[-1] + margin,
-                _TREE * span,
-                keys,
-                shape,
-                levy_area,
-            )
+        refinable = refinable or adaptive is not None
+        path = brownian_path(
+            clock, keys, y0.shape[1:], _levy_area(solver), refinable=refinable
+        )
         term = dfx.MultiTerm(term, NoiseTerm(noise, path))
     if adaptive is None:
         steps, dt0, controller = len(clock) - 1, None, GridController(clock)

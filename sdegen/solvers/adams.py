@@ -1,0 +1,62 @@
+"""An adaptive exponential solver: Adams with an embedded estimate of its error."""
+
+import diffrax as dfx
+import equinox as eqx
+
+from .. import prediction as kinds
+from ..prediction import Kind
+from ..typing import Scalar, float_array
+from . import multistep
+from .base import AbstractSemilinearSolver, whole
+from .semilinear import splitting
+
+
+class ExponentialAdams(AbstractSemilinearSolver, dfx.AbstractAdaptiveSolver):
+    """Adams-Bashforth-Moulton of a splitting, for adaptive steps: one evaluation each.
+
+    The predictor has order `order`, the corrector one more; what they differ by is the
+    error estimate, and the corrected point goes on. An evaluation at the end of each
+    attempted step and one before the first are all it costs (Hairer, Norsett, Wanner,
+    "Solving ordinary differential equations I", section III.5 for variable steps).
+    `prediction` and `sigma_data` as in `DEIS`. It starts with the first order and short
+    steps. For the flow only, with `Adaptive`; on a fixed grid `UniPC` does the same for
+    one evaluation less.
+    """
+
+    points: int = eqx.field(static=True)
+    prediction: Kind = eqx.field(static=True)
+    sigma_data: Scalar
+
+    family = False
+    draws = False
+    calls = 1
+    calls_first = 1
+
+    def __init__(self, order=3, prediction=kinds.edm, sigma_data=0.5):
+        """`order` 1 to 4, of the predictor."""
+        self.points = whole("the order of ExponentialAdams", order, 1, 4)
+        splitting(prediction)
+        self.prediction = prediction
+        self.sigma_data = float_array(sigma_data)
+
+    def order(self, terms):
+        """The order of convergence."""
+        return self.points + 1
+
+    def error_order(self, terms):
+        """The local order of the error estimate."""
+        return self.points + 1
+
+    def start(self, term, c0, c1, y):
+        """The prediction at the start."""
+        return term.ends(c0, y), multistep.empty(self.points, y, c0, True)
+
+    def advance(self, term, c0, c1, y, state):
+        """Predict, evaluate, correct."""
+        (ends, history), rule = state, (self.prediction, self.sigma_data)
+        predicted, history = multistep.predict(
+            *rule, self.points, c0, c1, y, ends, history
+        )
+        ends = term.ends(c1, predicted)
+        y1 = multistep.correct(*rule, self.points + 1, c1, predicted, ends, history)
+        return y1, y1 - predicted, (ends, history)

@@ -1,0 +1,71 @@
+"""What every solver of the semilinear term shares."""
+
+import abc
+
+import diffrax as dfx
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .semilinear import SemilinearTerm
+
+
+class AbstractSemilinearSolver(dfx.AbstractSolver):
+    """A Diffrax solver of a `SemilinearTerm`, on its rising clock.
+
+    A solver writes `start` and `advance`. `family`: it follows the reverse SDE of any
+    stochasticity, not the flow alone. `draws`: it adds noise even to the flow. `calls`:
+    network evaluations of a step, and `calls_first` before the first one.
+    """
+
+    term_structure = SemilinearTerm
+    interpolation_cls = dfx.LocalLinearInterpolation
+
+    family: eqx.AbstractClassVar[bool]
+    draws: eqx.AbstractVar[bool]
+    calls: eqx.AbstractVar[int]
+    calls_first: eqx.AbstractClassVar[int]
+
+    @abc.abstractmethod
+    def start(self, term: SemilinearTerm, c0, c1, y: Float[Array, "batch ..."]):
+        """The state before the first step."""
+
+    @abc.abstractmethod
+    def advance(self, term: SemilinearTerm, c0, c1, y, state):
+        """(y at c1, an error estimate or None, the state there) from y at c0."""
+
+    @property
+    def steps(self) -> int | None:
+        """The number of steps that it is made for, None for any."""
+        return None
+
+    def evaluations(self, steps: Int[Array, ""]) -> Int[Array, ""]:
+        """Network evaluations in `steps` attempted steps."""
+        return self.calls * steps + self.calls_first
+
+    def init(self, terms, t0, t1, y0, args):
+        """The state before the first step."""
+        return self.start(_unwrap(terms), t0, t1, y0)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        """One step, as Diffrax asks for it."""
+        y1, error, state = self.advance(_unwrap(terms), t0, t1, y0, solver_state)
+        return y1, error, {"y0": y0, "y1": y1}, state, dfx.RESULTS.successful
+
+    def func(self, terms, t0, y0, args):
+        """The right-hand side of the flow."""
+        return terms.vf(t0, y0, args)
+
+
+def _unwrap(terms) -> SemilinearTerm:
+    # Diffrax hands its solvers the term in a wrapper for the direction of time.
+    return terms.term if hasattr(terms, "direction") else terms
+
+
+def whole(name: str, value, low: int, high: int) -> int:
+    """`value` if it is a whole number from `low` to `high`."""
+    if not (isinstance(value, int) and low <= value <= high):
+        raise ValueError(
+            f"{name} is a whole number from {low} to {high}, got {value!r}."
+        )
+    return value

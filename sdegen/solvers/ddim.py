@@ -1,0 +1,108 @@
+"""DDIM: the first-order step of every process, with any share of fresh noise."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..denoiser import AbstractDenoiser
+from ..typing import PyTree, float_array
+from .base import AbstractSemilinearSolver
+from .semilinear import ddim, decay, scales
+
+
+class Variance(eqx.Module):
+    """The variance of x0 given x_t, averaged over coordinates, on the clock c."""
+
+    clock: Float[Array, " times"]
+    values: Float[Array, " times"]
+
+    def __call__(self, c):
+        """The variance at the clock c, by linear interpolation."""
+        return jnp.interp(c, self.clock, self.values)
+
+
+def analytic_variance(
+    denoiser: AbstractDenoiser,
+    samples: Float[Array, "times batch ..."],
+    times: Float[Array, " times"],
+    *,
+    cond: PyTree = None,
+    bound: float | None = None,
+) -> Variance:
+    """(sigma/alpha)^2 (1 - E |z_hat|^2 / d) at `times`, from `samples` of x_t at each.
+
+    Bao et al. 2022, "Analytic-DPM", eq. 9: exact for the exact denoiser. Clipped to
+    [0, (sigma/alpha)^2], and to `bound`, an upper bound of the variance of x0 if one is
+    known (((b - a) / 2)^2 for data in [a, b]). `times` should hold the grid that will
+    be sampled on.
+    """
+    path = denoiser.path
+    clock, values = [], []
+    for t, x in zip(float_array(times), samples, strict=True):
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        share = jnp.mean(denoiser.eps(t, x, cond) ** 2)
+        # Where alpha is 0 nothing is known: the bound, or the largest finite number.
+        top = jnp.finfo(x.dtype).max if bound is None else bound
+        ceiling = jnp.where(alpha > 0, (sigma / jnp.maximum(alpha, 1e-30)) ** 2, top)
+        values.append(jnp.clip(ceiling * (1 - share), 0, jnp.minimum(ceiling, top)))
+        clock.append(jnp.log1p(alpha / sigma))
+    order = jnp.argsort(jnp.stack(clock))
+    return Variance(jnp.stack(clock)[order], jnp.stack(values)[order])
+
+
+class DDIM(AbstractSemilinearSolver):
+    """x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v) z_hat + sqrt(v) noise, order 1.
+
+    Song, Meng and Ermon 2021, "Denoising diffusion implicit models", eq. 12, for any
+    path: v = eta^2 sigma_s^2 (1 - exp(-2h)), where the eta of the paper is the
+    `stochasticity` of `sample`, 0 to 1. At 0 it is the flow, and Euler's method in
+    sigma / alpha; at 1 on the grid of `DDPM` it is the ancestral sampler with the
+    posterior variance.
+
+    `variance` adds what x0_hat leaves out, the optimal reverse variance of Bao et al.
+    2022 (`analytic_variance`): (alpha_s - alpha_t k)^2 Var[x0], k = sqrt(sigma_s^2 - v)
+    / sigma_t. It then draws noise at every stochasticity.
+    """
+
+    variance: Variance | None = None
+
+    family = True
+    calls = 1
+    calls_first = 0
+
+    @property
+    def draws(self):
+        """Whether it adds noise even to the flow."""
+        return self.variance is not None
+
+    def order(self, terms):
+        """The order of convergence of the flow."""
+        return 1
+
+    def strong_order(self, terms):
+        """The strong order for the additive noise of the reverse SDE."""
+        return 1
+
+    def start(self, term, c0, c1, y):
+        """No state."""
+        return None
+
+    def advance(self, term, c0, c1, y, state):
+        """One evaluation, one step."""
+        x0, z = term.ends(c0, y)
+        if term.stochasticity is None and self.variance is None:
+            return ddim(c1, x0, z), None, None
+        (a0, tau0), (a1, tau1) = scales(c0), scales(c1)
+        shrink, gain = decay(c0, c1)
+        eta = 0.0 if term.stochasticity is None else term.stochasticity
+        fresh = eta**2 * gain * (1 + shrink)  # v / sigma_s^2
+        keep = jnp.sqrt(jnp.maximum(1 - fresh, 0))
+        v = tau1**2 * fresh
+        if self.variance is not None:
+            # alpha and sigma of the path are a and tau times the same scale, which
+            # cancels in x0's variance.
+            v = v + (a1 - a0 * keep * tau1 / tau0) ** 2 * self.variance(c0)
+        noise = jnp.sqrt(v) * term.normal(c0, c1)
+        return a1 * x0 + tau1 * keep * z + noise.astype(y.dtype), None, None
+
+

@@ -1,0 +1,68 @@
+"""DEIS: exponential Adams-Bashforth."""
+
+import equinox as eqx
+
+from .. import prediction as kinds
+from ..prediction import Kind
+from ..typing import Scalar, float_array
+from . import multistep
+from .base import AbstractSemilinearSolver, whole
+from .semilinear import splitting
+
+
+class DEIS(AbstractSemilinearSolver):
+    """Exponential Adams-Bashforth of order 1 to 4, one network evaluation a step.
+
+    Zhang and Chen 2023, "Fast sampling of diffusion models with exponential
+    integrator", eq. 14, with its polynomial in the log-SNR. `prediction` is what the
+    polynomial passes through: `eps` as in the paper, `x0`, `velocity` (in flow time) or
+    `edm` (in the angle, for data of standard deviation `sigma_data`). Order 1 is DDIM
+    for all but edm. For the flow only.
+    """
+
+    points: int = eqx.field(static=True)
+    prediction: Kind = eqx.field(static=True)
+    sigma_data: Scalar
+    weights: multistep.Weights | None
+
+    family = False
+    draws = False
+    calls = 1
+    calls_first = 0
+
+    def __init__(self, order=3, prediction=kinds.eps, sigma_data=0.5, weights=None):
+        """`weights` come from `learn_grid`."""
+        self.points = whole("the order of DEIS", order, 1, 4)
+        splitting(prediction)
+        self.prediction = prediction
+        self.sigma_data = float_array(sigma_data)
+        self.weights = weights
+
+    @property
+    def steps(self):
+        """The number of steps that learned weights are for, None for any."""
+        return None if self.weights is None else len(self.weights.predictor)
+
+    def order(self, terms):
+        """The order of convergence."""
+        return self.points
+
+    def start(self, term, c0, c1, y):
+        """No prediction is known."""
+        return multistep.empty(self.points - 1, y, c0, False)
+
+    def advance(self, term, c0, c1, y, state):
+        """One evaluation, one step."""
+        learned = None if self.weights is None else self.weights.predictor
+        y1, state = multistep.predict(
+            self.prediction,
+            self.sigma_data,
+            self.points,
+            c0,
+            c1,
+            y,
+            term.ends(c0, y),
+            state,
+            learned,
+        )
+        return y1, None, state

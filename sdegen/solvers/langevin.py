@@ -1,0 +1,69 @@
+"""Predictor and corrector: a step of the reverse SDE, then Langevin dynamics."""
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from ..typing import Scalar, number
+from .base import AbstractSemilinearSolver
+from .semilinear import decay, scales
+
+
+class Langevin(AbstractSemilinearSolver):
+    """DDIM's step (at the stochasticity of `sample`), then `corrections` of Langevin.
+
+    Song et al. 2021, "Score-based generative modeling through SDEs", algorithms 1 and
+    4. Each correction is y <- y + e score + sqrt(2 e) noise at the new noise level with
+    e = 2 (snr sigma)^2, the paper's step size at its mean: the norms of the noise and of
+    sigma times the score, whose ratio the paper takes over the batch, have the same
+    mean, and a step that depends on the sample would not keep its law. Evaluations: 1 +
+    `corrections` a step.
+    """
+
+    corrections: int = eqx.field(default=1, static=True)
+    snr: Scalar = number(0.16)
+
+    family = True
+    draws = True
+    calls_first = 0
+
+    @property
+    def calls(self):
+        """Network evaluations of one step."""
+        return 1 + self.corrections
+
+    def order(self, terms):
+        """The order of convergence of the predictor."""
+        return 1
+
+    def strong_order(self, terms):
+        """The strong order of the predictor."""
+        return 1
+
+    def start(self, term, c0, c1, y):
+        """No state."""
+        return None
+
+    def advance(self, term, c0, c1, y, state):
+        """A step and its corrections."""
+        x0, z = term.ends(c0, y)
+        (a1, tau1), keep = scales(c1), 1.0
+        if term.stochasticity is not None:
+            power, shrink = term.stochasticity**2, decay(c0, c1)[0]
+            keep = jnp.where(power > 0, shrink**power, 1.0)
+        y = a1 * x0 + tau1 * keep * z
+        if term.stochasticity is not None:
+            fresh = jnp.sqrt(jnp.maximum(1 - keep**2, 0))
+            y = y + tau1 * fresh * term.normal(c0, c1)
+        snr = self.snr.astype(y.dtype)
+        for i in range(self.corrections):
+            z = term.ends(c1, y)[1]
+            # e score = -2 snr^2 sigma z, sqrt(2 e) = 2 snr sigma
+            y = y + 2 * snr * tau1 * (term.normal(c0, c1, i + 1) - snr * z)
+        return y, None, None
+
+    def __check_init__(self):
+        if not (isinstance(self.corrections, int) and self.corrections >= 1):
+            raise ValueError(
+                "Langevin needs a whole number of corrections >= 1, got "
+                f"{self.corrections!r}."
+            )

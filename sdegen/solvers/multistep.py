@@ -1,0 +1,131 @@
+"""Adams methods of a splitting: one network evaluation a step, older ones for the order.
+
+With the last predictions p_0 (here), p_1, ..., at xi_0, xi_1, ..., equation (3) of
+`semilinear` is integrated with the polynomial through them in place of p:
+
+    y(c1) = L + E(c1) sum_j W_j p_j,      W from `semilinear.integrals`              (1)
+
+where L is the step with p constant. A corrector repeats the step when the prediction at
+its end is known, with that one among the nodes; the network is not called again. The
+first steps have fewer predictions and a lower order.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..prediction import Kind
+from ..typing import Scalar
+from .semilinear import integrals, scales, splitting
+
+
+class Weights(eqx.Module):
+    """What is added to the weights of each step, in units of the weight of constant p.
+
+    One row per step of the grid that they were learned for, one column per node.
+    """
+
+    predictor: Float[Array, "steps order"]
+    corrector: Float[Array, "steps nodes"]
+
+
+class History(NamedTuple):
+    """Predictions of earlier steps, the newest first, and the step that led here."""
+
+    step: Int[Array, ""]
+    values: tuple[Float[Array, "batch ..."], ...]
+    nodes: Float[Array, " length"]
+    linear: Float[Array, "batch ..."] | None
+    """L of the last step, which a corrector starts from; None without one."""
+
+
+def empty(length: int, y: Float[Array, "batch ..."], c, corrects: bool) -> History:
+    """A history of `length` predictions, none of them known yet."""
+    zero, nodes = jnp.zeros_like(y), jnp.zeros(length, jnp.result_type(c))
+    step = jnp.zeros((), jnp.int32)
+    return History(step, (zero,) * length, nodes, zero if corrects else None)
+
+
+def combine(weights, values, learned=None, unit=None):
+    """sum_j W_j p_j by differences from p_0, since the weights of (1) sum to 0."""
+    total = jnp.zeros_like(values[0])
+    for w, p in zip(weights[1:], values[1:], strict=True):
+        total = total + w * (p - values[0])
+    if learned is not None:
+        for w, p in zip(learned, values, strict=True):
+            total = total + unit * w * p
+    return total
+
+
+def _unit(rule, start, stop):
+    """About int w(xi) dxi over the step, the weight of a constant p."""
+    return (stop - start) * rule.density((start + stop) / 2)
+
+
+def predict(
+    kind: Kind,
+    sigma_data: Scalar,
+    order: int,
+    c0,
+    c1,
+    y,
+    ends,
+    history: History,
+    learned: Float[Array, "steps order"] | None = None,
+) -> tuple[Float[Array, "batch ..."], History]:
+    """(y at c1, the history from there) by (1) with at most `order` nodes."""
+    rule, s = splitting(kind), sigma_data.astype(y.dtype)
+    here, there = (*scales(c0), s), (*scales(c1), s)
+    value, node = rule.value(*ends, *here), rule.variable(*here)
+    values = (value, *history.values)
+    nodes = jnp.concatenate([node[None], history.nodes])
+    corrects = history.linear is not None
+    linear = rule.linear(c0, c1, y, *ends, s, corrects or learned is not None)
+    y1 = linear
+    if order > 1 or learned is not None:
+        known = jnp.minimum(history.step + 1, order)
+        end, scale = rule.variable(*there), rule.scale(*there)
+        weights = integrals(nodes[:order], known, node, end, rule.density)
+        if learned is not None:
+            learned = jnp.where(jnp.arange(order) < known, learned[history.step], 0)
+        unit = _unit(rule, node, end)
+        y1 = linear + scale * combine(weights, values[:order], learned, unit)
+    length = len(history.values)
+    return y1, History(
+        history.step + 1,
+        values[:length],
+        nodes[:length],
+        linear if corrects else None,
+    )
+
+
+def correct(
+    kind: Kind,
+    sigma_data: Scalar,
+    order: int,
+    c1,
+    y,
+    ends,
+    history: History,
+    learned: Float[Array, "steps nodes"] | None = None,
+) -> Float[Array, "batch ..."]:
+    """y at c1, now that the prediction there is known, with at most `order` nodes.
+
+    `history` is that after the step to c1; before the first step y stays as it is.
+    """
+    rule, s = splitting(kind), sigma_data.astype(y.dtype)
+    there = (*scales(c1), s)
+    value, node = rule.value(*ends, *there), rule.variable(*there)
+    start, older = history.nodes[0], slice(1, order - 1)
+    values = (history.values[0], value, *history.values[older])
+    nodes = jnp.concatenate([jnp.stack([start, node]), history.nodes[older]])
+    known = jnp.minimum(history.step + 1, order)
+    weights = integrals(nodes, known, start, node, rule.density)
+    if learned is not None:
+        row = learned[jnp.maximum(history.step - 1, 0)]
+        learned = jnp.where(jnp.arange(order) < known, row, 0)
+    change = combine(weights, values, learned, _unit(rule, start, node))
+    better = history.linear + rule.scale(*there) * change
+    return jnp.where(history.step > 0, better, y)

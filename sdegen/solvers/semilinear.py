@@ -1,0 +1,223 @@
+"""The one term of the fast samplers: the flow, and every reverse SDE, in semilinear form.
+
+In the coordinates of `sample`, y = a x0 + tau z with a = 1 - tau, every path is the
+rectified flow. The clock of this term is c = -log tau, which rises from noise to data,
+is 0 where the data vanish, and holds both ends precisely in float32:
+
+    tau = exp(-c),   a = -expm1(-c),   lambda = log(a / tau) = log(expm1(c))        (1)
+
+lambda is half the log-SNR, h below its growth over a step, and
+
+    1 - exp(-h) = -expm1(-(c1 - c0)) / a1                                          (2)
+
+is precise for any step, also from a0 = 0, where h is infinite.
+
+A *splitting* y' = L y + N p solves its linear part L exactly and sees the network only
+through a prediction p, which is constant on some ideal data and therefore changes
+slowly on real ones. With a scale E and a variable xi,
+
+    d(y / E) = w(xi) p dxi                                                         (3)
+
+    p           exact for          E                     xi                w
+    x0          a point            tau                   lambda            exp(xi)
+    eps         (large noise)      a                     lambda            -exp(-xi)
+    velocity    a point, noise     1                     tau               1
+    edm         N(0, sigma_data^2) hypot(tau, s a)       arctan(tau / s a) 1
+
+(s is sigma_data). All of them are DDIM for the first order but edm's, which is Euler's
+method in the angle xi: there data of standard deviation s have unit speed, as in the
+preconditioning of Karras et al. 2022, table 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .. import prediction
+from ..brownian import GridBrownianPath, TreeBrownianPath
+from ..denoiser import AbstractDenoiser
+from ..path import NoiseInverse
+from ..prediction import Kind
+from ..typing import PyTree, Scalar
+
+_FLOOR = 1e-3  # a / tau below which lambda, an abscissa only, stops
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
+
+
+def scales(c: Scalar) -> tuple[Scalar, Scalar]:
+    """(a, tau) at the clock c, equation (1)."""
+    return -jnp.expm1(-c), jnp.exp(-c)
+
+
+def half_logsnr(c: Scalar) -> Scalar:
+    """lambda at the clock c, not below log(1e-3)."""
+    return jnp.log(jnp.maximum(jnp.expm1(c), _FLOOR))
+
+
+def clock_of(half_logsnr: Scalar) -> Scalar:
+    """The clock c of a lambda, the inverse of (1)."""
+    return jax.nn.softplus(half_logsnr)
+
+
+def decay(c0: Scalar, c1: Scalar) -> tuple[Scalar, Scalar]:
+    """(exp(-h), 1 - exp(-h)) over the step from c0 to c1, equation (2)."""
+    a0, a1 = -jnp.expm1(-c0), -jnp.expm1(-c1)
+    return a0 / a1 * jnp.exp(c0 - c1), -jnp.expm1(c0 - c1) / a1
+
+
+class SemilinearTerm(dfx.AbstractTerm):
+    """The flow of a denoiser in the clock c, with what an exponential solver asks for.
+
+    As a plain Diffrax term it is the probability flow dy/dc = tau (x0_hat - z_hat).
+    `stochasticity` is the strength of the reverse SDE, None for the flow; `brownian`
+    drives it, None where nothing is drawn. y is (batch, ...).
+    """
+
+    denoiser: AbstractDenoiser
+    inverse: NoiseInverse
+    cond: PyTree = None
+    stochasticity: Scalar | None = None
+    brownian: GridBrownianPath | TreeBrownianPath | None = None
+
+    def ends(
+        self, c: Scalar, y: Float[Array, "batch ..."]
+    ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
+        """(x0_hat, z_hat) at y: one network evaluation."""
+        t, path = self.inverse(c), self.denoiser.path
+        return self.denoiser.ends(t, (path.alpha(t) + path.sigma(t)) * y, self.cond)
+
+    def normal(self, c0: Scalar, c1: Scalar, draw: int = 0) -> Float[Array, "..."]:
+        """A standard normal of the shape of y for the step, another for each `draw`."""
+        brownian = self.brownian
+        if draw:
+            fold = jax.vmap(lambda k: jax.random.fold_in(k, 2**31 - draw))
+            brownian = eqx.tree_at(lambda b: b.keys, brownian, fold(brownian.keys))
+        step = jnp.where(c1 > c0, c1 - c0, 1.0)
+        return brownian.evaluate(c0, c1) / jnp.sqrt(step)
+
+    def vf(self, t, y, args):
+        """dy/dc of the probability flow."""
+        x0, z = self.ends(t, y)
+        return jnp.exp(-t) * (x0 - z)
+
+    def contr(self, t0, t1, **kwargs):
+        """The step."""
+        return t1 - t0
+
+    def prod(self, vf, control):
+        """The increment."""
+        return vf * control
+
+
+def ddim(
+    c: Scalar, x0: Float[Array, "batch ..."], z: Float[Array, "batch ..."]
+) -> Float[Array, "batch ..."]:
+    """a x0 + tau z at the clock c: the step of DDIM, exact if neither end moves."""
+    a, tau = scales(c)
+    return a * x0 + tau * z
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """A row of the table (3); every function takes (a, tau, s)."""
+
+    scale: Callable
+    variable: Callable
+    value: Callable
+    """(x0, z, a, tau, s) -> p."""
+    density: Callable
+    """w(xi)."""
+
+    def linear(self, c0, c1, y, x0, z, s, corrected):
+        """y at c1 if p stays as it is; `corrected` where y is not a x0 + tau z."""
+        here, there = (*scales(c0), s), (*scales(c1), s)
+        if self is _SPLITTINGS[prediction.edm]:
+            angle = self.variable(*there) - self.variable(*here)
+            rise = angle * self.value(x0, z, *here)
+            return self.scale(*there) * (y / self.scale(*here) + rise)
+        if not corrected:
+            return ddim(c1, x0, z)
+        start = self.scale(*here)
+        ratio = jnp.where(start > 0, self.scale(*there) / jnp.maximum(start, 1e-30), 0)
+        return ddim(c1, x0, z) + ratio * (y - ddim(c0, x0, z))
+
+
+def _lambda(a, tau, s):
+    return jnp.log(jnp.maximum(a / tau, _FLOOR))
+
+
+def _angle(a, tau, s):
+    return jnp.arctan2(tau, s * a)
+
+
+def _edm(x0, z, a, tau, s):
+    return (s * s * a * z - tau * x0) / (s * jnp.hypot(tau, s * a))
+
+
+_SPLITTINGS = {
+    prediction.x0: Splitting(
+        lambda a, tau, s: tau, _lambda, lambda x0, z, a, tau, s: x0, jnp.exp
+    ),
+    prediction.eps: Splitting(
+        lambda a, tau, s: a,
+        _lambda,
+        lambda x0, z, a, tau, s: z,
+        lambda xi: -jnp.exp(-xi),
+    ),
+    prediction.velocity: Splitting(
+        lambda a, tau, s: jnp.ones_like(a),
+        lambda a, tau, s: tau,
+        lambda x0, z, a, tau, s: z - x0,
+        jnp.ones_like,
+    ),
+    prediction.edm: Splitting(
+        lambda a, tau, s: jnp.hypot(tau, s * a), _angle, _edm, jnp.ones_like
+    ),
+}
+
+
+def splitting(kind: Kind) -> Splitting:
+    """The splitting of a prediction kind."""
+    if kind not in _SPLITTINGS:
+        known = ", ".join(str(k) for k in _SPLITTINGS)
+        raise ValueError(
+            f"an exponential solver works in the prediction of one of {known}, got "
+            f"{kind!r}. For example: prediction=sdegen.prediction.eps."
+        )
+    return _SPLITTINGS[kind]
+
+
+def integrals(
+    nodes: Float[Array, " nodes"],
+    known: Scalar,
+    start: Scalar,
+    stop: Scalar,
+    density: Callable,
+) -> Float[Array, " nodes"]:
+    """Weights W with sum_j W_j p_j = int w(xi) (P(xi) - p_0) dxi from start to stop.
+
+    P is the polynomial through the first `known` values p_j at `nodes`, in Newton's
+    form, of which the terms that are not known are left out; the weights sum to 0. The
+    integrals are Gauss-Legendre's with 12 nodes: exact to rounding for the densities of
+    (3) over any step that a sampler takes.
+    """
+    half = (stop - start) / 2
+    xi = (start + stop) / 2 + half * jnp.asarray(_NODES, half.dtype)
+    w = density(xi) * half * jnp.asarray(_WEIGHTS, half.dtype)
+    count, newton = len(nodes), jnp.ones_like(xi)
+    total = jnp.zeros_like(nodes)
+    for m in range(1, count):
+        newton = newton * (xi - nodes[m - 1])
+        used = m < known
+        gaps = nodes[: m + 1, None] - nodes[None, : m + 1] + jnp.eye(m + 1)
+        gaps = jnp.where(used & (gaps != 0), gaps, 1.0)  # guards what is not known yet
+        divided = 1 / jnp.prod(gaps, axis=1)
+        term = jnp.where(used, jnp.sum(w * newton), 0.0)
+        total = total.at[: m + 1].add(term * divided)
+    return total
