@@ -6,6 +6,7 @@ and `sdegen.metrics`.
 
 from . import coupling as coupling
 from . import prediction as prediction
+from . import solvers as solvers
 from . import times as times
 from . import weight as weight
 from .base import AbstractBase as AbstractBase
@@ -16,6 +17,9 @@ from .denoiser import Denoiser as Denoiser
 from .denoiser import PosteriorMean as PosteriorMean
 from .denoiser import edm_inputs as edm_inputs
 from .denoiser import raw_inputs as raw_inputs
+from .learn import LearnedGrid as LearnedGrid
+from .learn import learn_grid as learn_grid
+from .learn import load_grid as load_grid
 from .loss import denoising_loss as denoising_loss
 from .optimizer import AdamW as AdamW
 from .optimizer import Lion as Lion
@@ -41,6 +45,7 @@ from .sde import AbstractSDE as AbstractSDE
 from .simulate import simulate as simulate
 from .solvers import Solution as Solution
 from .times import Adaptive as Adaptive
+from .times import CosineGrid as CosineGrid
 from .times import FlowTimeGrid as FlowTimeGrid
 from .times import KarrasGrid as KarrasGrid
 from .times import LogSNRGrid as LogSNRGrid

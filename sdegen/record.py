@@ -85,3 +85,11 @@ def table(rows: Sequence[dict], *, digits: int = 3) -> str:
     ]
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
+
+
+def progress_bar(steps: int, progress: bool = True):
+    """A tqdm bar of `steps`, on process 0 only."""
+    from tqdm import tqdm
+
+    hidden = not progress or jax.process_index() != 0
+    return tqdm(total=steps, unit="step", disable=hidden, dynamic_ncols=True)

@@ -25,7 +25,7 @@ from .data.batches import batch_indices
 from .loss import denoising_loss
 from .mesh import batch_sharding, replicated
 from .optimizer import AbstractOptimizer, AdamW, Given, global_norm
-from .record import Recorder
+from .record import Recorder, progress_bar
 from .typing import PyTree, RandomKey, Scalar, ScalarLike, float_array
 
 _KEEP_EVERY = 10.0  # seconds between copies of a good state, from which fit can go back
@@ -193,7 +193,7 @@ def fit(
 
     losses, done, began = [], 0, time.perf_counter()
     good, kept = (0, _copy(leaves)), began
-    with _bar(steps, progress) as bar:
+    with progress_bar(steps, progress) as bar:
         while done < steps:
             count = min(steps_per_call, steps - done)
             leaves, metrics = run(leaves, done, count)
@@ -367,10 +367,3 @@ def _non_finite(step, value, state, target):
         state,
         saved,
     )
-
-
-def _bar(steps, progress):
-    from tqdm import tqdm
-
-    hidden = not progress or jax.process_index() != 0
-    return tqdm(total=steps, unit="step", disable=hidden, dynamic_ncols=True)

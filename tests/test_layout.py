@@ -31,7 +31,7 @@ RANKS = {
     5: ["loss.py", "guidance.py", "solvers/", "mesh.py"],
     6: ["sample.py", "simulate.py", "likelihood.py", "check.py"],
     7: ["nets/", "data/", "metrics/", "checkpoint.py", "record.py", "pictures.py"]
-    + ["optimizer.py"],
+    + ["optimizer.py", "learn.py"],
     8: ["train.py"],
     9: ["cli.py", "sweep.py"],
     10: ["__init__.py"],

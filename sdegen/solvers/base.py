@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from .semilinear import SemilinearTerm
 
 
-class AbstractSemilinearSolver(dfx.AbstractSolver):
+class AbstractSemilinearSolver(dfx.AbstractItoSolver):
     """A Diffrax solver of a `SemilinearTerm`, on its rising clock.
 
     A solver writes `start` and `advance`. `family`: it follows the reverse SDE of any
