@@ -126,6 +126,40 @@ def curves(
     return _save(figure, path)
 
 
+def error_curves(
+    path: str | Path,
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    xlabel: str,
+    columns: int = 2,
+) -> Path:
+    """Errors over cost, both logarithmic: per panel and label (costs, errors)."""
+    rows = -(-len(panels) // columns)
+    figure = _figure(5.2 * columns, 3.9 * rows)
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, lines) in zip(axes, panels.items(), strict=False):
+        for label, (cost, error) in lines.items():
+            i = labels.index(label)
+            style = {"color": f"C{i % 10}", "marker": "osv^Dx"[i // 10 % 6]}
+            axis.loglog(cost, error, label=label, markersize=4, linewidth=1.2, **style)
+        ticks = sorted({n for costs, _ in lines.values() for n in costs})
+        axis.set_xticks(ticks, [f"{n:g}" for n in ticks], fontsize=7)
+        axis.set_xticks([], minor=True)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(xlabel)
+        axis.grid(alpha=0.3)
+    handles = {}
+    for axis in axes:
+        handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside right center", fontsize=8
+    )
+    return _save(figure, path)
+
+
 def density(
     path: str | Path,
     groups: Mapping[str, Sequence[float]],

@@ -111,12 +111,19 @@ def sample(
         )
     check_solver(solver, isinstance(grid, Adaptive), not flow)
     semilinear = isinstance(solver, AbstractSemilinearSolver)
+    if semilinear and not flow and not is_traced(stochasticity):
+        if float(stochasticity) > solver.family:
+            raise ValueError(
+                f"{type(solver).__name__} takes a stochasticity from 0 to "
+                f"{solver.family:g}, got {float(stochasticity):g}. DPMSolverSDE() and "
+                "ERSDE() take any."
+            )
     noisy = not flow or (semilinear and solver.draws)
     if noisy and not path.base.gaussian:
         raise ValueError(
             f"the reverse SDE needs Gaussian noise, and {type(path).__name__} has base="
-            f"{type(path.base).__name__}. Sample with stochasticity=0 and a solver that "
-            "draws none."
+            f"{type(path.base).__name__}. Sample with stochasticity=0 and a solver "
+            "that draws none."
         )
     if grid is None or isinstance(grid, int):
         # Each in the clock that it is solved in, where equal steps serve it best.
@@ -260,7 +267,10 @@ def _sample(
     elif stochasticity is None:
         clock, time = alpha / (alpha + sigma), lambda u: inverse(-jnp.log1p(-u))
     else:
-        clock, time = jax.vmap(path.logsnr)(ts) / 2, lambda l: inverse(jax.nn.softplus(l))
+        clock, time = (
+            jax.vmap(path.logsnr)(ts) / 2,
+            lambda l: inverse(jax.nn.softplus(l)),
+        )
         # Nodes below the floor become one: steps of length zero, which change nothing.
         clock = jnp.maximum(clock, LOGSNR_FLOOR / 2)
         tau0 = jax.nn.sigmoid(-clock[0])

@@ -27,7 +27,7 @@ class ExponentialAdams(AbstractSemilinearSolver, dfx.AbstractAdaptiveSolver):
     prediction: Kind = eqx.field(static=True)
     sigma_data: Scalar
 
-    family = False
+    family = 0.0
     draws = False
     calls = 1
     calls_first = 1

@@ -4,7 +4,6 @@ import abc
 
 import diffrax as dfx
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .semilinear import SemilinearTerm
@@ -13,15 +12,15 @@ from .semilinear import SemilinearTerm
 class AbstractSemilinearSolver(dfx.AbstractItoSolver):
     """A Diffrax solver of a `SemilinearTerm`, on its rising clock.
 
-    A solver writes `start` and `advance`. `family`: it follows the reverse SDE of any
-    stochasticity, not the flow alone. `draws`: it adds noise even to the flow. `calls`:
-    network evaluations of a step, and `calls_first` before the first one.
+    A solver writes `start` and `advance`. `family`: the largest stochasticity of the
+    reverse SDE that it follows, 0 for the flow alone. `draws`: it adds noise even to
+    the flow. `calls`: network evaluations of a step; `calls_first`: before the first.
     """
 
     term_structure = SemilinearTerm
     interpolation_cls = dfx.LocalLinearInterpolation
 
-    family: eqx.AbstractClassVar[bool]
+    family: eqx.AbstractClassVar[float]
     draws: eqx.AbstractVar[bool]
     calls: eqx.AbstractVar[int]
     calls_first: eqx.AbstractClassVar[int]

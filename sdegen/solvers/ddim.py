@@ -66,7 +66,7 @@ class DDIM(AbstractSemilinearSolver):
 
     variance: Variance | None = None
 
-    family = True
+    family = 1.0
     calls = 1
     calls_first = 0
 
@@ -104,5 +104,3 @@ class DDIM(AbstractSemilinearSolver):
             v = v + (a1 - a0 * keep * tau1 / tau0) ** 2 * self.variance(c0)
         noise = jnp.sqrt(v) * term.normal(c0, c1)
         return a1 * x0 + tau1 * keep * z + noise.astype(y.dtype), None, None
-
-

@@ -25,7 +25,7 @@ class DEIS(AbstractSemilinearSolver):
     sigma_data: Scalar
     weights: multistep.Weights | None
 
-    family = False
+    family = 0.0
     draws = False
     calls = 1
     calls_first = 0

@@ -17,7 +17,7 @@ class DPMSolver2(AbstractSemilinearSolver):
     step in eps does not exist, it is two steps of DDIM. For the flow only.
     """
 
-    family = False
+    family = 0.0
     draws = False
     calls = 2
     calls_first = 0
@@ -53,7 +53,7 @@ class DPMSolverPP(AbstractSemilinearSolver):
 
     points: int = eqx.field(static=True)
 
-    family = False
+    family = 0.0
     draws = False
     calls = 1
     calls_first = 0
@@ -87,4 +87,3 @@ class DPMSolverPP(AbstractSemilinearSolver):
             change = ends[0] - earlier.values[0]
             y1 = y1 + 0.5 * ratio * scales(c1)[0] * gain * change
         return y1, None, state
-

@@ -1,5 +1,7 @@
 """DPM-Solver++ for the reverse SDE."""
 
+import math
+
 import equinox as eqx
 import jax.numpy as jnp
 
@@ -22,7 +24,7 @@ class DPMSolverSDE(AbstractSemilinearSolver):
 
     points: int = eqx.field(static=True)
 
-    family = True
+    family = math.inf
     draws = False
     calls = 1
     calls_first = 0

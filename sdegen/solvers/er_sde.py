@@ -1,5 +1,6 @@
 """ER-SDE: exponential multistep for a reverse SDE whose noise fades near the data."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -31,7 +32,7 @@ class ERSDE(AbstractSemilinearSolver):
     points: int = eqx.field(static=True)
     noise: Callable
 
-    family = True
+    family = math.inf
     draws = False
     calls = 1
     calls_first = 0
@@ -64,7 +65,7 @@ class ERSDE(AbstractSemilinearSolver):
             return power * jnp.log(self.noise(jnp.exp(-lam)))
 
         def density(lam):
-            # d/dlambda of phi(r1) / phi(r), with phi(r) = r g(r)^power, r = exp(-lambda)
+            # d/dlambda of phi(r1) / phi(r), phi(r) = r g(r)^power, r = exp(-lambda)
             slope = jax.vmap(jax.grad(log_noise))(lam)
             return jnp.exp(lam - there + log_noise(there) - log_noise(lam)) * (
                 1 - slope
@@ -83,7 +84,5 @@ class ERSDE(AbstractSemilinearSolver):
             fresh = jnp.sqrt(jnp.maximum(1 - keep**2, 0))
             y1 = y1 + tau1 * fresh * term.normal(c0, c1)
         length = len(state.values)
-        state = multistep.History(
-            state.step + 1, values[:length], nodes[:length], None
-        )
+        state = multistep.History(state.step + 1, values[:length], nodes[:length], None)
         return y1, None, state

@@ -1,6 +1,5 @@
 """EDM's sampler: Heun's method in sigma / alpha, with churn."""
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,7 +24,7 @@ class EDMHeun(AbstractSemilinearSolver):
     s_max: Scalar = number(np.inf)
     s_noise: Scalar = number(1.0)
 
-    family = False
+    family = 0.0
     calls = 2
     calls_first = 0
 

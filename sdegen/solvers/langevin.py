@@ -1,5 +1,7 @@
 """Predictor and corrector: a step of the reverse SDE, then Langevin dynamics."""
 
+import math
+
 import equinox as eqx
 import jax.numpy as jnp
 
@@ -13,16 +15,16 @@ class Langevin(AbstractSemilinearSolver):
 
     Song et al. 2021, "Score-based generative modeling through SDEs", algorithms 1 and
     4. Each correction is y <- y + e score + sqrt(2 e) noise at the new noise level with
-    e = 2 (snr sigma)^2, the paper's step size at its mean: the norms of the noise and of
-    sigma times the score, whose ratio the paper takes over the batch, have the same
-    mean, and a step that depends on the sample would not keep its law. Evaluations: 1 +
-    `corrections` a step.
+    e = 2 (snr sigma)^2. The paper's step also has the ratio of the norms of the noise
+    and of sigma times the score over the batch, which is about 1: left out, because a
+    step that depends on the sample would not keep its law, and one that depends on the
+    batch would tie the devices together. Evaluations: 1 + `corrections` a step.
     """
 
     corrections: int = eqx.field(default=1, static=True)
     snr: Scalar = number(0.16)
 
-    family = True
+    family = math.inf
     draws = True
     calls_first = 0
 

@@ -1,4 +1,4 @@
-"""Adams methods of a splitting: one network evaluation a step, older ones for the order.
+"""Adams methods of a splitting: one network evaluation a step, older ones for order.
 
 With the last predictions p_0 (here), p_1, ..., at xi_0, xi_1, ..., equation (3) of
 `semilinear` is integrated with the polynomial through them in place of p:

@@ -1,4 +1,4 @@
-"""The one term of the fast samplers: the flow, and every reverse SDE, in semilinear form.
+"""The one term of the fast samplers: the flow and every reverse SDE, semilinear.
 
 In the coordinates of `sample`, y = a x0 + tau z with a = 1 - tau, every path is the
 rectified flow. The clock of this term is c = -log tau, which rises from noise to data,
@@ -37,7 +37,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .. import prediction
 from ..brownian import GridBrownianPath, TreeBrownianPath
@@ -195,7 +195,7 @@ def splitting(kind: Kind) -> Splitting:
 
 def integrals(
     nodes: Float[Array, " nodes"],
-    known: Scalar,
+    known: Int[Array, ""],
     start: Scalar,
     stop: Scalar,
     density: Callable,

@@ -105,7 +105,7 @@ def check_solver(solver, adaptive: bool, noise: bool) -> None:
                 "none. Use ExponentialAdams(), Tsit5() or ShARK(), or a fixed grid."
             )
     if isinstance(solver, AbstractSemilinearSolver):
-        if noise and not solver.family:
+        if noise and solver.family == 0:
             raise ValueError(
                 f"{name} solves the flow only, without noise. Sample with "
                 "stochasticity=0, or use DDIM(), DPMSolverSDE(), ERSDE() or Langevin()."

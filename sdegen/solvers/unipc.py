@@ -28,7 +28,7 @@ class UniPC(AbstractSemilinearSolver):
     sigma_data: Scalar
     weights: multistep.Weights | None
 
-    family = False
+    family = 0.0
     draws = False
     calls = 1
     calls_first = 0
