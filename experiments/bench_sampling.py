@@ -1,10 +1,14 @@
-"""The cost of a sampler over its network evaluations: ratios, from one interleaved run.
+"""What a sampler costs beside its network evaluations: ratios, from one run.
 
     python experiments/bench_sampling.py
 
 Each sampler runs a UNet on a batch of digits-sized images; the unit is (evaluations x
 one jitted network call), in process CPU time and in turn with it. Expect at most 1.05:
-sampling costs its network evaluations and nothing else.
+sampling costs its network evaluations and nothing else; noise that is the same at every
+number of steps is the exception. Then, against a loop of Euler steps written by hand
+with `jax.lax.scan`: the time to trace and compile (expect at most 3), and the memory of
+a gradient through the sampler (expect a tenth: a state per step and one step's layers,
+where the loop keeps the layers of every step).
 """
 
 import time
@@ -16,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdegen
-from sdegen import cli, nets
+from sdegen import cli, nets, prediction, solvers
 from sdegen.record import table
 
 
@@ -39,20 +43,33 @@ def main(config: Config) -> None:
     shape, key = (config.batch_size, 8, 8, 1), jax.random.key(0)
     network = config.network(shape[1:], key)
     grid, cases = sdegen.LogSNRGrid(config.steps), {}
-    for process in (sdegen.RectifiedFlow(), sdegen.VP()):
-        denoiser = sdegen.Denoiser(network, process)
-        for solver, stochasticity, steps in (
-            (diffrax.Euler(), 0.0, grid),
-            (diffrax.Heun(), 0.0, grid),
-            (diffrax.Tsit5(), 0.0, sdegen.Adaptive(1e-3, 1e-3)),
-            (diffrax.Euler(), 1.0, grid),
-            (diffrax.ShARK(), 1.0, grid),
-        ):
-            kind = "SDE" if stochasticity else "flow"
-            name = f"{type(process).__name__} {kind}, {type(solver).__name__}"
-            cases[name] = lambda d=denoiser, s=solver, g=steps, l=stochasticity: (
-                sdegen.sample(key, d, shape, solver=s, grid=g, stochasticity=l)
-            )
+    flow, vp = (
+        sdegen.Denoiser(network, process)
+        for process in (sdegen.RectifiedFlow(), sdegen.VP())
+    )
+    adaptive = sdegen.Adaptive(1e-3, 1e-3)
+
+    def case(denoiser, solver, steps=grid, stochasticity=0.0, **options):
+        kind = "SDE" if stochasticity else "flow"
+        extra = ", refinable" if options else ""
+        extra += ", adaptive" if steps is adaptive else ""
+        name = f"{type(denoiser.path).__name__} {kind}, {type(solver).__name__}{extra}"
+        options |= {"solver": solver, "grid": steps, "stochasticity": stochasticity}
+        cases[name] = lambda: sdegen.sample(key, denoiser, shape, **options)
+
+    case(flow, diffrax.Heun())
+    case(vp, diffrax.Heun())
+    case(vp, solvers.DDIM())
+    case(vp, solvers.DPMSolverPP())
+    case(vp, solvers.UniPC())
+    case(flow, solvers.UniPC(2, prediction=prediction.velocity))
+    case(vp, solvers.EDMHeun())
+    case(vp, diffrax.Tsit5(), adaptive)
+    case(vp, solvers.ExponentialAdams(), adaptive)
+    case(vp, diffrax.ShARK(), stochasticity=1.0)
+    case(vp, solvers.DPMSolverSDE(), stochasticity=1.0)
+    case(vp, solvers.ERSDE(), stochasticity=1.0)
+    case(vp, solvers.DPMSolverSDE(), stochasticity=1.0, refinable=True)
     x, t = jax.random.normal(key, shape), jnp.zeros(shape[:1])
     # Parameters as arguments, as in the sampler: baked in as constants they run faster.
     leaves, structure = jax.tree.flatten(network)
@@ -88,6 +105,60 @@ def main(config: Config) -> None:
         )
     print(f"one network call: {1e3 * np.median(unit):.2f} ms of CPU time")
     print(table(rows))
+    print("\n" + table(compile_and_memory(config, network, shape)))
+
+
+def by_hand(network, path, ts, x):
+    """Euler's method on the probability flow, as one would write it."""
+
+    def step(x, times):
+        t, s = times
+        velocity = sdegen.Denoiser(network, path).velocity(t, x)
+        return x + (s - t) * velocity, None
+
+    return jax.lax.scan(step, x, (ts[:-1], ts[1:]))[0]
+
+
+def compile_and_memory(config, network, shape):
+    """Ratios of compile times, and the temporaries of a gradient."""
+    path, x = sdegen.VP(), jnp.zeros(shape)
+    grid = sdegen.LogSNRGrid(config.steps)
+
+    def sampler(solver):
+        def run(network, x):
+            denoiser = sdegen.Denoiser(network, path)
+            options = {"solver": solver, "grid": grid, "start": x}
+            return sdegen.sample(jax.random.key(0), denoiser, shape, **options).x
+
+        return run
+
+    loops = {
+        "scan by hand": lambda network, x: by_hand(network, path, grid(path), x),
+        "Euler": sampler(diffrax.Euler()),
+        "DDIM": sampler(solvers.DDIM()),
+        "DPMSolverPP": sampler(solvers.DPMSolverPP()),
+        "UniPC": sampler(solvers.UniPC()),
+    }
+    seconds = {name: [] for name in loops}
+    for i in range(3):
+        for name, run in loops.items():
+            # a fresh function each time, or the trace would be remembered
+            fresh = jax.jit(lambda network, x, run=run, i=i: run(network, x))
+            began = time.process_time()
+            fresh.lower(network, x).compile()
+            seconds[name].append(time.process_time() - began)
+            jax.clear_caches()
+    rows = []
+    for name, run in loops.items():
+
+        def reward(network, x, run=run):
+            return jnp.sum(run(network, x) ** 2)
+
+        gradient = jax.jit(jax.grad(reward, 1)).lower(network, x).compile()
+        size = gradient.memory_analysis().temp_size_in_bytes
+        ratio = np.median(seconds[name]) / np.median(seconds["scan by hand"])
+        rows.append({"loop": name, "compile": ratio, "gradient, MB": size / 1e6})
+    return rows
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 Two mixtures with exact denoisers, in float64: in the plane six unequal modes on a
 circle of radius 0.68 with standard deviations .05 to .15, and in 64 dimensions ten
 modes in a subspace of 8 with .08 to .2; both have standard deviation .5 in all. They
-start from the exact marginal of EDM's path at sigma 80 and end at sigma 0.002. The third
+start from the exact marginal of EDM's path at sigma 80 and end at sigma 0.002. The last
 problem is the quickstart's network, trained here for the same digits on rectified flow.
 The reference is a solve from the same starts (tolerance 1e-10; for the network, in
 float32, 1e-6). RMSE is over all coordinates; median is that over samples of each one's

@@ -124,9 +124,9 @@ def learn_grid(
     **Returns:** a grid to sample with: `sample(key, denoiser, shape, grid=grid)`.
 
     Cost: about 5 `evaluations` x `iterations` network evaluations on `kept` samples
-    and a fine solve of all. After Watson et al. 2022, "Learning fast samplers for diffusion
-    models by differentiating through sample quality", with the fine solve as the
-    target, as in Shaul et al. 2024, "Bespoke non-stationary solvers".
+    and a fine solve of all. After Watson et al. 2022, "Learning fast samplers for
+    diffusion models by differentiating through sample quality", with the fine solve as
+    the target, as in Shaul et al. 2024, "Bespoke non-stationary solvers".
     """
     solver = UniPC(2, prediction=velocity) if solver is None else solver
     path = denoiser.path

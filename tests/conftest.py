@@ -1,6 +1,7 @@
 """One machine for every test: eight simulated devices, float64, checked signatures."""
 
 import os
+from pathlib import Path
 
 # Before JAX starts. NPROC: with few cores, collectives of un-awaited steps on simulated
 # devices can wait for each other for ever; a larger thread pool cures it.
@@ -17,6 +18,19 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jaxtyping.install_import_hook("sdegen", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def room_for_programs():
+    """Forget compiled programs before the system's limit on memory maps (65,530).
+
+    Every program on a CPU maps memory of its own; beyond the limit the compiler
+    crashes.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Eight simulated devices: the numbers of one, no collectives where none belong."""
 
 import functools
+import re
 
 import chex
 import diffrax as dfx
@@ -11,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import sdegen
-from sdegen import nets, prediction
+from sdegen import nets, prediction, solvers
 from sdegen.mesh import batch_sharding, data_mesh, replicated
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -35,6 +36,8 @@ def data(n=256):
 CASES = {
     "flow": {"solver": dfx.Heun(), "stochasticity": 0.0},
     "SDE": {"solver": dfx.ShARK(), "stochasticity": 1.0},
+    "UniPC": {"solver": solvers.UniPC(), "stochasticity": 0.0},
+    "ER-SDE": {"solver": solvers.ERSDE(), "stochasticity": 1.0},
 }
 
 
@@ -73,6 +76,66 @@ def test_adaptive_sampling_agrees_to_its_tolerance():
         key, denoiser(), (64, 2), sharding=batch_sharding(mesh), **options
     )
     chex.assert_trees_all_close(np.asarray(many.x), np.asarray(one.x), atol=2e-3)
+
+
+def in_the_loop(text):
+    """The parts of a compiled program that run once a step: all that whiles call."""
+    parts = {}
+    for block in re.split(r"\n(?=(?:ENTRY )?%?[\w.\-]+ \()", text):
+        name = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(", block)
+        if name:
+            parts[name[1]] = block
+    reached, new = set(), set(re.findall(r"(?:body|condition)=%?([\w.\-]+)", text))
+    assert new  # there is a loop
+    while new:
+        reached |= new
+        calls = r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)"
+        new = {n for part in new for n in re.findall(calls, parts[part])} - reached
+    return "\n".join(parts[name] for name in reached)
+
+
+LOOPS = CASES | {
+    "adaptive": {
+        "solver": solvers.ExponentialAdams(),
+        "grid": sdegen.Adaptive(1e-3, 1e-3),
+    },
+    "adaptive per sample": {
+        "solver": dfx.Tsit5(),
+        "grid": sdegen.Adaptive(1e-3, 1e-3, per_sample=True),
+    },
+}
+
+
+@pytest.mark.parametrize("case", LOOPS)
+def test_no_collective_inside_the_loop_of_a_sharded_sampler(case):
+    options = {"grid": sdegen.LogSNRGrid(6)} | LOOPS[case]
+    sharding = batch_sharding(data_mesh())
+    sampler = jax.jit(
+        lambda key, model: (
+            sdegen.sample(key, model, (64, 2), sharding=sharding, **options).x
+        )
+    )
+    compiled = sampler.lower(jax.random.key(1), denoiser()).compile()
+    inside = in_the_loop(compiled.as_text())
+    assert "dot(" in inside or "fusion(" in inside  # the network is in there
+    assert not any(word in inside for word in COLLECTIVES)
+    x = compiled(jax.random.key(1), denoiser())
+    assert len(x.sharding.device_set) == 8
+    one = sdegen.sample(jax.random.key(1), denoiser(), (64, 2), **options).x
+    tolerance = 2e-6 if "adaptive" not in case else 1e-2
+    chex.assert_trees_all_close(np.asarray(x), np.asarray(one), atol=tolerance)
+
+
+def test_a_step_size_shared_by_all_devices_would_be_seen():
+    """The other way round: without `sharding` the common step is a reduction."""
+    sampler = jax.jit(
+        lambda key, start: (
+            sdegen.sample(key, denoiser(), (64, 2), start=start, **LOOPS["adaptive"]).x
+        )
+    )
+    start = jax.device_put(jnp.ones((64, 2)), batch_sharding(data_mesh()))
+    text = sampler.lower(jax.random.key(1), start).compile().as_text()
+    assert any(word in in_the_loop(text) for word in COLLECTIVES)
 
 
 def test_training_on_a_mesh_gives_the_numbers_of_one_device():
