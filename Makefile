@@ -11,7 +11,7 @@ demo: $(VENV)/.core
 	$(RUN) experiments/quickstart.py
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 import sdegen
-from sdegen import cli, metrics, nets, pictures, times
+from sdegen import cli, metrics, nets, pictures, solvers, times
 from sdegen.data import ring
 from sdegen.record import Recorder, table
 
@@ -42,7 +42,7 @@ class Config:
     points: int = 1000
     """Points per set when distances are measured."""
     sampling_steps: int = 48
-    """Steps of Heun's method (flow) and of ShARK (SDE): two evaluations each."""
+    """Steps of UniPC (flow), one evaluation each, and of ShARK (SDE), two each."""
     seed: int = 0
     """Of data, networks, training and samples."""
     quick: bool = False
@@ -93,7 +93,7 @@ def main(config: Config) -> None:
             losses[name] = fit.losses
             grid = sdegen.LogSNRGrid(config.sampling_steps)
             for sampler, solver, stochasticity in (
-                ("flow", diffrax.Heun(), 0.0),
+                ("flow", solvers.UniPC(), 0.0),
                 ("SDE", diffrax.ShARK(), 1.0),
             ):
                 out = sdegen.sample(

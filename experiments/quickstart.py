@@ -55,7 +55,7 @@ class Config:
     ema: float = 0.998
     """Decay of the averaged network, which is the one that samples."""
     sampling_steps: int = 32
-    """Steps of Heun's method, of two evaluations each; the SDE takes twice as many."""
+    """Steps of the flow, one evaluation each; the SDE takes twice as many of two."""
     draws: int = 3
     """Sets of samples over which the figures are averaged, with a standard error."""
     seed: int = 0
@@ -126,7 +126,7 @@ def main(config: Config) -> None:
         ]
         images = {"real": held}
         grids = {
-            "flow": sdegen.FlowTimeGrid(config.sampling_steps),
+            "flow": config.sampling_steps,
             "reverse SDE": sdegen.LogSNRGrid(2 * config.sampling_steps),
         }
         for sampler, grid in grids.items():

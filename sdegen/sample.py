@@ -31,8 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from . import prediction
 from .denoiser import AbstractDenoiser
 from .path import NoiseInverse
+from .solvers.adams import ExponentialAdams
 from .solvers.base import AbstractSemilinearSolver
 from .solvers.semilinear import SemilinearTerm
 from .solvers.solve import (
@@ -43,6 +45,7 @@ from .solvers.solve import (
     evaluations,
     solve,
 )
+from .solvers.unipc import UniPC
 from .times import (
     LOGSNR_FLOOR,
     Adaptive,
@@ -72,16 +75,17 @@ def sample(
     """Draw `shape[0]` samples; sample i depends on (key, i), not on the batch or mesh.
 
     **Arguments:** `shape`, (batch, ...); `solver`, one of `sdegen.solvers` or any
-    Diffrax solver (default Heun); `grid`, a grid of `sdegen.times`, an array of times
-    that fall from t_max to t_min, a number of steps, or `Adaptive(rtol, atol)`
-    (default: 32 steps); `stochasticity`, lambda in (2): 0 is the probability flow, 1
-    the reverse SDE of Anderson; `cond`, a pytree with leading axis batch; `start`, x at
-    the first time instead of noise; `denoise`, return E[x0 given x] at the end, for one
-    evaluation more; `trajectory`, keep the states along the way; `refinable`, drive
-    every number of steps by the same Brownian path, so that more steps give the same
-    sample, better solved (slower: see docs/choosing-a-solver.md); `sharding`, how to
-    spread the batch over devices. With it adaptive steps are chosen by each device for
-    its share of the batch.
+    Diffrax solver (default: UniPC of order 2 in velocity for the flow, Heun for the
+    SDE); `grid`, a grid of `sdegen.times`, an array of times that fall from t_max to
+    t_min, a number of steps, or `Adaptive(rtol, atol)` (default: 32 steps);
+    `stochasticity`, lambda in (2): 0 is the probability flow, 1 the reverse SDE of
+    Anderson; `cond`, a pytree with leading axis batch; `start`, x at the first time
+    instead of noise; `denoise`, return E[x0 given x] at the end, for one evaluation
+    more; `trajectory`, keep the states along the way; `refinable`, drive every number
+    of steps by the same Brownian path, so that more steps give the same sample, better
+    solved (slower: see docs/choosing-a-solver.md); `sharding`, how to spread the batch
+    over devices. With it adaptive steps are chosen by each device for its share of the
+    batch.
 
     **Returns:** a `Solution`: `x`, `evaluations`, `result` (check `.ok` on the host; a
     solve never raises on the device), and with `trajectory` the frames and their times.
@@ -89,8 +93,6 @@ def sample(
     Paths that reach alpha = 0 start their SDE at alpha / sigma = 1e-3, where (2)
     begins.
     """
-    if solver is None:
-        solver = getattr(grid, "solver", None) or dfx.Heun()
     path = denoiser.path
     given, shape = shape, _whole_numbers(shape)
     if len(shape) < 2 or min(shape) < 1:
@@ -109,6 +111,8 @@ def sample(
             "stochasticity must be >= 0 (0 is the flow, 1 the reverse SDE), got "
             f"{float(stochasticity):g}."
         )
+    if solver is None:
+        solver = getattr(grid, "solver", None) or _default(grid, flow)
     check_solver(solver, isinstance(grid, Adaptive), not flow)
     semilinear = isinstance(solver, AbstractSemilinearSolver)
     if semilinear and not flow and not is_traced(stochasticity):
@@ -127,8 +131,11 @@ def sample(
         )
     if grid is None or isinstance(grid, int):
         # Each in the clock that it is solved in, where equal steps serve it best.
-        equal = FlowTimeGrid if flow else LogSNRGrid
-        grid = (CosineGrid if semilinear else equal)(32 if grid is None else grid)
+        steps = 32 if grid is None else grid
+        if semilinear and flow:
+            grid = CosineGrid(steps, getattr(denoiser, "sigma_data", 0.5))
+        else:
+            grid = (FlowTimeGrid if flow else LogSNRGrid)(steps)
     if start is not None and jnp.shape(start) != shape:
         raise ValueError(f"start must have the shape {shape}, got {jnp.shape(start)}.")
     grid = _check_grid(grid, path)
@@ -162,6 +169,12 @@ def _check_steps(solver, grid):
             f"steps, got a grid of {'adaptive' if got is None else got} steps. Use the "
             "grid that they were learned with."
         )
+
+
+def _default(grid, flow) -> dfx.AbstractSolver:
+    if isinstance(grid, Adaptive):
+        return ExponentialAdams() if flow else dfx.ShARK()
+    return UniPC(2, prediction=prediction.velocity) if flow else dfx.Heun()
 
 
 def _whole_numbers(shape) -> tuple[int, ...]:
