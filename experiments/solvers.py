@@ -143,7 +143,8 @@ def study(name, problem, config):
             denoiser,
             evaluations=n,
             shape=start.shape[1:],
-            draws=64 if config.quick else 512 if name != "digits" else 256,
+            draws=64 if config.quick else 2048 if name != "digits" else 512,
+            kept=512 if name != "digits" else 128,
             iterations=20 if config.quick else 300,
         )
         grid.save(config.out / f"{name}-{n}.json")

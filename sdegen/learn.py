@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array, Float
 
 from .denoiser import AbstractDenoiser
-from .prediction import velocity
+from .prediction import Kind, velocity
 from .record import progress_bar
 from .sample import sample
 from .solvers import UniPC, Weights
@@ -44,6 +44,7 @@ class LearnedGrid(AbstractGrid):
     steps: int = eqx.field(static=True)
     half_logsnr: Float[Array, " inner"]
     solver: dfx.AbstractSolver
+    denoise: bool = eqx.field(default=False, static=True)
     losses: Float[Array, " iterations"] | None = None
 
     def __call__(self, path):
@@ -56,8 +57,9 @@ class LearnedGrid(AbstractGrid):
         """Write the log-SNRs and weights as JSON, for `load_grid`."""
         weights = getattr(self.solver, "weights", None)
         content = {
-            "solver": type(self.solver).__name__,
+            "solver": _name(self.solver),
             "steps": self.steps,
+            "denoise": self.denoise,
             "half_logsnr": np.asarray(self.half_logsnr).tolist(),
             "weights": weights and [np.asarray(w).tolist() for w in _pair(weights)],
         }
@@ -70,16 +72,24 @@ class LearnedGrid(AbstractGrid):
 def load_grid(file: str | Path, solver: dfx.AbstractSolver) -> LearnedGrid:
     """The grid saved in `file`; `solver` is the one it was learned for."""
     content = json.loads(Path(file).read_text())
-    if content["solver"] != type(solver).__name__:
+    if content["solver"] != _name(solver):
         raise ValueError(
-            f"{file} was learned for {content['solver']}, got "
-            f"{type(solver).__name__}. Load it with the solver it was learned for."
+            f"{file} was learned for {content['solver']}, got {_name(solver)}. Load it "
+            "with the solver it was learned for."
         )
     if content["weights"] is not None:
         arrays = [float_array(np.asarray(w)) for w in content["weights"]]
         solver = _with_weights(solver, Weights(*arrays))
     nodes = float_array(np.asarray(content["half_logsnr"]))
-    return LearnedGrid(content["steps"], nodes, solver)
+    return LearnedGrid(content["steps"], nodes, solver, content["denoise"])
+
+
+def _name(solver) -> str:
+    """The class and what it is made with, but for numbers."""
+    fields = {k: v for k, v in vars(solver).items() if isinstance(v, int | Kind)}
+    return (
+        f"{type(solver).__name__}({', '.join(f'{k}={v}' for k, v in fields.items())})"
+    )
 
 
 def _pair(weights):
@@ -123,15 +133,16 @@ def learn_grid(
 
     **Returns:** a grid to sample with: `sample(key, denoiser, shape, grid=grid)`.
 
-    Cost: about 5 `evaluations` x `iterations` network evaluations on `kept` samples
-    and a fine solve of all. After Watson et al. 2022, "Learning fast samplers for
-    diffusion models by differentiating through sample quality", with the fine solve as
-    the target, as in Shaul et al. 2024, "Bespoke non-stationary solvers".
+    Cost: about 5 `evaluations` x `iterations` network evaluations on `kept` samples and
+    a fine solve of all `draws` in one batch. After Watson et al. 2022, "Learning fast
+    samplers for diffusion models by differentiating through sample quality", with the
+    fine solve as the target, as in Shaul et al. 2024, "Bespoke non-stationary solvers".
     """
     solver = UniPC(2, prediction=velocity) if solver is None else solver
     path = denoiser.path
     calls = getattr(solver, "calls", None) or _calls(solver)
-    steps, rest = divmod(evaluations - bool(denoise), calls)
+    first = getattr(solver, "calls_first", 0)
+    steps, rest = divmod(evaluations - bool(denoise) - first, calls)
     if rest or steps < 1:
         raise ValueError(
             f"{type(solver).__name__} makes {calls} evaluations a step, and evaluations"
@@ -141,6 +152,8 @@ def learn_grid(
         raise ValueError(
             f"a grid is learned along the flow, and {type(solver).__name__} adds noise."
         )
+    if start is not None and shape is not None:
+        raise ValueError("give learn_grid shape, or start, which has one: not both.")
     dtype = float_array(path.t_min).dtype
     start_key, order_key = jax.random.split(key)
     if start is None:
@@ -153,6 +166,12 @@ def learn_grid(
         keys = jax.random.split(start_key, draws)
         start = scale * jax.vmap(lambda k: path.base.sample(k, shape, dtype))(keys)
     start = jnp.asarray(start, dtype)
+    odd = [c.shape for c in jax.tree.leaves(cond) if c.shape[:1] != start.shape[:1]]
+    if odd:
+        raise ValueError(
+            f"cond needs one row for each of the {len(start)} starts, got the shape "
+            f"{odd[0]}."
+        )
     if tolerance is None:
         tolerance = 1e-9 if dtype == jnp.float64 else 1e-5
     options = {"start": start, "cond": cond, "denoise": denoise}
@@ -167,14 +186,20 @@ def learn_grid(
     if not bool(fine.ok):
         raise ValueError(f"the fine solve did not reach the data: {fine.result}")
 
+    spread = getattr(denoiser, "sigma_data", 0.5)
     stock = sample(
-        key, denoiser, start.shape, solver=solver, grid=CosineGrid(steps), **options
+        key,
+        denoiser,
+        start.shape,
+        solver=solver,
+        grid=CosineGrid(steps, spread),
+        **options,
     )
     pick, share = _hardest(order_key, _square(stock.x, fine.x), kept)
     target, options["start"] = fine.x[pick], start[pick]
     options["cond"] = jax.tree.map(lambda c: c[pick], cond)
     low, high = (v / 2 for v in logsnr_span(path))
-    times = CosineGrid(steps)(path)[1:-1]
+    times = CosineGrid(steps, spread)(path)[1:-1]
     nodes = jax.vmap(path.logsnr)(times) / 2
     gaps = jnp.diff(jnp.concatenate([low[None], nodes, high[None]]))
     parameters = {"gaps": jnp.log(jnp.maximum(gaps, 1e-3))}
@@ -188,7 +213,7 @@ def learn_grid(
         chosen = solver
         if "weights" in parameters:
             chosen = _with_weights(solver, parameters["weights"])
-        return LearnedGrid(steps, low + (high - low) * share, chosen)
+        return LearnedGrid(steps, low + (high - low) * share, chosen, bool(denoise))
 
     def loss(parameters, denoiser, options, target):
         grid = build(parameters)
@@ -215,11 +240,11 @@ def learn_grid(
             best = jax.tree.map(
                 functools.partial(jnp.where, value < best[0]), (value, parameters), best
             )
-            change, state = optimizer.update(slope, state)
             # A step that is not finite is not taken.
-            change = jax.tree.map(
-                lambda c: jnp.where(jnp.isfinite(value), c, 0.0), change
-            )
+            ok = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(slope))
+            change, new = optimizer.update(slope, state)
+            state = jax.tree.map(functools.partial(jnp.where, ok), new, state)
+            change = jax.tree.map(lambda c: jnp.where(ok, c, 0.0), change)
             return (optax.apply_updates(parameters, change), state, best), value
 
         return jax.lax.scan(update, carry, None, length=chunk)
@@ -232,6 +257,8 @@ def learn_grid(
             losses.extend(np.asarray(values).tolist())
             bar.update(chunk)
             bar.set_postfix(error=f"{np.exp(losses[-1]):.2g}")
+    if not np.isfinite(losses).any():
+        raise ValueError("the solve was not finite at any iteration; nothing learned.")
     grid = build(carry[2][1])
     return eqx.tree_at(
         lambda g: g.losses,

@@ -67,7 +67,7 @@ def sample(
     stochasticity: ScalarLike = 0.0,
     cond: PyTree = None,
     start: Float[Array, "batch ..."] | None = None,
-    denoise: bool = False,
+    denoise: bool | None = None,
     trajectory: bool = False,
     refinable: bool = False,
     sharding: jax.sharding.Sharding | None = None,
@@ -75,23 +75,24 @@ def sample(
     """Draw `shape[0]` samples; sample i depends on (key, i), not on the batch or mesh.
 
     **Arguments:** `shape`, (batch, ...); `solver`, one of `sdegen.solvers` or any
-    Diffrax solver (default: UniPC of order 2 in velocity for the flow, Heun for the
-    SDE); `grid`, a grid of `sdegen.times`, an array of times that fall from t_max to
-    t_min, a number of steps, or `Adaptive(rtol, atol)` (default: 32 steps);
-    `stochasticity`, lambda in (2): 0 is the probability flow, 1 the reverse SDE of
-    Anderson; `cond`, a pytree with leading axis batch; `start`, x at the first time
-    instead of noise; `denoise`, return E[x0 given x] at the end, for one evaluation
-    more; `trajectory`, keep the states along the way; `refinable`, drive every number
-    of steps by the same Brownian path, so that more steps give the same sample, better
-    solved (slower: see docs/choosing-a-solver.md); `sharding`, how to spread the batch
-    over devices. With it adaptive steps are chosen by each device for its share of the
-    batch.
+    Diffrax solver (default: that of a learned grid, or UniPC of order 2 in velocity for
+    the flow and Heun for the SDE, with adaptive steps ExponentialAdams and ShARK);
+    `grid`, a grid of `sdegen.times`, an array of times that fall from t_max to t_min, a
+    number of steps, or `Adaptive(rtol, atol)` (default: 32 steps); `stochasticity`,
+    lambda in (2): 0 is the probability flow, 1 the reverse SDE of Anderson; `cond`, a
+    pytree with leading axis batch; `start`, x at the first time instead of noise;
+    `denoise`, return E[x0 given x] at the end, for one evaluation more (default: no, or
+    as the grid was learned); `trajectory`, keep the states along the way; `refinable`,
+    drive every number of steps by the same Brownian path, so that more steps give the
+    same sample, better solved (slower: see docs/choosing-a-solver.md); `sharding`, how
+    to split the batch over devices, in equal parts. With it adaptive steps are chosen
+    by each device for its share of the batch.
 
     **Returns:** a `Solution`: `x`, `evaluations`, `result` (check `.ok` on the host; a
     solve never raises on the device), and with `trajectory` the frames and their times.
 
-    Paths that reach alpha = 0 start their SDE at alpha / sigma = 1e-3, where (2)
-    begins.
+    On paths that reach alpha = 0 Diffrax's SDE solvers start at alpha / sigma = 1e-3,
+    where (2) begins; those of `sdegen.solvers` start at alpha = 0.
     """
     path = denoiser.path
     given, shape = shape, _whole_numbers(shape)
@@ -112,7 +113,7 @@ def sample(
             f"{float(stochasticity):g}."
         )
     if solver is None:
-        solver = getattr(grid, "solver", None) or _default(grid, flow)
+        solver = getattr(grid, "solver", None) or _default(grid, flow, denoiser)
     check_solver(solver, isinstance(grid, Adaptive), not flow)
     semilinear = isinstance(solver, AbstractSemilinearSolver)
     if semilinear and not flow and not is_traced(stochasticity):
@@ -136,10 +137,20 @@ def sample(
             grid = CosineGrid(steps, getattr(denoiser, "sigma_data", 0.5))
         else:
             grid = (FlowTimeGrid if flow else LogSNRGrid)(steps)
-    if start is not None and jnp.shape(start) != shape:
-        raise ValueError(f"start must have the shape {shape}, got {jnp.shape(start)}.")
+    if start is not None:
+        start = jnp.asarray(start)
+        if start.shape != shape:
+            raise ValueError(f"start must have the shape {shape}, got {start.shape}.")
+    if refinable and (flow or (semilinear and solver.draws)):
+        reason = "draws its own" if noisy else "solves the flow, which has none"
+        raise ValueError(
+            "refinable noise is that of the reverse SDE, stochasticity > 0; here "
+            f"{type(solver).__name__} {reason}."
+        )
+    if denoise is None:
+        denoise = getattr(grid, "denoise", False)
+    _check_sharding(sharding, shape)
     grid = _check_grid(grid, path)
-    _check_steps(solver, grid)
     return _sample(
         key,
         denoiser,
@@ -156,24 +167,33 @@ def sample(
     )
 
 
-def _check_steps(solver, grid):
+def _check_sharding(sharding, shape):
+    if sharding is None:
+        return
+    try:
+        sharding.shard_shape(shape[:1])
+    except ValueError:
+        raise ValueError(
+            f"sharding must split the batch axis alone, in equal parts, got {sharding} "
+            f"for a batch of {shape[0]}. Use sdegen.mesh.batch_sharding(mesh)."
+        ) from None
+
+
+def _check_steps(solver, steps):
     """Learned weights are for one number of steps."""
     wanted = getattr(solver, "steps", None)
-    if wanted is None:
-        return
-    got = getattr(grid, "steps", None) if callable(grid) else None
-    got = len(grid) - 1 if isinstance(grid, Array) else got
-    if got != wanted:
+    if wanted not in (None, steps):
         raise ValueError(
             f"the weights of this {type(solver).__name__} were learned for {wanted} "
-            f"steps, got a grid of {'adaptive' if got is None else got} steps. Use the "
-            "grid that they were learned with."
+            f"steps, got a grid of {steps} steps. Use the grid that they were learned "
+            "with."
         )
 
 
-def _default(grid, flow) -> dfx.AbstractSolver:
+def _default(grid, flow, denoiser) -> dfx.AbstractSolver:
     if isinstance(grid, Adaptive):
-        return ExponentialAdams() if flow else dfx.ShARK()
+        scale = getattr(denoiser, "sigma_data", 0.5)
+        return ExponentialAdams(sigma_data=scale) if flow else dfx.ShARK()
     return UniPC(2, prediction=prediction.velocity) if flow else dfx.Heun()
 
 
@@ -270,6 +290,7 @@ def _sample(
         ts = jnp.stack([float_array(path.t_max), float_array(path.t_min)])
     else:
         ts = grid(path) if callable(grid) else grid
+        _check_steps(solver, len(ts) - 1)
     dtype = ts.dtype
     alpha, sigma = jax.vmap(path.alpha)(ts), jax.vmap(path.sigma)(ts)
     if stochasticity is not None:
@@ -324,6 +345,8 @@ def _sample(
         y0 = tau0 * draw(start_keys)
     else:
         y0 = start.astype(dtype) / (alpha[0] + sigma[0])
+        if sharding is not None:
+            y0 = jax.lax.with_sharding_constraint(y0, sharding)
     if adaptive is None:
         ys, clocks, steps, result = run(y0, noise_keys, cond)
     else:

@@ -224,8 +224,9 @@ class CosineGrid(AbstractGrid):
         def angle(t):
             # from alpha = 0 the angle is pi / 2
             alpha, sigma = path.alpha(t) * self.scale, path.sigma(t)
-            power = 1 / self.rho
-            return jnp.arctan2(sigma**power, alpha**power)
+            power, positive = 1 / self.rho, alpha > 0
+            root = jnp.where(positive, alpha, 1.0) ** power
+            return jnp.arctan2(sigma**power, jnp.where(positive, root, 0.0))
 
         high, low = angle(path.t_max), angle(path.t_min)
         angles = (high + (low - high) * _fraction(path, self.steps))[1:-1]

@@ -147,6 +147,23 @@ def test_heun_has_the_golden_errors_of_edm(points, error):
     assert f"{rms:.{digits}g}" == f"{error:.{digits}g}"
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_cosine_grid_has_equal_angles(name):
+    path = process(name)
+    for scale, rho in ((1.0, 1.0), (0.5, 1.5)):
+        ts = sdegen.CosineGrid(12, scale=scale, rho=rho)(path)
+        alpha, sigma = jax.vmap(path.alpha)(ts), jax.vmap(path.sigma)(ts)
+        angle = np.arctan2(sigma ** (1 / rho), (scale * alpha) ** (1 / rho))
+        assert ts[0] == path.t_max and ts[-1] == path.t_min
+        assert np.ptp(np.diff(angle)) < 1e-9 and (np.diff(ts) < 0).all()
+
+
+def test_equal_steps_of_time_are_the_cosine_grid_of_the_cosine_schedule():
+    path = process("Cosine")
+    ts = sdegen.CosineGrid(10, scale=1.0, rho=1.0)(path)
+    assert abs(ts - sdegen.UniformGrid(10)(path)).max() < 1e-9
+
+
 # -- exact on ideal data ---------------------------------------------------------------
 
 
@@ -300,13 +317,20 @@ def test_the_analytic_variance_is_estimated_from_samples():
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize(
-    "solver", [solvers.DDIM(), solvers.DPMSolverSDE(1), solvers.ERSDE(1)]
+    "solver",
+    [solvers.DDIM(), solvers.DPMSolverSDE(1), solvers.ERSDE(1, noise=lambda r: r)],
 )
 def test_one_point_keeps_its_exact_law_under_noise(solver, strength):
     if isinstance(solver, solvers.DDIM) and strength > 1:
         return
     for c0, c1 in ((0.0, 0.3), (0.3, 0.5), (0.5, 4.0)):
         a, b = linear_step(solver, jnp.asarray(c0), jnp.asarray(c1), 0.0, strength)
+        if c0 > 0:  # and the share of the old noise is that of its equation
+            shrink = np.expm1(c0) / np.expm1(c1)
+            keep = shrink**strength**2
+            if isinstance(solver, solvers.DDIM):
+                keep = np.sqrt(1 - strength**2 * (1 - shrink**2))
+            assert abs(a - np.exp(c0 - c1) * keep) < 1e-13
         assert abs(a**2 * np.exp(-2 * c0) + b**2 - np.exp(-2 * c1)) < 1e-14
 
 
@@ -392,6 +416,52 @@ def test_noisy_solvers_reach_the_law_of_the_data(name, label):
     )
     assert bool(out.ok)
     has_the_law_of_x(out.x, path, path.t_min)
+
+
+def test_gradients_of_noisy_solvers_are_finite_from_alpha_zero():
+    """In the times, in the stochasticity, in the grid's numbers."""
+
+    def end(solver, grid, strength):
+        ts = grid if isinstance(grid, jax.Array) else grid(process("RectifiedFlow"))
+        law = exact("RectifiedFlow")
+        options = {"solver": solver, "grid": ts, "stochasticity": strength}
+        return jnp.sum(sdegen.sample(KEY, law, (3, 1), **options).x)
+
+    ts = jnp.asarray([1.0, 0.7, 0.3, 0.02])
+    for solver, strength in (
+        (solvers.DDIM(), 1.0),
+        (solvers.DPMSolverSDE(1), 0.5),
+        (solvers.Langevin(), 0.5),
+        (solvers.EDMHeun(s_churn=2.0), None),
+    ):
+        if strength is None:
+            slopes = jax.grad(lambda ts, s=solver: end(s, ts, 0.0))(ts)
+        else:
+            slopes = jax.grad(lambda *a, s=solver: end(s, *a), (0, 1))(ts, strength)
+        assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(slopes)), solver
+    slope = jax.grad(
+        lambda scale: end(solvers.UniPC(), sdegen.CosineGrid(4, scale), 0.0)
+    )(0.5)
+    assert jnp.isfinite(slope) and slope != 0
+
+
+def test_a_traced_stochasticity_of_zero_is_the_flow():
+    for solver in (solvers.ERSDE(), solvers.DPMSolverSDE(), solvers.DDIM()):
+        make = lambda s, solver=solver: (
+            sdegen.sample(  # noqa: E731
+                KEY,
+                exact("RectifiedFlow"),
+                (3, 1),
+                solver=solver,
+                grid=5,
+                stochasticity=s,
+            ).x
+        )
+        grid = sdegen.LogSNRGrid(5)
+        flow = sdegen.sample(
+            KEY, exact("RectifiedFlow"), (3, 1), solver=solver, grid=grid
+        ).x
+        assert abs(jax.jit(make)(0.0) - flow).max() < 1e-12
 
 
 def test_refinable_noise_gives_the_same_sample_at_every_number_of_steps():
@@ -537,9 +607,7 @@ def test_a_mistake_is_answered_with_a_sentence():
     denoiser = exact("VP")
     sample = functools.partial(sdegen.sample, KEY, denoiser, (3, 1))
     for message, call in {
-        "for the flow only|flow only": lambda: sample(
-            solver=solvers.DEIS(), stochasticity=1.0
-        ),
+        "flow only": lambda: sample(solver=solvers.DEIS(), stochasticity=1.0),
         "error estimate": lambda: sample(
             solver=solvers.UniPC(), grid=sdegen.Adaptive()
         ),
@@ -547,6 +615,10 @@ def test_a_mistake_is_answered_with_a_sentence():
         "prediction of one of": lambda: solvers.UniPC(prediction=prediction.v),
         "solves what `sample` solves": lambda: sdegen.simulate(
             KEY, process("VP"), jnp.ones((2, 1)), solver=solvers.DDIM(), grid=4
+        ),
+        "refinable noise is that": lambda: sample(refinable=True),
+        "needs bound=": lambda: solvers.analytic_variance(
+            exact("RectifiedFlow"), jnp.ones((1, 2, 1)), jnp.ones(1)
         ),
         "stochasticity from 0 to 1": lambda: sample(
             solver=solvers.DDIM(), stochasticity=1.5
@@ -662,10 +734,14 @@ def plane_errors(plane, **options):
 
 
 def test_ten_evaluations_beat_the_best_of_the_field(plane):
-    """Better than every published multistep method at its best published grid."""
+    """Better than the usual multistep methods on the usual grids."""
     usual = [
         plane_errors(plane, solver=solver, grid=grid(10))[0]
-        for solver in (solvers.DPMSolverPP(2), solvers.DPMSolverPP(3), solvers.DEIS(3))
+        for solver in (
+            solvers.DPMSolverPP(2),
+            solvers.DEIS(3),
+            solvers.UniPC(3, prediction=prediction.x0),
+        )
         for grid in (sdegen.LogSNRGrid, sdegen.KarrasGrid)
     ]
     solver = solvers.UniPC(2, prediction=prediction.velocity)
@@ -702,6 +778,8 @@ def test_a_learned_grid_at_least_halves_the_error_on_unseen_starts(
     assert times[0] == 80.0 and times[-1] == np.float64(denoiser.path.t_min)
     assert (np.diff(times) < 0).all()
     again = sdegen.load_grid(grid.save(tmp_path / "grid.json"), solver)
+    with pytest.raises(ValueError, match="learned for UniPC.*velocity.*got DDIM"):
+        sdegen.load_grid(tmp_path / "grid.json", solvers.DDIM())
     same, repeated = plane_errors(plane, grid=again)
     assert (out.x == repeated.x).all()
     if weights:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..denoiser import AbstractDenoiser
-from ..typing import PyTree, float_array
+from ..typing import PyTree, float_array, is_traced
 from .base import AbstractSemilinearSolver
-from .semilinear import ddim, decay, scales
+from .semilinear import ddim, decay, root, scales
 
 
 class Variance(eqx.Module):
@@ -33,10 +33,16 @@ def analytic_variance(
 
     Bao et al. 2022, "Analytic-DPM", eq. 9: exact for the exact denoiser. Clipped to
     [0, (sigma/alpha)^2], and to `bound`, an upper bound of the variance of x0 if one is
-    known (((b - a) / 2)^2 for data in [a, b]). `times` should hold the grid that will
-    be sampled on.
+    known (((b - a) / 2)^2 for data in [a, b]), which large noise needs: there the
+    estimate is a small difference times (sigma/alpha)^2. `times` should hold the grid
+    that will be sampled on.
     """
     path = denoiser.path
+    if bound is None and not is_traced(path) and float(path.alpha(times[0])) == 0:
+        raise ValueError(
+            "analytic_variance needs bound=, an upper bound of the variance of x0, on "
+            "a path that reaches alpha = 0."
+        )
     clock, values = [], []
     for t, x in zip(float_array(times), samples, strict=True):
         alpha, sigma = path.alpha(t), path.sigma(t)
@@ -57,7 +63,8 @@ class DDIM(AbstractSemilinearSolver):
     path: v = eta^2 sigma_s^2 (1 - exp(-2h)), where the eta of the paper is the
     `stochasticity` of `sample`, 0 to 1. At 0 it is the flow, and Euler's method in
     sigma / alpha; at 1 on the grid of `DDPM` it is the ancestral sampler with the
-    posterior variance.
+    posterior variance. (Other solvers' stochasticity agrees with eta at 0 and 1, and in
+    between for small steps.)
 
     `variance` adds what x0_hat leaves out, the optimal reverse variance of Bao et al.
     2022 (`analytic_variance`): (alpha_s - alpha_t k)^2 Var[x0], k = sqrt(sigma_s^2 - v)
@@ -96,11 +103,11 @@ class DDIM(AbstractSemilinearSolver):
         shrink, gain = decay(c0, c1)
         eta = 0.0 if term.stochasticity is None else term.stochasticity
         fresh = eta**2 * gain * (1 + shrink)  # v / sigma_s^2
-        keep = jnp.sqrt(jnp.maximum(1 - fresh, 0))
+        keep = root(1 - fresh)
         v = tau1**2 * fresh
         if self.variance is not None:
             # alpha and sigma of the path are a and tau times the same scale, which
             # cancels in x0's variance.
             v = v + (a1 - a0 * keep * tau1 / tau0) ** 2 * self.variance(c0)
-        noise = jnp.sqrt(v) * term.normal(c0, c1)
+        noise = root(v) * term.normal(c0, c1)
         return a1 * x0 + tau1 * keep * z + noise.astype(y.dtype), None, None

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from . import multistep
 from .base import AbstractSemilinearSolver, whole
-from .semilinear import decay, half_logsnr, scales
+from .semilinear import decay, half_logsnr, kept, root, scales
 
 
 class DPMSolverSDE(AbstractSemilinearSolver):
@@ -49,12 +49,9 @@ class DPMSolverSDE(AbstractSemilinearSolver):
         """One evaluation, one step."""
         x0, z = term.ends(c0, y)
         (a1, tau1), (shrink, gain) = scales(c1), decay(c0, c1)
-        keep, lost, fresh = 1.0, gain, None  # exp(-l^2 h), 1 - exp(-(1 + l^2) h)
+        keep, lost, fresh = kept(shrink, term.stochasticity), gain, None
         if term.stochasticity is not None:
-            power = term.stochasticity**2
-            keep = jnp.where(power > 0, shrink**power, 1.0)
-            lost = 1 - shrink * keep
-            fresh = jnp.sqrt(jnp.maximum(1 - keep**2, 0))
+            lost, fresh = 1 - shrink * keep, root(1 - keep**2)
         y1 = a1 * x0 + tau1 * keep * z
         here = half_logsnr(c0)
         if self.points == 2:

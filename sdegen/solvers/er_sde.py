@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from . import multistep
 from .base import AbstractSemilinearSolver, whole
-from .semilinear import half_logsnr, integrals, scales
+from .semilinear import half_logsnr, integrals, root, scales
 
 
 def fading(noise_level):
@@ -24,9 +24,9 @@ class ERSDE(AbstractSemilinearSolver):
     diffusion models", eq. 12 to 17. Over a step from r0 to r1, r = sigma / alpha, the
     share q = g(r1) / g(r0) of the old noise is kept and the rest drawn anew; g is the
     paper's phi(r) / r (its best, "ER SDE 5", by default), and g(r) = r is
-    `DPMSolverSDE`. With the stochasticity l of `sample` q becomes q^(l^2), so that 0 is
-    the flow. The polynomial through the last x0_hat is in the log-SNR, where the
-    paper's is in r.
+    `DPMSolverSDE`, the reverse SDE of Anderson. With the stochasticity l of `sample` q
+    becomes q^(l^2), so that 0 is the flow. The polynomial through the last x0_hat is in
+    the log-SNR, where the paper's is in r.
     """
 
     points: int = eqx.field(static=True)
@@ -72,7 +72,8 @@ class ERSDE(AbstractSemilinearSolver):
             )
 
         keep = jnp.exp(log_noise(there) - log_noise(here))
-        keep = jnp.where(c0 > 0, keep, 0.0) if term.stochasticity is not None else 1.0
+        # From alpha = 0, where g may be infinite, nothing of the old noise is kept.
+        keep = jnp.where((c0 > 0) | (power == 0), keep, 0.0)
         y1 = a1 * x0 + tau1 * keep * z
         values = (x0, *state.values)
         nodes = jnp.concatenate([here[None], state.nodes])
@@ -81,8 +82,7 @@ class ERSDE(AbstractSemilinearSolver):
             weights = integrals(nodes[: self.points], known, here, there, density)
             y1 = y1 + a1 * multistep.combine(weights, values[: self.points])
         if term.stochasticity is not None:
-            fresh = jnp.sqrt(jnp.maximum(1 - keep**2, 0))
-            y1 = y1 + tau1 * fresh * term.normal(c0, c1)
+            y1 = y1 + tau1 * root(1 - keep**2) * term.normal(c0, c1)
         length = len(state.values)
         state = multistep.History(state.step + 1, values[:length], nodes[:length], None)
         return y1, None, state

@@ -5,7 +5,7 @@ import numpy as np
 
 from ..typing import Scalar, float_array, number
 from .base import AbstractSemilinearSolver
-from .semilinear import ddim, scales
+from .semilinear import ddim, root, scales
 
 
 class EDMHeun(AbstractSemilinearSolver):
@@ -70,7 +70,7 @@ class EDMHeun(AbstractSemilinearSolver):
         a_top, tau_top = scales(top)
         ceiling = tau_top / jnp.where(a_top > 0, a_top, 1e-6)
         raised = jnp.maximum(jnp.minimum(raised, ceiling), r)
-        noise = jnp.sqrt(jnp.maximum(raised**2 - r**2, 0)) * self.s_noise
+        noise = root(raised**2 - r**2) * self.s_noise
         point = y / jnp.where(a > 0, a, 1) + noise * term.normal(c0, c1)
         clock = jnp.where(inside, jnp.log1p(1 / raised), c0)
         y = jnp.where(inside, scales(clock)[0] * point, y).astype(y.dtype)

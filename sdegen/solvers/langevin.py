@@ -3,15 +3,14 @@
 import math
 
 import equinox as eqx
-import jax.numpy as jnp
 
 from ..typing import Scalar, number
 from .base import AbstractSemilinearSolver
-from .semilinear import decay, scales
+from .semilinear import decay, kept, root, scales
 
 
 class Langevin(AbstractSemilinearSolver):
-    """DDIM's step (at the stochasticity of `sample`), then `corrections` of Langevin.
+    """The step of `DPMSolverSDE(1)`, then `corrections` of Langevin dynamics.
 
     Song et al. 2021, "Score-based generative modeling through SDEs", algorithms 1 and
     4. Each correction is y <- y + e score + sqrt(2 e) noise at the new noise level with
@@ -48,14 +47,10 @@ class Langevin(AbstractSemilinearSolver):
     def advance(self, term, c0, c1, y, state):
         """A step and its corrections."""
         x0, z = term.ends(c0, y)
-        (a1, tau1), keep = scales(c1), 1.0
-        if term.stochasticity is not None:
-            power, shrink = term.stochasticity**2, decay(c0, c1)[0]
-            keep = jnp.where(power > 0, shrink**power, 1.0)
+        (a1, tau1), keep = scales(c1), kept(decay(c0, c1)[0], term.stochasticity)
         y = a1 * x0 + tau1 * keep * z
         if term.stochasticity is not None:
-            fresh = jnp.sqrt(jnp.maximum(1 - keep**2, 0))
-            y = y + tau1 * fresh * term.normal(c0, c1)
+            y = y + tau1 * root(1 - keep**2) * term.normal(c0, c1)
         snr = self.snr.astype(y.dtype)
         for i in range(self.corrections):
             z = term.ends(c1, y)[1]

@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..prediction import Kind
+from ..prediction import Kind, eps
 from ..typing import Scalar
-from .semilinear import integrals, scales, splitting
+from .semilinear import FLOOR, integrals, scales, splitting
 
 
 class Weights(eqx.Module):
@@ -82,7 +83,7 @@ def predict(
     values = (value, *history.values)
     nodes = jnp.concatenate([node[None], history.nodes])
     corrects = history.linear is not None
-    linear = rule.linear(c0, c1, y, *ends, s, corrects or learned is not None)
+    linear = rule.linear(c0, c1, y, *ends, s, corrects)
     y1 = linear
     if order > 1 or learned is not None:
         known = jnp.minimum(history.step + 1, order)
@@ -128,4 +129,8 @@ def correct(
         learned = jnp.where(jnp.arange(order) < known, row, 0)
     change = combine(weights, values, learned, _unit(rule, start, node))
     better = history.linear + rule.scale(*there) * change
-    return jnp.where(history.step > 0, better, y)
+    # In eps a step from alpha = 0 has no corrector: its weights are infinite.
+    usable = history.step > 0
+    if kind is eps:
+        usable &= start > np.log(FLOOR) + 1e-3
+    return jnp.where(usable, better, y)

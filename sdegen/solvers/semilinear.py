@@ -44,9 +44,9 @@ from ..brownian import GridBrownianPath, TreeBrownianPath
 from ..denoiser import AbstractDenoiser
 from ..path import NoiseInverse
 from ..prediction import Kind
-from ..typing import PyTree, Scalar
+from ..typing import PyTree, Scalar, ScalarLike
 
-_FLOOR = 1e-3  # a / tau below which lambda, an abscissa only, stops
+FLOOR = 1e-3  # a / tau below which lambda, an abscissa only, stops
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 
 
@@ -57,7 +57,7 @@ def scales(c: Scalar) -> tuple[Scalar, Scalar]:
 
 def half_logsnr(c: Scalar) -> Scalar:
     """lambda at the clock c, not below log(1e-3)."""
-    return jnp.log(jnp.maximum(jnp.expm1(c), _FLOOR))
+    return jnp.log(jnp.maximum(jnp.expm1(c), FLOOR))
 
 
 def clock_of(half_logsnr: Scalar) -> Scalar:
@@ -69,6 +69,21 @@ def decay(c0: Scalar, c1: Scalar) -> tuple[Scalar, Scalar]:
     """(exp(-h), 1 - exp(-h)) over the step from c0 to c1, equation (2)."""
     a0, a1 = -jnp.expm1(-c0), -jnp.expm1(-c1)
     return a0 / a1 * jnp.exp(c0 - c1), -jnp.expm1(c0 - c1) / a1
+
+
+def root(v: Array) -> Array:
+    """The square root of max(v, 0), with a finite derivative at 0."""
+    positive = v > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, 1.0)), 0.0)
+
+
+def kept(shrink: Scalar, strength: ScalarLike | None) -> Scalar | float:
+    """exp(-strength^2 h) from exp(-h): the share of the old noise after a step."""
+    if strength is None:
+        return 1.0
+    power, positive = strength**2, shrink > 0
+    share = jnp.where(positive, shrink, 1.0) ** power
+    return jnp.where(power > 0, jnp.where(positive, share, 0.0), 1.0)
 
 
 class SemilinearTerm(dfx.AbstractTerm):
@@ -149,7 +164,7 @@ class Splitting:
 
 
 def _lambda(a, tau, s):
-    return jnp.log(jnp.maximum(a / tau, _FLOOR))
+    return jnp.log(jnp.maximum(a / tau, FLOOR))
 
 
 def _angle(a, tau, s):

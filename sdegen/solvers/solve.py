@@ -151,7 +151,10 @@ def brownian_path(
     # A margin, because a query one rounding outside the tree is an error.
     span = clock[-1] - clock[0]
     low, high = clock[0] - 1e-3 * span, clock[-1] + 1e-3 * span
-    return TreeBrownianPath(low, high, _TREE * span, keys, shape, levy_area)
+    steps = jnp.diff(clock)
+    finest = jnp.min(jnp.where(steps > 0, steps, span)) / 2
+    tolerance = jnp.clip(finest, 1e-7 * span, _TREE * span)
+    return TreeBrownianPath(low, high, tolerance, keys, shape, levy_area)
 
 
 def solve(

@@ -57,7 +57,7 @@ class UniPC(AbstractSemilinearSolver):
 
     def order(self, terms):
         """The order of convergence."""
-        return self.corrector
+        return min(self.corrector, self.points + 1)
 
     def start(self, term, c0, c1, y):
         """No prediction is known."""
