@@ -44,6 +44,7 @@ from .solvers.solve import (
     checked,
     evaluations,
     solve,
+    spread,
 )
 from .solvers.unipc import UniPC
 from .times import (
@@ -350,7 +351,7 @@ def _sample(
     if adaptive is None:
         ys, clocks, steps, result = run(y0, noise_keys, cond)
     else:
-        ys, clocks, steps, result = _spread(run, adaptive, sharding)(
+        ys, clocks, steps, result = spread(run, adaptive, sharding)(
             y0, noise_keys, cond
         )
     times, frames = None, None
@@ -363,43 +364,3 @@ def _sample(
     if denoise:
         x, count = denoiser(ts[-1], x, cond), jnp.where(count < 0, count, count + 1)
     return Solution(x, count, checked(result, x), times, frames)
-
-
-def _spread(run, adaptive, sharding):
-    """`run` with steps of its own for each sample, or for each device's share.
-
-    Steps are then the largest number of any, and the result is success if all had it.
-    """
-    if not adaptive.per_sample and not isinstance(sharding, jax.sharding.NamedSharding):
-        return run
-
-    def share(y0, keys, cond):
-        if adaptive.per_sample:
-            one = lambda *own: run(*jax.tree.map(lambda a: a[None], own))  # noqa: E731
-            ys, clocks, steps, result = jax.vmap(one)(y0, keys, cond)
-            ys, clocks = jnp.moveaxis(ys[:, :, 0], 0, 1), clocks[0]
-        else:
-            ys, clocks, steps, result = run(y0, keys, cond)
-        ok = result == dfx.RESULTS.successful
-        return ys, clocks, steps.max()[None], ok.all()[None]
-
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        batch = jax.P(sharding.spec[0] if len(sharding.spec) else None)
-        whole = jax.P()
-        # No collective inside: every device goes its own way to the end.
-        share = jax.shard_map(
-            share,
-            mesh=sharding.mesh,
-            in_specs=(batch, batch, batch),
-            out_specs=(jax.P(None, *batch), whole, batch, batch),
-            check_vma=False,
-        )
-
-    def together(y0, keys, cond):
-        ys, clocks, steps, ok = share(y0, keys, cond)
-        steps, results = steps.max(), dfx.RESULTS
-        short = steps >= adaptive.max_steps
-        bad = results.where(short, results.max_steps_reached, results.nonfinite)
-        return ys, clocks, steps, results.where(ok.all(), results.successful, bad)
-
-    return together

@@ -447,21 +447,13 @@ def test_gradients_of_noisy_solvers_are_finite_from_alpha_zero():
 
 def test_a_traced_stochasticity_of_zero_is_the_flow():
     for solver in (solvers.ERSDE(), solvers.DPMSolverSDE(), solvers.DDIM()):
-        make = lambda s, solver=solver: (
-            sdegen.sample(  # noqa: E731
-                KEY,
-                exact("RectifiedFlow"),
-                (3, 1),
-                solver=solver,
-                grid=5,
-                stochasticity=s,
-            ).x
-        )
-        grid = sdegen.LogSNRGrid(5)
-        flow = sdegen.sample(
-            KEY, exact("RectifiedFlow"), (3, 1), solver=solver, grid=grid
-        ).x
-        assert abs(jax.jit(make)(0.0) - flow).max() < 1e-12
+
+        def end(strength, solver=solver):
+            options = {"solver": solver, "grid": sdegen.LogSNRGrid(5)}
+            options["stochasticity"] = strength
+            return sdegen.sample(KEY, exact("RectifiedFlow"), (3, 1), **options).x
+
+        assert abs(jax.jit(end)(0.0) - end(0.0)).max() < 1e-12
 
 
 def test_refinable_noise_gives_the_same_sample_at_every_number_of_steps():
