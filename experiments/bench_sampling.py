@@ -39,7 +39,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    config = cli.shrink(config, steps=2, rounds=3)
+    config = cli.shrink(config, steps=2, rounds=1, batch_size=8)
     shape, key = (config.batch_size, 8, 8, 1), jax.random.key(0)
     network = config.network(shape[1:], key)
     grid, cases = sdegen.LogSNRGrid(config.steps), {}
@@ -70,6 +70,8 @@ def main(config: Config) -> None:
     case(vp, solvers.DPMSolverSDE(), stochasticity=1.0)
     case(vp, solvers.ERSDE(), stochasticity=1.0)
     case(vp, solvers.DPMSolverSDE(), stochasticity=1.0, refinable=True)
+    if config.quick:
+        cases = dict(list(cases.items())[3:5])
     x, t = jax.random.normal(key, shape), jnp.zeros(shape[:1])
     # Parameters as arguments, as in the sampler: baked in as constants they run faster.
     leaves, structure = jax.tree.flatten(network)
@@ -140,7 +142,8 @@ def compile_and_memory(config, network, shape):
         "UniPC": sampler(solvers.UniPC()),
     }
     seconds = {name: [] for name in loops}
-    for i in range(3):
+    loops = dict(list(loops.items())[:2]) if config.quick else loops
+    for i in range(1 if config.quick else 3):
         for name, run in loops.items():
             # a fresh function each time, or the trace would be remembered
             fresh = jax.jit(lambda network, x, run=run, i=i: run(network, x))
