@@ -62,7 +62,7 @@ def test_the_script_runs_and_leaves_its_pictures(name, tmp_path):
         assert abs(rows["Gaussian"]["W2"] - 3.51) < 0.05
         assert abs(rows["Gaussian"]["MMD2"] - 0.075) < 0.005
         assert abs(rows["real half"]["W2"] - 2.63) < 0.1
-        assert rows["flow"]["evaluations"] == 8
+        assert rows["flow"]["evaluations"] == 4
         assert "reverse SDE" in done.stdout
 
 
@@ -111,7 +111,7 @@ def test_every_block_of_the_readme_runs():
     assert len(blocks) >= 2
     done = run("-", input="\n".join(blocks))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "(1000, 2) 64 True" in done.stdout
+    assert "(1000, 2) 32 True" in done.stdout
 
 
 def test_every_script_of_the_readme_exists():
