@@ -24,6 +24,7 @@ import optax
 from jaxtyping import Array, Float
 
 from .denoiser import AbstractDenoiser
+from .optimizer import global_norm
 from .prediction import Kind, velocity
 from .record import progress_bar
 from .sample import sample
@@ -241,7 +242,7 @@ def learn_grid(
                 functools.partial(jnp.where, value < best[0]), (value, parameters), best
             )
             # A step that is not finite is not taken.
-            ok = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(slope))
+            ok = jnp.isfinite(value) & jnp.isfinite(global_norm(slope))
             change, new = optimizer.update(slope, state)
             state = jax.tree.map(functools.partial(jnp.where, ok), new, state)
             change = jax.tree.map(lambda c: jnp.where(ok, c, 0.0), change)
