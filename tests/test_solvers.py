@@ -8,7 +8,6 @@ import functools
 import inspect
 import types
 
-import chex
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -814,22 +813,3 @@ def test_the_memory_of_a_gradient_grows_no_faster_than_the_steps(float32):
     few, many = memory(16), memory(64)
     print("temporaries", few, many)
     assert many < 4.5 * few
-
-
-def test_solvers_match_by_class_only():
-    # the table of contracts above sees every file of the folder
-    chex.assert_equal(
-        set(FINALS),
-        {
-            "DDIM",
-            "DEIS",
-            "DPMSolver2",
-            "DPMSolverPP",
-            "DPMSolverSDE",
-            "EDMHeun",
-            "ERSDE",
-            "ExponentialAdams",
-            "Langevin",
-            "UniPC",
-        },
-    )
