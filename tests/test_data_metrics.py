@@ -1,10 +1,8 @@
-"""The order of training, the data sets, and distances between sets of points.
+"""The order of training and the data sets.
 
 Orders against their definition (permutations), exact laws against the 1-D mixture of
-`oracle`, distances against closed forms, brute force and double loops.
+`oracle`.
 """
-
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,6 @@ from oracle import G1, G2, PROBES, PROCESSES, process
 from sklearn.datasets import load_digits
 
 from sdegen.data import Mixture, batch_indices, digits, ring
-from sdegen.metrics import mmd2, nearest, w2
 
 # -- the order of training -------------------------------------------------------------
 
@@ -199,115 +196,3 @@ def test_the_modes_of_a_ring_are_on_it_and_weigh_one_to_two():
     turns = np.unwrap(np.arctan2(means[:, 1], means[:, 0]))
     assert np.allclose(np.diff(turns), 2 * np.pi / 5)
     assert (np.asarray(mixture.stds) == 0.2).all()
-
-
-# -- distances -------------------------------------------------------------------------
-
-
-def cloud(seed, n=40, d=3):
-    return np.random.default_rng(seed).normal(size=(n, d)) * np.arange(1, d + 1)
-
-
-def test_a_set_is_at_no_distance_from_itself_in_any_order():
-    x = cloud(0)
-    assert w2(x, x) == 0
-    assert w2(x, x[::-1]) == 0
-
-
-def test_the_distance_of_a_shifted_set_is_the_shift():
-    # Translations are optimal: E|x - y|^2 >= |E x - E y|^2.
-    x, shift = cloud(0), np.array([0.3, -2.0, 0.6])
-    assert abs(w2(x + shift, x) - np.linalg.norm(shift)) < 1e-12
-
-
-def test_on_the_line_the_best_matching_is_the_sorted_one():
-    x, y = cloud(1, 60, 1), cloud(2, 60, 1) ** 3
-    sorted_distance = np.sqrt(np.mean((np.sort(x, 0) - np.sort(y, 0)) ** 2))
-    assert abs(w2(x, y) - sorted_distance) < 1e-12
-
-
-def test_the_best_matching_is_found_by_brute_force_too():
-    x, y = cloud(3, 5), cloud(4, 5)
-    best = min(
-        np.mean(np.sum((x - y[list(p)]) ** 2, 1))
-        for p in itertools.permutations(range(5))
-    )
-    assert abs(w2(x, y) - np.sqrt(best)) < 1e-12
-
-
-def test_w2_is_a_metric():
-    for seed in range(20):
-        x, y, z = (cloud(3 * seed + k, 12, 2) for k in range(3))
-        assert abs(w2(x, y) - w2(y, x)) < 1e-12
-        assert w2(x, z) <= w2(x, y) + w2(y, z)
-
-
-def test_w2_takes_images_as_points():
-    x, y = cloud(5, 6, 4), cloud(6, 6, 4)
-    assert w2(x.reshape(6, 2, 2, 1), y.reshape(6, 2, 2, 1)) == w2(x, y)
-
-
-@pytest.mark.parametrize("shape", [(39, 3), (40, 2)])
-def test_w2_refuses_sets_that_cannot_be_matched(shape):
-    with pytest.raises(ValueError, match="same number of points in the same space"):
-        w2(cloud(0), np.zeros(shape))
-
-
-def test_mmd2_is_the_double_sum_over_distinct_points():
-    x, y, h = cloud(7, 5), cloud(8, 6), 1.7
-
-    def k(a, b):
-        return np.exp(-np.sum((a - b) ** 2) / (2 * h**2))
-
-    xx = np.mean([k(a, b) for a, b in itertools.permutations(x, 2)])
-    yy = np.mean([k(a, b) for a, b in itertools.permutations(y, 2)])
-    xy = np.mean([k(a, b) for a, b in itertools.product(x, y)])
-    assert abs(mmd2(x, y, bandwidth=h) - (xx + yy - 2 * xy)) < 1e-14
-
-
-def test_the_bandwidth_is_the_median_distance_of_the_second_set():
-    x, y = cloud(7, 9), cloud(8, 6)  # 15 pairs: an odd number, one median
-    pairs = [np.linalg.norm(a - b) for a, b in itertools.combinations(y, 2)]
-    assert mmd2(x, y) == pytest.approx(
-        mmd2(x, y, bandwidth=np.median(pairs)), rel=1e-12
-    )
-
-
-def test_mmd2_of_one_law_is_zero_on_average():
-    rng = np.random.default_rng(0)
-    # A fixed bandwidth: one estimated from y is no longer independent of it.
-    values = np.array(
-        [mmd2(*rng.normal(size=(2, 20, 1)), bandwidth=1.0) for _ in range(300)]
-    )
-    error = values.std() / np.sqrt(len(values))
-    print("mean", values.mean(), "standard error", error)
-    assert abs(values.mean()) < 4 * error
-    assert values.min() < 0 < values.max()
-
-
-def test_mmd2_is_the_closed_form_of_two_normal_laws_on_average():
-    # k_h * N(m, v): E k(a, b) = h / sqrt(h^2 + v) exp(-m^2 / (2 (h^2 + v)))
-    h, shift, rng = 1.0, 1.5, np.random.default_rng(1)
-    same = h / np.sqrt(h**2 + 2)
-    exact = 2 * same * (1 - np.exp(-(shift**2) / (2 * (h**2 + 2))))
-    values = []
-    for _ in range(300):
-        x, y = rng.normal(size=(2, 20, 1))
-        values.append(mmd2(x + shift, y, bandwidth=h))
-    error = np.std(values) / np.sqrt(len(values))
-    print("mean", np.mean(values), "exact", exact, "standard error", error)
-    assert abs(np.mean(values) - exact) < 4 * error
-
-
-def test_mmd2_grows_with_the_shift():
-    x, y = cloud(9, 60, 2), cloud(10, 60, 2)
-    values = [mmd2(x + shift, y) for shift in (0.5, 1.0, 2.0, 4.0)]
-    assert values == sorted(values)
-
-
-def test_nearest_is_the_mean_distance_to_the_closest_point():
-    x, y = cloud(11, 7), cloud(12, 9)
-    assert nearest(x, np.concatenate([y, x])) == 0
-    expected = np.mean([min(np.linalg.norm(a - b) for b in y) for a in x])
-    assert abs(nearest(x, y) - expected) < 1e-14
-    assert nearest(np.zeros((3, 1, 1)), np.array([[[3.0]], [[-2.0]]])) == 2

@@ -1,5 +1,26 @@
-"""Distances between two sets of samples."""
+"""Distances between laws, from their samples; docs/metrics.md says which to use."""
 
-from .distance import mmd2 as mmd2
-from .distance import nearest as nearest
-from .distance import w2 as w2
+from .entropic import SinkhornDivergence as SinkhornDivergence
+from .entropic import sinkhorn_divergence as sinkhorn_divergence
+from .features import frechet as frechet
+from .gaussian import Moments as Moments
+from .gaussian import fitted_gaussian_w2 as fitted_gaussian_w2
+from .gaussian import gaussian_w2 as gaussian_w2
+from .kernel import energy_distance as energy_distance
+from .kernel import mmd2 as mmd2
+from .kolmogorov import KS as KS
+from .kolmogorov import ks as ks
+from .neighbours import DensityCoverage as DensityCoverage
+from .neighbours import PrecisionRecall as PrecisionRecall
+from .neighbours import density_coverage as density_coverage
+from .neighbours import nearest as nearest
+from .neighbours import precision_recall as precision_recall
+from .sliced import Estimate as Estimate
+from .sliced import sliced_w2 as sliced_w2
+from .trajectory import PathEnergy as PathEnergy
+from .trajectory import path_energy as path_energy
+from .trajectory import straightness as straightness
+from .wasserstein import Transport as Transport
+from .wasserstein import transport as transport
+from .wasserstein import w1 as w1
+from .wasserstein import w2 as w2

@@ -1,0 +1,145 @@
+"""The Sinkhorn divergence, on the device.
+
+With the cost c_ij = |x_i - y_j|^2 and equal weights a_i = 1/n, b_j = 1/m,
+
+    OT_eps(x, y) = min_P sum_ij P_ij c_ij + eps KL(P | a b^T)                       (1)
+                 = max_{f,g} sum_i a_i f_i + sum_j b_j g_j
+                   - eps sum_ij a_i b_j (exp((f_i + g_j - c_ij) / eps) - 1)         (2)
+    S_eps(x, y) = OT_eps(x, y) - OT_eps(x, x) / 2 - OT_eps(y, y) / 2                (3)
+
+(Feydy et al. 2019, "Interpolating between optimal transport and MMD using Sinkhorn
+divergences", equations (1), (3), (8)). The best f for a given g is
+f_i = -eps log sum_j b_j exp((g_j - c_ij) / eps); both potentials move most of the way
+to it at once (half in their equation (25)), so that S is symmetric and S(x, x) = 0 at
+any iteration, while eps falls geometrically from the largest cost (Schmitzer 2019). At
+a maximum the gradient of (2) with respect to f and g is zero, so its value is accurate
+to second order and its gradient needs no derivative of the loop. Means split off
+exactly, S(x + u, y + v) = S(x, y) + |u - v|^2 for centred sets, and are never iterated
+on.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import logsumexp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
+
+from ..typing import Scalar, ScalarLike, float_array, is_traced
+from .points import same_space
+
+RELAXATION = 0.8
+"""Any in (0, 1) converges: 1 would flip a common constant for ever, 1/2 is slower."""
+
+
+class SinkhornDivergence(NamedTuple):
+    """The value, whether all three problems converged, and what they took.
+
+    `value` is S_eps in (units of the data)^2, meaningless unless `converged`;
+    `iterations` is the largest of the three; `regularisation` is eps.
+    """
+
+    value: Scalar
+    converged: Bool[Array, ""]
+    iterations: Int[Array, ""]
+    regularisation: Scalar
+
+
+def sinkhorn_divergence(
+    x: Shaped[ArrayLike, "n ..."],
+    y: Shaped[ArrayLike, "m ..."],
+    *,
+    regularisation: ScalarLike | None = None,
+    tolerance: ScalarLike = 1e-3,
+    max_iterations: int = 2000,
+) -> SinkhornDivergence:
+    """The debiased entropic transport cost S_eps of (3), in (units of the data)^2.
+
+    **Arguments:** `regularisation`, eps in (units of the data)^2 (default: 0.05 of the
+    mean squared distance between points of `y`, the reference); `tolerance`, the mass
+    of the plan that may be misplaced; `max_iterations`, after which `converged` is
+    False. Nothing raises on the device: read `converged` on the host.
+
+    S_eps goes from W_2^2 at eps = 0 to the squared distance of the means at eps =
+    infinity, and is 0 only for equal laws. Two sets of n points of one law are about
+    c / n apart, where c grows as eps falls (Genevay et al. 2019, "Sample complexity of
+    Sinkhorn divergences"): take eps, and n, alike in what is compared. Differentiable
+    once with respect to `x` and `y`. Time (n + m)^2 per iteration, of which small eps
+    needs more; three cost matrices in memory. In float32 the default tolerance was
+    reached down to eps = 2e-4 of the largest cost.
+    """
+    x, y = float_array(x), float_array(y)
+    same_space(x.shape, y.shape)
+    if x.size == 0 or y.size == 0:
+        raise ValueError(
+            f"sinkhorn_divergence needs two sets with points, got {x.shape} and "
+            f"{y.shape}."
+        )
+    if regularisation is not None and not is_traced(regularisation):
+        if not float(regularisation) > 0:
+            raise ValueError(
+                f"regularisation must be > 0, got {float(regularisation):g}. For the "
+                "exact distance take w2."
+            )
+    return _divergence(x, y, regularisation, tolerance, max_iterations)
+
+
+@jax.jit
+def _divergence(x, y, eps, tolerance, max_iterations) -> SinkhornDivergence:
+    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    x, y = x - x_mean, y - y_mean
+    costs = _cost(x, y), _cost(x, x), _cost(y, y)
+    if eps is None:
+        eps = 0.05 * jax.lax.stop_gradient(costs[2]).mean()
+    eps = jnp.asarray(eps, x.dtype)
+    # One start for all three keeps S(x, x) at 0, where they are the same problem.
+    start = jnp.max(jnp.stack([jax.lax.stop_gradient(c).max() for c in costs]))
+    xy, xx, yy = (_solve(c, eps, start, tolerance, max_iterations) for c in costs)
+    return SinkhornDivergence(
+        jnp.sum((x_mean - y_mean) ** 2) + xy[0] - (xx[0] + yy[0]) / 2,
+        xy[1] & xx[1] & yy[1],
+        jnp.maximum(xy[2], jnp.maximum(xx[2], yy[2])),
+        eps,
+    )
+
+
+def _cost(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    # the fast matrix products of accelerators keep three digits
+    cross = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.maximum((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * cross, 0.0)
+
+
+def _solve(cost, eps, start, tolerance, max_iterations):
+    """The value (2), whether it converged, and after how many iterations."""
+    n, m = cost.shape
+    fixed = jax.lax.stop_gradient(cost)
+
+    def best(f, g, eps):
+        return (
+            -eps * (logsumexp((g - fixed) / eps, axis=1) - jnp.log(m)),
+            -eps * (logsumexp((f[:, None] - fixed) / eps, axis=0) - jnp.log(n)),
+        )
+
+    def misplaced(f, g, to_f, to_g):
+        """The plan's marginals against the weights: exp((f - to_f) / eps) is 1."""
+        rows = abs(jnp.expm1((f - to_f) / eps)).mean()
+        return jnp.maximum(rows, abs(jnp.expm1((g - to_g) / eps)).mean())
+
+    def step(state):
+        k, f, g, _ = state
+        now = jnp.maximum(eps, start * 0.7**k)
+        to_f, to_g = best(f, g, now)
+        error = jnp.where(now > eps, jnp.inf, misplaced(f, g, to_f, to_g))
+        f, g = f + RELAXATION * (to_f - f), g + RELAXATION * (to_g - g)
+        return k + 1, f, g, error
+
+    def going_on(state):
+        k, _, _, error = state
+        return (k < max_iterations) & (error >= tolerance)  # nan stops too
+
+    zeros = jnp.zeros(n, cost.dtype), jnp.zeros(m, cost.dtype)
+    state = (0, *zeros, jnp.asarray(jnp.inf, cost.dtype))
+    k, f, g, error = jax.lax.while_loop(going_on, step, state)
+    mass = jnp.exp((f[:, None] + g - cost) / eps).mean()
+    return f.mean() + g.mean() - eps * (mass - 1), error < tolerance, k

@@ -1,0 +1,125 @@
+"""Distances between Gaussian laws, and the moments of a set of points.
+
+    W_2^2 = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2))              (1)
+
+(Dowson & Landau 1982; Bures 1969). With S_k = R_k^T R_k, R_k from the
+eigenvalues of S_k, the same number is
+
+    W_2^2 = |m1 - m2|^2 + min over orthogonal Q of ||R1 - Q R2||_F^2,  Q = U V^T    (2)
+
+where R1 R2^T = U diag(s) V^T (Bhatia, Jain & Lim 2019, "On the Bures-Wasserstein
+distance between positive definite matrices", theorem 1). (2) is a sum of squares:
+nothing cancels between close laws, and singular covariances are nothing special.
+
+Moments of two sets merge exactly (Chan, Golub & LeVeque 1983):
+
+    M = M1 + M2 + n1 n2 / (n1 + n2) d d^T,   d = m2 - m1                            (3)
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import ArrayLike, Float, Shaped
+
+from .points import pair, points
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moments:
+    """Count, mean and scatter sum (x - mean)(x - mean)^T of a set, in float64.
+
+    `Moments.of(a) + Moments.of(b)` are the moments of both sets: over batches, or over
+    machines. Memory d^2, whatever the number of points.
+    """
+
+    count: int
+    mean: Float[np.ndarray, " d"]
+    scatter: Float[np.ndarray, "d d"]
+
+    @classmethod
+    def of(cls, x: Shaped[ArrayLike, "n ..."]) -> "Moments":
+        """The moments of the points `x`, all but their first axis flattened."""
+        x = points(x, "x")
+        mean = x.mean(axis=0)
+        return cls(len(x), mean, (x - mean).T @ (x - mean))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(
+                "moments merge within one space, got dimensions "
+                f"{len(self.mean)} and {len(other.mean)}."
+            )
+        count = self.count + other.count
+        gap = other.mean - self.mean
+        between = self.count * other.count / count * np.outer(gap, gap)  # (3)
+        return type(self)(
+            count,
+            self.mean + other.count / count * gap,
+            self.scatter + other.scatter + between,
+        )
+
+    @property
+    def cov(self) -> Float[np.ndarray, "d d"]:
+        """The unbiased covariance, scatter / (count - 1)."""
+        if self.count < 2:
+            raise ValueError("a covariance needs 2 points or more, got 1. Draw more.")
+        return self.scatter / (self.count - 1)
+
+
+def gaussian_w2(
+    mean1: Shaped[ArrayLike, "..."],
+    cov1: Shaped[ArrayLike, "..."],
+    mean2: Shaped[ArrayLike, "..."],
+    cov2: Shaped[ArrayLike, "..."],
+) -> float:
+    """The 2-Wasserstein distance of two Gaussians, in the units of the data.
+
+    Exact, by (2): means of shape (d,), covariances of shape (d, d), singular ones too.
+    Two eigendecompositions and one singular value decomposition: d^3 time, 5 to 25 s
+    at d = 2048 on two cores. For sets of points see `fitted_gaussian_w2`.
+    """
+    (m1, r1), (m2, r2) = _checked(mean1, cov1, "1"), _checked(mean2, cov2, "2")
+    if len(m1) != len(m2):
+        raise ValueError(
+            "two Gaussians of one space were expected, got means of shapes "
+            f"{m1.shape} and {m2.shape}."
+        )
+    u, _, vt = np.linalg.svd(r1 @ r2.T)
+    return float(np.sqrt(np.sum((m1 - m2) ** 2) + np.sum((r1 - u @ vt @ r2) ** 2)))
+
+
+def fitted_gaussian_w2(
+    x: Shaped[ArrayLike, "n ..."], y: Shaped[ArrayLike, "m ..."]
+) -> float:
+    """`gaussian_w2` of the means and covariances of two sets, in units of the data.
+
+    It sees two moments and nothing else, and is a lower bound of W_2 of the laws
+    (Gelbrich 1990) but for its bias: two sets of n points of N(0, I) are about 0.85 d /
+    sqrt(n) apart (measured, for n much larger than d). d^3 time.
+    """
+    x, y = pair(x, y, least=2)
+    x, y = Moments.of(x), Moments.of(y)
+    return gaussian_w2(x.mean, x.cov, y.mean, y.cov)
+
+
+def _checked(mean, cov, which):
+    """The mean and a root R with R^T R = cov."""
+    mean, cov = np.asarray(mean, np.float64), np.asarray(cov, np.float64)
+    if mean.ndim != 1 or not len(mean) or cov.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"mean{which} must have shape (d,) and cov{which} shape (d, d), got "
+            f"{mean.shape} and {cov.shape}."
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise ValueError(f"mean{which} and cov{which} must be finite, got nan or inf.")
+    size = abs(cov).max()
+    if abs(cov - cov.T).max() > 1e-5 * size:
+        raise ValueError(f"cov{which} must be symmetric, got a matrix that is not.")
+    values, vectors = np.linalg.eigh((cov + cov.T) / 2)
+    if values[0] < -1e-5 * size:
+        raise ValueError(
+            f"cov{which} must have no negative eigenvalue, got {values[0]:g}."
+        )
+    # Below this an eigenvalue is rounding, and its root would be 1e8 times larger.
+    values = np.where(values > len(mean) * np.finfo(float).eps * size, values, 0.0)
+    return mean, np.sqrt(values)[:, None] * vectors.T

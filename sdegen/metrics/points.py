@@ -1,0 +1,82 @@
+"""Sets of points as every metric reads them: float64, one row per point, checked."""
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import ArrayLike, Float, Shaped
+from scipy.spatial.distance import cdist
+
+Weights: TypeAlias = Shaped[ArrayLike, "_"]
+Rows: TypeAlias = Float[np.ndarray, "_ _"]
+
+BLOCK = 1024
+"""Rows of a distance matrix held at a time: 10,000 columns of them are 80 MB."""
+
+
+def points(x: Shaped[ArrayLike, "..."], name: str, least: int = 1) -> Rows:
+    """`x` of shape (n, ...) as (n, d); a sentence where it is no set of points."""
+    x = np.asarray(x)
+    if x.ndim == 0 or x.size == 0:
+        raise ValueError(
+            f"{name} must be a set of points of shape (n, ...), got {x.shape}, which "
+            "holds no point."
+        )
+    if len(x) < least:
+        raise ValueError(
+            f"{name} needs {least} points or more here, got {len(x)}. Draw more."
+        )
+    x = np.asarray(x, dtype=np.float64).reshape(len(x), -1)
+    wrong = int(np.sum(~np.isfinite(x).all(axis=1)))
+    if wrong:
+        raise ValueError(
+            f"{name} has {wrong} of {len(x)} points that are not finite. A distance "
+            "would hide them: find out why, or count them and leave them out."
+        )
+    return x
+
+
+def pair(
+    x: Shaped[ArrayLike, "..."],
+    y: Shaped[ArrayLike, "..."],
+    names: tuple[str, str] = ("x", "y"),
+    least: int = 1,
+) -> tuple[Rows, Rows]:
+    """Two sets of points of one space, each as (points, d)."""
+    same_space(np.shape(x), np.shape(y), names)
+    return points(x, names[0], least), points(y, names[1], least)
+
+
+def same_space(
+    x: tuple[int, ...], y: tuple[int, ...], names: tuple[str, str] = ("x", "y")
+) -> None:
+    """Check the shapes of two sets; points of shape () and (1,) are the same."""
+    if (x[1:] or (1,)) != (y[1:] or (1,)):
+        raise ValueError(
+            f"{names[0]} and {names[1]} must be sets of points in the same space: "
+            f"shapes (n, ...) and (m, ...) that agree after the first axis, got {x} "
+            f"and {y}. Reshape one of them."
+        )
+
+
+def weights(w: Weights | None, n: int, name: str) -> Float[np.ndarray, " n"]:
+    """`w`, or n equal weights: non-negative, with the sum 1."""
+    if w is None:
+        return np.full(n, 1 / n)
+    w = np.asarray(w, dtype=np.float64)
+    if w.shape != (n,):
+        raise ValueError(
+            f"{name} needs one weight for each of the {n} points, got shape {w.shape}."
+        )
+    if not (np.isfinite(w).all() and w.min() >= 0 and abs(w.sum() - 1) < 1e-5):
+        raise ValueError(
+            f"{name} must be finite, non-negative and sum to 1, got a smallest of "
+            f"{w.min():g} and a sum of {w.sum():g}. Divide them by their sum."
+        )
+    return w / w.sum()
+
+
+def blocks(x: Rows, y: Rows, metric: str = "euclidean") -> Iterator[np.ndarray]:
+    """The matrix of distances from `x` to `y`, some rows at a time."""
+    for start in range(0, len(x), BLOCK):
+        yield cdist(x[start : start + BLOCK], y, metric)

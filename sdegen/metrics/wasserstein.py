@@ -1,0 +1,156 @@
+"""Exact optimal transport between two finite sets of points, on the host in float64.
+
+For points x_i of weights a_i and y_j of weights b_j, and the cost c_ij = |x_i - y_j|^p,
+
+    W_p^p = min over P >= 0, P 1 = a, P^T 1 = b of sum_ij P_ij c_ij                 (1)
+          = max over f_i + g_j <= c_ij of sum_i a_i f_i + sum_j b_j g_j             (2)
+
+(Kantorovich 1942; Villani 2003, "Topics in optimal transportation", theorem 1.3). With
+equal numbers and no weights a best plan is a matching. On the line, with F^-1 and G^-1
+the quantile functions,
+
+    W_p^p = int_0^1 |F^-1(q) - G^-1(q)|^p dq                                        (3)
+
+(Villani 2003, theorem 2.18). Only for p = 1, where the cost is a metric, may g = -f.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import ArrayLike, Float, Shaped
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+
+from .points import Weights, pair, weights
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transport:
+    """An optimal plan with its certificate: the potentials attain the same cost.
+
+    `cost` is W_p^p in (units of the data)^p and `distance` W_p in units of the data.
+    `plan` is P of (1); `f` and `g` are the potentials of (2), feasible at every pair
+    of points, also at those of weight 0, and determined up to a constant at best.
+    """
+
+    cost: float
+    plan: Float[np.ndarray, "n m"]
+    f: Float[np.ndarray, " n"]
+    g: Float[np.ndarray, " m"]
+    distance: float
+
+
+def w1(
+    x: Shaped[ArrayLike, "n ..."],
+    y: Shaped[ArrayLike, "m ..."],
+    *,
+    x_weights: Weights | None = None,
+    y_weights: Weights | None = None,
+) -> float:
+    """The 1-Wasserstein (earth mover's) distance, in the units of the data.
+
+    Exact for the two sets; see `w2` for its bias, its cost, and what it needs.
+    """
+    return _wasserstein(x, y, x_weights, y_weights, 1)
+
+
+def w2(
+    x: Shaped[ArrayLike, "n ..."],
+    y: Shaped[ArrayLike, "m ..."],
+    *,
+    x_weights: Weights | None = None,
+    y_weights: Weights | None = None,
+) -> float:
+    """The 2-Wasserstein distance of two sets of points, in the units of the data.
+
+    Exact for the two sets. As an estimate for their laws it is too large: two sets of n
+    points of one law in d dimensions are of the order n^(-1/d) apart for d > 4
+    (Fournier & Guillin 2015, theorem 1), so compare with the floor between two real
+    sets of the same sizes.
+
+    On the line (3) costs a sort. Otherwise equal numbers are matched (n^3 time at
+    worst, n^2 memory: 0.4 s for 2,000 points), and unequal numbers or weights, which
+    must sum to 1, need POT, `pip install "sdegen[ot]"`.
+    """
+    return _wasserstein(x, y, x_weights, y_weights, 2)
+
+
+def transport(
+    x: Shaped[ArrayLike, "n ..."],
+    y: Shaped[ArrayLike, "m ..."],
+    *,
+    p: float | int = 2,
+    x_weights: Weights | None = None,
+    y_weights: Weights | None = None,
+) -> Transport:
+    """An optimal plan, its cost and its potentials, for the cost |x - y|^p, p > 0.
+
+    For p < 1 `distance` is `cost` itself, which is then the metric. By the network
+    simplex method of POT (Bonneel et al. 2011, "Displacement interpolation using
+    Lagrangian mass transport"), `pip install "sdegen[ot]"`: about n^3 time, several
+    matrices of n x m in memory.
+    """
+    if not p > 0:
+        raise ValueError(f"the cost |x - y|^p needs p > 0, got p = {p}.")
+    x, y = pair(x, y)
+    a = weights(x_weights, len(x), "x_weights")
+    b = weights(y_weights, len(y), "y_weights")
+    cost = _cost(x, y, p)
+    # The simplex method stops at an absolute tolerance, so small units would be wrong.
+    scale = cost.max() or 1.0
+    plan, log = _pot().emd(a, b, cost / scale, numItermax=10**9, log=True)
+    if log["warning"] is not None:
+        raise RuntimeError(
+            f"POT did not solve this transport problem: {log['warning']} Check the "
+            "weights and the range of the points."
+        )
+    # c-transforms from the points of y that carry weight: feasible everywhere, and at
+    # least as good as what the solver returned, whose entries at weight 0 are free.
+    with_weight = b > 0
+    f = (cost - scale * log["v"])[:, with_weight].min(axis=1)
+    g = (cost - f[:, None]).min(axis=0)
+    total = float(np.sum(plan * cost))
+    return Transport(total, plan, f, g, total ** (1 / max(p, 1)))
+
+
+def _wasserstein(x, y, x_weights, y_weights, p: int) -> float:
+    rows, others = pair(x, y)
+    if rows.shape[1] == 1:
+        a = weights(x_weights, len(rows), "x_weights")
+        b = weights(y_weights, len(others), "y_weights")
+        return float(_line(rows[:, 0], others[:, 0], a, b, p) ** (1 / p))
+    if x_weights is None and y_weights is None and len(rows) == len(others):
+        cost = _cost(rows, others, p)
+        return float(cost[linear_sum_assignment(cost)].mean() ** (1 / p))
+    given = {"x_weights": x_weights, "y_weights": y_weights}
+    return transport(x, y, p=p, **given).distance
+
+
+def _line(x, y, a, b, p):
+    """Equation (3): both quantile functions are constant between merged levels."""
+    i, j = np.argsort(x), np.argsort(y)
+    x_levels, y_levels = np.cumsum(a[i]), np.cumsum(b[j])
+    levels = np.sort(np.concatenate([x_levels, y_levels]))
+
+    def quantiles(z, z_levels):  # the last level is 1 up to rounding
+        return z[np.minimum(np.searchsorted(z_levels, levels), len(z) - 1)]
+
+    gaps = abs(quantiles(x[i], x_levels) - quantiles(y[j], y_levels))
+    return np.sum(np.diff(levels, prepend=0.0) * gaps**p)
+
+
+def _cost(x, y, p):
+    if p == 2:
+        return cdist(x, y, "sqeuclidean")
+    return cdist(x, y) ** p
+
+
+def _pot():
+    try:
+        import ot
+    except ImportError as error:
+        raise ImportError(
+            "exact transport between sets of different sizes, or with weights, needs "
+            'POT: pip install "sdegen[ot]". Without it, take sets of equal size.'
+        ) from error
+    return ot
