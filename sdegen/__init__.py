@@ -12,6 +12,7 @@ from . import weight as weight
 from .base import AbstractBase as AbstractBase
 from .base import Gaussian as Gaussian
 from .base import StudentT as StudentT
+from .check import check as check
 from .denoiser import AbstractDenoiser as AbstractDenoiser
 from .denoiser import Denoiser as Denoiser
 from .denoiser import PosteriorMean as PosteriorMean
@@ -20,6 +21,10 @@ from .denoiser import raw_inputs as raw_inputs
 from .learn import LearnedGrid as LearnedGrid
 from .learn import learn_grid as learn_grid
 from .learn import load_grid as load_grid
+from .likelihood import bits_per_dim as bits_per_dim
+from .likelihood import dequantise as dequantise
+from .likelihood import log_likelihood as log_likelihood
+from .likelihood import variational_bound as variational_bound
 from .loss import denoising_loss as denoising_loss
 from .optimizer import AdamW as AdamW
 from .optimizer import Lion as Lion
@@ -40,6 +45,8 @@ from .reverse import ReverseSDE as ReverseSDE
 from .reverse import probability_flow as probability_flow
 from .reverse import reverse as reverse
 from .sample import sample as sample
+from .score_error import score_error as score_error
+from .score_error import wasserstein_bound as wasserstein_bound
 from .sde import AbstractLinearSDE as AbstractLinearSDE
 from .sde import AbstractSDE as AbstractSDE
 from .simulate import simulate as simulate

@@ -27,8 +27,8 @@ class AbstractBase(eqx.Module):
         """One draw of shape `shape`."""
 
     @abc.abstractmethod
-    def log_prob(self, z: Float[Array, "..."]) -> Scalar:
-        """The log-density of the whole of `z`, in nats."""
+    def log_prob(self, z: Float[Array, "..."]) -> Scalar | None:
+        """The log-density of the whole of `z`, in nats; None where it is not known."""
 
 
 class Gaussian(AbstractBase):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from . import weight as weights
 from .coupling import independent
-from .denoiser import Denoiser, batched
+from .denoiser import AbstractDenoiser, Denoiser, batched
 from .times import AbstractTimes, Uniform
 from .typing import PyTree, RandomKey, Scalar
 
@@ -30,6 +30,7 @@ def denoising_loss(
     coupling: Callable = independent,
     times: AbstractTimes | None = None,
     weight: Callable = weights.uniform,
+    exact: AbstractDenoiser | None = None,
     axis_name: str | None = None,
 ) -> Scalar:
     """The mean weighted squared error per coordinate of the prediction, on a batch.
@@ -37,9 +38,12 @@ def denoising_loss(
     **Arguments:** `x0`, data of shape (batch, ...); `cond`, a pytree of arrays with the
     same leading axis, or None; `coupling`, see `sdegen.coupling`; `times`, see
     `sdegen.times` (default: uniform, stratified); `weight`, see `sdegen.weight`;
-    `axis_name`, the mapped axis when the batch is one device's part under `jax.pmap` or
-    `shard_map`: sample i of the whole batch then draws the same numbers as on one
-    device.
+    `exact`, a denoiser whose prediction is the target in place of that of the drawn x0
+    and z: given the exact one (of a mixture, or of the data set) the loss is the score
+    matching error alone, without the irreducible part that no network can remove, and
+    is 0 for the exact prediction; `axis_name`, the mapped axis when the batch is one
+    device's part under `jax.pmap` or `shard_map`: sample i of the whole batch then
+    draws the same numbers as on one device.
     """
     if x0.ndim < 2:
         raise ValueError(
@@ -68,6 +72,8 @@ def denoising_loss(
 
     (a, b), alpha, sigma = batched(coefficients, t, x0)
     x_t = (alpha * x0 + sigma * z).astype(x0.dtype)
+    if exact is not None:
+        x0, z = exact.ends(t, x_t, cond)
     error = denoiser.predict(t, x_t, cond) - (a * x0 + b * z)
     w = jax.vmap(lambda t: weight(path, t, denoiser.kind, denoiser.sigma_data))(t)
     return jnp.mean(w * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))

@@ -165,9 +165,13 @@ def density(
     groups: Mapping[str, Sequence[float]],
     *,
     bins: int = 80,
-    limits: tuple[float, float] = (-4.0, 4.0),
+    limits: tuple[float, float] | None = None,
+    xlabel: str = "x",
 ) -> Path:
-    """Histograms of numbers on one axis."""
+    """Histograms of numbers on one axis, by default as wide as all the numbers."""
+    if limits is None:
+        numbers = np.concatenate([np.ravel(v) for v in groups.values()])
+        limits = (float(numbers.min()), float(numbers.max()))
     figure = _figure(6, 3.5)
     axis = figure.subplots()
     for label, values in groups.items():
@@ -179,8 +183,35 @@ def density(
             histtype="step",
             label=label,
         )
-    axis.set(xlabel="x", ylabel="density")
+    axis.set(xlabel=xlabel, ylabel="density")
     axis.legend(fontsize=8)
+    return _save(figure, path)
+
+
+def calibration(
+    path: str | Path,
+    truth: Sequence[float],
+    found: Sequence[float],
+    scores: Sequence[float],
+    *,
+    xlabel: str,
+    ylabel: str,
+) -> Path:
+    """Numbers against the truth, and errors in units of their error bar on the normal.
+
+    An honest error bar has `scores` of the standard normal law.
+    """
+    figure = _figure(8, 3.6)
+    left, right = figure.subplots(1, 2)
+    truth, found = np.asarray(truth), np.asarray(found)
+    ends = [min(truth.min(), found.min()), max(truth.max(), found.max())]
+    left.plot(ends, ends, color="0.6", linewidth=1)
+    left.scatter(truth, found, s=3, alpha=0.5, linewidths=0)
+    left.set(xlabel=xlabel, ylabel=ylabel)
+    scores, x = np.clip(np.asarray(scores), -5, 5), np.linspace(-5, 5, 201)
+    right.hist(scores, bins=50, range=(-5, 5), density=True, alpha=0.6)
+    right.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), color="C1")
+    right.set(xlabel="error of the probes / their error bar", ylabel="density")
     return _save(figure, path)
 
 

@@ -54,6 +54,7 @@ from .times import (
     FlowTimeGrid,
     Grid,
     LogSNRGrid,
+    check_grid,
 )
 from .typing import PyTree, RandomKey, ScalarLike, float_array, is_traced
 
@@ -151,7 +152,7 @@ def sample(
     if denoise is None:
         denoise = getattr(grid, "denoise", False)
     _check_sharding(sharding, shape)
-    grid = _check_grid(grid, path)
+    grid = check_grid(grid, path)
     return _sample(
         key,
         denoiser,
@@ -203,39 +204,6 @@ def _whole_numbers(shape) -> tuple[int, ...]:
         return tuple(operator.index(n) for n in shape)
     except TypeError:
         return ()
-
-
-def _check_grid(grid, path):
-    """An array of times is checked on the host; grid objects know their path."""
-    if isinstance(grid, Adaptive):
-        return grid
-    if callable(grid):
-        if isinstance(grid, type):
-            raise ValueError(
-                f"grid must be an object such as {grid.__name__}(32), got the class."
-            )
-        return grid
-    try:
-        ts = float_array(grid).astype(float_array(path.t_min).dtype)
-    except (TypeError, ValueError):
-        raise ValueError(
-            "grid must be a grid of sdegen.times such as KarrasGrid(18), "
-            f"Adaptive(rtol, atol), or an array of falling times, got {grid!r}."
-        ) from None
-    if is_traced((ts, path.t_min, path.t_max)):
-        return ts
-    values, low, high = np.asarray(ts), float(path.t_min), float(path.t_max)
-    if values.ndim != 1 or len(values) < 2 or not (np.diff(values) < 0).all():
-        raise ValueError(
-            "a grid is one array of at least two times that fall strictly, from noise "
-            f"to data, got {np.array2string(values, threshold=6)}."
-        )
-    if values[0] > high or values[-1] < low:
-        raise ValueError(
-            f"grid times must lie in [t_min, t_max] = [{low:g}, {high:g}] of "
-            f"{type(path).__name__}, got times from {values[0]:g} to {values[-1]:g}."
-        )
-    return ts
 
 
 class _FlowField(eqx.Module):

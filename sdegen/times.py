@@ -9,16 +9,17 @@ choose.
 
 import abc
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
 from .path import AbstractPath
-from .typing import RandomKey, Scalar, float_array, number
+from .typing import RandomKey, Scalar, float_array, is_traced, number
 
 LOGSNR_FLOOR = -13.8155  # 2 log(1e-3): noise, for paths that reach alpha = 0
 
@@ -256,3 +257,39 @@ class Adaptive(eqx.Module):
 
 Grid: TypeAlias = AbstractGrid | Callable[[AbstractPath], Array]
 """Anything that maps a path to falling times: the classes above, or a function."""
+
+
+def check_grid(grid: Any, path: AbstractPath) -> Any:
+    """`grid` where it can be used on `path`; an array of times is checked on the host.
+
+    Grid objects and functions know their path; `Adaptive` is returned as it is.
+    """
+    if isinstance(grid, Adaptive):
+        return grid
+    if callable(grid):
+        if isinstance(grid, type):
+            raise ValueError(
+                f"grid must be an object such as {grid.__name__}(32), got the class."
+            )
+        return grid
+    try:
+        ts = float_array(grid).astype(float_array(path.t_min).dtype)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "grid must be a grid of sdegen.times such as KarrasGrid(18), "
+            f"Adaptive(rtol, atol), or an array of falling times, got {grid!r}."
+        ) from None
+    if is_traced((ts, path.t_min, path.t_max)):
+        return ts
+    values, low, high = np.asarray(ts), float(path.t_min), float(path.t_max)
+    if values.ndim != 1 or len(values) < 2 or not (np.diff(values) < 0).all():
+        raise ValueError(
+            "a grid is one array of at least two times that fall strictly, from noise "
+            f"to data, got {np.array2string(values, threshold=6)}."
+        )
+    if values[0] > high or values[-1] < low:
+        raise ValueError(
+            f"grid times must lie in [t_min, t_max] = [{low:g}, {high:g}] of "
+            f"{type(path).__name__}, got times from {values[0]:g} to {values[-1]:g}."
+        )
+    return ts

@@ -112,7 +112,8 @@ PROCESSES = finals(sdegen, sdegen.AbstractLinearSDE)
 @functools.cache
 def process(name):
     """The default object of a process, made once in float64."""
-    return PROCESSES[name]()
+    with jax.enable_x64(True):  # also when a test in float32 asks first
+        return PROCESSES[name]()
 
 
 def as_float32(tree):

@@ -18,6 +18,7 @@ PICTURES = {
     "quickstart": ["samples.png", "flow.png", "loss.png"],
     "processes": ["samples.png", "loss.png"],
     "custom_sde": ["samples.png"],
+    "likelihood": ["plane.png", "digits.png"],
 }
 
 

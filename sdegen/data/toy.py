@@ -52,9 +52,10 @@ class Mixture(eqx.Module):
     ) -> Float[Array, " d"]:
         """E[x0 given x_t = x]."""
         log_joint, alpha, variance = self._responsibilities(path, t, x)
-        gain = alpha * self.stds**2 / variance
-        posterior = self.means + gain[:, None] * (x - alpha * self.means)
-        return jax.nn.softmax(log_joint) @ posterior
+        # Component k has the posterior mean (alpha s_k^2 x + sigma^2 mu_k) / variance.
+        share = jax.nn.softmax(log_joint) / variance
+        noise = (share * path.sigma(t) ** 2) @ self.means
+        return (share @ (alpha * self.stds**2)) * x + noise
 
     def denoiser(self, path: AbstractPath) -> PosteriorMean:
         """The exact denoiser on `path`, to sample from without a network."""

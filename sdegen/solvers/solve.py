@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ..brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
 from ..times import Adaptive
+from ..typing import PyTree
 from .base import AbstractSemilinearSolver
 from .semilinear import SemilinearTerm
 
@@ -58,15 +59,19 @@ class GridController(dfx.StepTo):
         return self.ts[1], 2
 
 
-def checked(result: dfx.RESULTS, x: Float[Array, "batch ..."]) -> dfx.RESULTS:
+def checked(result: dfx.RESULTS, x: PyTree) -> dfx.RESULTS:
     """`result`, or "nonfinite" where `x` is not finite: fixed steps never look."""
-    finite = jnp.isfinite(x).all()
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(x)]).all()
     return dfx.RESULTS.where(finite, result, dfx.RESULTS.nonfinite)
 
 
-def worst_sample_norm(error: Float[Array, "batch ..."]) -> Array:
-    """The largest, over samples, of each sample's root mean square."""
-    return jnp.sqrt(jnp.max(jnp.mean(error**2, axis=tuple(range(1, error.ndim)))))
+def worst_sample_norm(error: PyTree) -> Array:
+    """The largest, over samples and leaves, of each sample's root mean square."""
+
+    def worst(error):
+        return jnp.max(jnp.mean(error**2, axis=tuple(range(1, error.ndim))))
+
+    return jnp.sqrt(jnp.max(jnp.stack(jax.tree.leaves(jax.tree.map(worst, error)))))
 
 
 def evaluations(solver: dfx.AbstractSolver, steps: Int[Array, ""]) -> Array:
@@ -160,7 +165,7 @@ def brownian_path(
 
 def solve(
     drift: Callable | dfx.AbstractTerm,
-    y0: Float[Array, "batch ..."],
+    y0: PyTree,
     clock: Float[Array, " times"],
     solver: dfx.AbstractSolver,
     *,
@@ -174,7 +179,8 @@ def solve(
 
     `drift` may be a Diffrax term, which then is the whole equation. Steps end at the
     points of `clock`, or, given `adaptive`, where the error says, between its first and
-    last point. `keys` has one key per sample; `refinable` noise is the same path on
+    last point. `y0` may be a pytree of batches, where there is no noise. `keys` has one
+    key per sample; `refinable` noise is the same path on
     every clock of the same ends. Trace-time only: call it inside a jitted function.
     """
     term = drift if isinstance(drift, dfx.AbstractTerm) else dfx.ODETerm(drift)
@@ -202,9 +208,10 @@ def solve(
         steps, dt0 = adaptive.max_steps, 0.01 * (clock[-1] - clock[0])
         # A step below the tree's resolution would see noise of the wrong law.
         dtmin = None if noise is None else 2 * _TREE * (clock[-1] - clock[0])
+        dtype = jnp.result_type(*jax.tree.leaves(y0))
         controller = dfx.PIDController(
-            rtol=adaptive.rtol.astype(y0.dtype),
-            atol=adaptive.atol.astype(y0.dtype),
+            rtol=adaptive.rtol.astype(dtype),
+            atol=adaptive.atol.astype(dtype),
             norm=worst_sample_norm,
             dtmin=dtmin,
         )
@@ -240,7 +247,9 @@ def spread(
         if adaptive.per_sample:
             one = lambda *own: run(*jax.tree.map(lambda a: a[None], own))  # noqa: E731
             ys, clocks, steps, result = jax.vmap(one)(y0, keys, cond)
-            ys, clocks = jnp.moveaxis(ys[:, :, 0], 0, 1), clocks[0]
+            # (batch, frames, 1, ...) of each leaf becomes (frames, batch, ...)
+            ys = jax.tree.map(lambda a: jnp.moveaxis(a[:, :, 0], 0, 1), ys)
+            clocks = clocks[0]
         else:
             ys, clocks, steps, result = run(y0, keys, cond)
         ok = result == dfx.RESULTS.successful

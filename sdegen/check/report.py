@@ -1,0 +1,133 @@
+"""What a check found: one row per comparison, and the table that a terminal shows.
+
+A residual is either in standard errors of a mean over samples (unit "SE"), or a number
+without noise (unit ""): relative to the size of the terms, or a probability. A row
+passes if
+
+    residual <= limit                                                              (1)
+
+which a NaN does not. A row without a verdict was skipped, and its remark says why.
+"""
+
+import dataclasses
+import textwrap
+
+from ..typing import ScalarLike
+
+_WIDTH = 100
+_NAME, _WHAT = 14, 58  # with the other columns that makes less than the width
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison. `passed` is None where it was skipped."""
+
+    part: str
+    name: str
+    what: str
+    residual: float | None = None
+    limit: float | None = None
+    unit: str = ""
+    passed: bool | None = None
+    remark: str = ""
+
+
+def measured(
+    part: str,
+    name: str,
+    what: str,
+    residual: ScalarLike,
+    limit: ScalarLike,
+    unit: str = "",
+    remark: str = "",
+) -> Row:
+    """A row with the verdict of equation (1)."""
+    residual, limit = float(residual), float(limit)
+    return Row(part, name, what, residual, limit, unit, residual <= limit, remark)
+
+
+def skipped(part: str, name: str, what: str, why: str) -> Row:
+    """A row that could not be measured, and why."""
+    return Row(part, name, what, remark=why)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The rows of a check of one process; `str` is the table, `ok` the verdict.
+
+    `advice` says, after a failure, what would repair it. `precision` is the dtype of
+    the numbers that the process holds, which sets the limits.
+    """
+
+    process: str
+    precision: str
+    rows: tuple[Row, ...]
+    advice: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether no row failed."""
+        return not self.failed
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """The rows that failed."""
+        return tuple(row for row in self.rows if row.passed is False)
+
+    def __str__(self):
+        head = ("", "check", "what is compared", "found", "allowed")
+        cells = [head, *map(_cells, self.rows)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+        lines = [_line(line, widths) for line in cells]
+        lines.insert(1, "-" * max(map(len, lines)))
+        table = lines[:2]
+        for row, line in zip(self.rows, lines[2:], strict=True):
+            table.append(line)
+            if row.remark:
+                table += _wrap(row.remark, " " * (widths[0] + 4))
+        title = f"{self.process} ({self.precision})"
+        advice = [line for hint in self.advice for line in _wrap(hint, "  ")]
+        return "\n".join([title, "", *table, "", self._verdict(), *advice])
+
+    def _verdict(self):
+        left_out = sum(row.passed is None for row in self.rows)
+        note = f" ({left_out} skipped)" if left_out else ""
+        count, total = len(self.failed), len(self.rows) - left_out
+        if not count:
+            return f"{self.process}: all {total} checks passed{note}."
+        return f"{self.process}: {count} of {total} checks FAILED{note}."
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """`value` as a table shows it: two digits, and its unit."""
+    if value is None:
+        return "-"
+    if unit == "SE":
+        return f"{value:.1f} SE" if value < 1e3 else f"{value:.0e} SE"
+    return f"{value:.1e}" if value else "0"
+
+
+def _cells(row):
+    verdict = {True: "ok", False: "FAIL", None: "skip"}[row.passed]
+    found, allowed = number(row.residual, row.unit), number(row.limit, row.unit)
+    return verdict, row.name[:_NAME], row.what[:_WHAT], found, allowed
+
+
+def _line(cells, widths):
+    left = [c.ljust(w) for c, w in zip(cells[:3], widths[:3], strict=True)]
+    right = [c.rjust(w) for c, w in zip(cells[3:], widths[3:], strict=True)]
+    return "  ".join(left + right).rstrip()
+
+
+def _wrap(text, indent):
+    lines = []
+    for line in text.split("\n"):
+        lines += textwrap.wrap(
+            line,
+            _WIDTH,
+            initial_indent=indent,
+            subsequent_indent=indent + "  ",
+            replace_whitespace=False,
+            drop_whitespace=True,
+        )
+    return lines

@@ -1,0 +1,593 @@
+"""Likelihoods against closed forms: mixtures, quadrature over bins, entropies."""
+
+import dataclasses
+import functools
+
+import chex
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flows import ExactMean, exact, flow, scales
+from oracle import G1, G2, PROBES, as_float32, process
+from scipy.stats import multivariate_t, norm
+
+import sdegen
+from sdegen import nets, prediction
+from sdegen.data import Mixture
+from sdegen.denoiser import PosteriorMean
+
+KEY = jax.random.key(0)
+WEIGHTS, STDS = np.array([0.3, 0.5, 0.2]), np.array([0.3, 0.2, 0.5])
+MEANS = np.array([[-1.0, 0.3], [0.7, 0.2], [0.1, -0.8]])
+NAMES = ["VP", "EDM", "RectifiedFlow", "LinearSDE"]
+
+
+LAW = Mixture(WEIGHTS, MEANS, STDS)
+"""Three round Gaussians in the plane, skewed on purpose."""
+
+
+def log_density(x, alpha=1.0, sigma=0.0):
+    """log p_t(x) of the law, in NumPy float64: a mixture stays one."""
+    std = np.sqrt((float(alpha) * STDS) ** 2 + float(sigma) ** 2)
+    x = np.asarray(x, np.float64)[:, None]
+    each = norm.logpdf(x, float(alpha) * MEANS, std[:, None]).sum(-1)
+    return np.log(np.exp(each + np.log(WEIGHTS)).sum(-1))
+
+
+def draws_of(path, n=256, seed=1, t=None):
+    """Draws of x_t, by default at t_min."""
+    alpha, sigma = scales(path, path.t_min if t is None else t)
+    data, noise = jax.random.split(jax.random.key(seed))
+    x0 = LAW.sample(data, n)
+    return (alpha * x0 + sigma * jax.random.normal(noise, x0.shape)).astype(alpha.dtype)
+
+
+def prior_of(path):
+    return lambda x: LAW.log_prob(path, path.t_max, x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_exact_mode_is_exact_in_float64(name):
+    path = process(name)
+    x = draws_of(path)
+    out = sdegen.log_likelihood(LAW.denoiser(path), x, log_prior=prior_of(path))
+    error = np.abs(out.value - log_density(x, *scales(path, path.t_min)))
+    print(f"{name}: mean {error.mean():.1e}, {int(out.evaluations)} evaluations")
+    assert bool(out.ok) and error.mean() < 1e-8
+    assert np.all(out.standard_error == 0)
+
+
+@pytest.mark.parametrize("name", ["VP", "RectifiedFlow"])
+def test_the_exact_mode_with_default_tolerances_in_float32(name, float32):
+    path = as_float32(process(name))
+    x = draws_of(path)
+    denoiser = as_float32(LAW).denoiser(path)
+    out = sdegen.log_likelihood(denoiser, x, log_prior=prior_of(path))
+    error = np.abs(out.value - log_density(x, *scales(path, path.t_min)))
+    print(f"{name}: mean {error.mean():.1e}, {int(out.evaluations)} evaluations")
+    assert out.value.dtype == jnp.float32
+    assert bool(out.ok) and error.mean() < 1e-5
+
+
+def test_a_skewed_law_on_the_line_with_its_own_end_and_with_the_normal_one():
+    path = sdegen.VP()
+    x = G1.quantile(PROBES, *scales(path, path.t_min))[:, None]
+    truth = jnp.log(G1.pdf(x[:, 0], *scales(path, path.t_min)))
+    options = {"grid": sdegen.Adaptive(1e-10, 1e-10)}
+
+    def prior(x):
+        return jnp.log(G1.pdf(x, *scales(path, path.t_max)))[0]
+
+    own = sdegen.log_likelihood(exact(path), x, log_prior=prior, **options)
+    assert np.abs(own.value - truth).max() < 1e-7
+    normal = sdegen.log_likelihood(exact(path), x, **options)
+    error = np.abs(normal.value - truth)
+    # the signal left at t_max = 1, about alpha_T = exp(-B / 2)
+    assert 1e-3 < error.max() < 1e-2
+    latent = G1.quantile(PROBES, *scales(path, path.t_max))[:, None]
+    assert np.abs(own.latent - latent).max() < 1e-8  # quantiles do not cross
+
+
+def test_the_value_is_that_of_the_law_under_a_change_of_scale():
+    path = process("EDM")
+    doubled = Mixture(WEIGHTS, 2 * MEANS, 2 * STDS)
+    # twice the data on a path with twice the noise
+    wide = dataclasses.replace(path, t_min=2 * path.t_min, t_max=2 * path.t_max)
+    x = draws_of(path)
+    one = sdegen.log_likelihood(LAW.denoiser(path), x)
+    two = sdegen.log_likelihood(doubled.denoiser(wide), 2 * x)
+    assert np.abs(one.value - 2 * np.log(2) - two.value).max() < 1e-7
+
+
+def test_the_density_moves_along_the_flow_by_the_divergence():
+    path = sdegen.EDM()
+    denoiser = LAW.denoiser(path)
+    for t in (0.05, 0.5, 3.0):
+        x = draws_of(path, 16, t=t)
+
+        def velocity(x, t=t):
+            return denoiser.velocity(jnp.asarray(t), x[None])[0]
+
+        v = jax.vmap(velocity)(x)
+        step = lambda h: log_density(x + h * v, *scales(path, t + h))  # noqa: B023, E731
+        h = 1e-4 * t
+        slope = (8 * (step(h) - step(-h)) - (step(2 * h) - step(-2 * h))) / (12 * h)
+        divergence = jax.vmap(lambda x: jnp.trace(jax.jacfwd(velocity)(x)))(x)
+        assert np.abs(slope + divergence).max() < 1e-7 * np.abs(divergence).max()
+
+
+def test_the_variance_exploding_flow_is_the_heat_equation():
+    # the transform of p_t is that of p_0 times exp(-sigma^2 omega^2 / 2)
+    path, n, width = sdegen.EDM(), 4096, 60.0
+    x = (np.arange(n) - n // 2) * width / n
+    line = Mixture(G1.w, G1.mu[:, None], G1.s)
+    start = np.fft.fft(np.fft.ifftshift(G1.pdf(x)))
+    omega = 2 * np.pi * np.fft.fftfreq(n, width / n)
+    for t in (0.3, 2.0):
+        p = jnp.exp(jax.vmap(lambda x: line.log_prob(path, t, x))(x[:, None]))  # noqa: B023
+        found = np.fft.fft(np.fft.ifftshift(p))
+        assert np.abs(found - start * np.exp(-0.5 * (t * omega) ** 2)).max() < 1e-10
+
+
+@pytest.mark.parametrize("matched, error", [(False, 3.4e-3), (True, 3.6e-7)])
+def test_the_flow_from_a_normal_law_of_matched_moments(matched, error):
+    path = process("EDM")
+    mean, var = (G1.mean, G1.var) if matched else (0.0, 0.0)
+    start = (mean + np.sqrt(6400 + var) * norm.ppf(PROBES))[:, None]
+    tight = {"solver": diffrax.Dopri8(), "grid": sdegen.Adaptive(1e-12, 1e-12)}
+    out = flow("EDM", start=jnp.asarray(start), **tight)
+    end = G1.quantile(PROBES, *scales(path, path.t_min))
+    found = np.abs(out.x[:, 0] - end).max()
+    print(f"matched {matched}: {found:.2e}")
+    assert 0.5 * error < found < 2 * error
+
+
+# -- probes ----------------------------------------------------------------------------
+
+
+@functools.cache
+def narrow():
+    """Eight dimensions with a Jacobian far from diagonal."""
+    random = np.random.default_rng(0)
+    means = random.normal(size=(3, 8))
+    return Mixture([0.2, 0.3, 0.5], means, [0.4, 0.5, 0.6])
+
+
+def test_hutchinson_agrees_with_the_exact_trace_within_its_error_bar():
+    path = process("VP")
+    denoiser, x = narrow().denoiser(path), narrow().sample(KEY, 4)
+    fixed = {"grid": 24, "solver": diffrax.Tsit5()}
+    truth = sdegen.log_likelihood(denoiser, x, **fixed)
+    for probe_law in ("rademacher", "gaussian"):
+        out = sdegen.log_likelihood(
+            denoiser, x, key=KEY, probes=2000, probe_law=probe_law, **fixed
+        )
+        score = (out.value - truth.value) / out.standard_error
+        print(f"{probe_law}: {score} standard errors of {out.standard_error}")
+        assert np.abs(score).max() < 4
+        assert np.all(out.standard_error > 1e-3)
+        assert np.abs(out.latent - truth.latent).max() < 1e-12
+
+
+def test_the_error_bar_of_probes_is_honest():
+    path = process("VP")
+    denoiser, x = narrow().denoiser(path), narrow().sample(KEY, 64)
+    fixed = {"grid": 12, "solver": diffrax.Tsit5()}
+    truth = sdegen.log_likelihood(denoiser, x, **fixed).value
+
+    def error(seed):
+        out = sdegen.log_likelihood(
+            denoiser, x, key=jax.random.key(seed), probes=64, **fixed
+        )
+        return out.value - truth, out.standard_error
+
+    errors, bars = np.stack([error(seed) for seed in range(32)], axis=1)
+    inside, ratio = (
+        (np.abs(errors) < 2 * bars).mean(),
+        (errors**2).mean() / (bars**2).mean(),
+    )
+    print(
+        f"{errors.size} intervals of 2 standard errors hold {inside:.3f} (normal: .954)"
+        f"; mean square error over mean square bar {ratio:.3f}"
+    )
+    assert abs(inside - 0.954) < 0.03 and abs(ratio - 1) < 0.15
+    assert abs((errors / bars).mean()) < 0.1
+
+
+def test_rademacher_probes_of_a_diagonal_jacobian_have_no_variance():
+    path = process("VP")
+    gauss = Mixture([1.0], [[0.3, -0.2, 0.5]], [0.7])
+    x = gauss.sample(KEY, 5)
+    fixed = {"grid": 8, "solver": diffrax.Tsit5(), "key": KEY, "probes": 8}
+    out = sdegen.log_likelihood(gauss.denoiser(path), x, **fixed)
+    assert out.standard_error.max() < 1e-12
+    out = sdegen.log_likelihood(gauss.denoiser(path), x, probe_law="gaussian", **fixed)
+    assert out.standard_error.min() > 1e-3
+
+
+def test_one_probe_says_that_it_cannot_know_its_error():
+    out = sdegen.log_likelihood(
+        LAW.denoiser(process("VP")), draws_of(process("VP"), 4), key=KEY, probes=1
+    )
+    assert np.isfinite(out.value).all() and np.isnan(out.standard_error).all()
+
+
+def test_a_sample_has_the_same_probes_in_any_batch_on_any_mesh():
+    path = process("VP")
+    denoiser, x = narrow().denoiser(path), narrow().sample(KEY, 16)
+    options = {"grid": 8, "solver": diffrax.Tsit5(), "key": KEY, "probes": 3}
+    whole = sdegen.log_likelihood(denoiser, x, **options)
+    part = sdegen.log_likelihood(denoiser, x[:5], **options)
+    chex.assert_trees_all_close(whole.value[:5], part.value, atol=1e-12)
+    mesh = sdegen.mesh.data_mesh()
+    sharding = sdegen.mesh.batch_sharding(mesh)
+    spread = sdegen.log_likelihood(denoiser, x, sharding=sharding, **options)
+    chex.assert_trees_all_close(whole.value, spread.value, atol=1e-12)
+    options["grid"] = sdegen.Adaptive(1e-7, 1e-7)
+    spread = sdegen.log_likelihood(denoiser, x, sharding=sharding, **options)
+    alone = sdegen.Adaptive(1e-7, 1e-7, per_sample=True)
+    own = sdegen.log_likelihood(denoiser, x, **(options | {"grid": alone}))
+    fewer = sdegen.log_likelihood(denoiser, x[:5], **(options | {"grid": alone}))
+    chex.assert_trees_all_close(own.value, spread.value, atol=1e-5)
+    chex.assert_trees_all_close(own.value[:5], fewer.value, atol=1e-9)
+
+
+# -- the solver's error, gradients -----------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", [diffrax.Tsit5(), diffrax.Dopri8()])
+def test_the_solver_s_error_is_known(solver):
+    path = process("VP")
+    denoiser, x = LAW.denoiser(path), draws_of(path)
+    truth = log_density(x, *scales(path, path.t_min))
+    for tolerance in (1e-3, 1e-5, 1e-7):
+        out = sdegen.log_likelihood(
+            denoiser,
+            x,
+            solver=solver,
+            grid=sdegen.Adaptive(tolerance, tolerance),
+            log_prior=prior_of(path),
+        )
+        error, said = np.abs(out.value - truth), np.asarray(out.solver_error)
+        print(f"{tolerance:g}: true {error.mean():.1e}, said {said.mean():.1e}")
+        # Tsit5's own estimate is known to be small where steps are long
+        assert (error < 4 * said).mean() > 0.95 and error.mean() < said.mean()
+        # not by saying much too much: these are embedded pairs, one order apart
+        assert said.mean() < 1e3 * error.mean() and said.mean() < 20 * tolerance
+
+
+def test_the_score_carries_errors_of_the_point_into_nats():
+    # Euler's error in x alone, as the embedded error of Heun sees it: without the
+    # score's share the estimate would miss most of the error.
+    path = process("VP")
+    denoiser, x = LAW.denoiser(path), draws_of(path)
+    truth = log_density(x, *scales(path, path.t_min))
+    out = sdegen.log_likelihood(
+        denoiser, x, solver=diffrax.Heun(), grid=24, log_prior=prior_of(path)
+    )
+    ratio = out.solver_error / np.abs(out.value - truth)
+    print(f"said / true: quartiles {np.quantile(ratio, (0.25, 0.5, 0.75))}")
+    assert np.median(ratio) > 1
+
+
+def test_too_few_steps_end_with_a_code():
+    path = process("VP")
+    out = sdegen.log_likelihood(
+        LAW.denoiser(path),
+        draws_of(path, 8),
+        grid=sdegen.Adaptive(1e-9, 1e-9, max_steps=5),
+    )
+    assert not bool(out.ok)
+
+
+def model(s, path):
+    """The exact denoiser of N(0, s^2) for a trainable s."""
+    mean = ExactMean(path, jnp.ones(1), jnp.zeros(1), s[None])
+    return PosteriorMean(mean, path)
+
+
+@pytest.mark.parametrize("grid", [sdegen.Adaptive(1e-7, 1e-7), 40])
+def test_gradients_of_a_gaussian_s_likelihood(grid):
+    path, x = process("RectifiedFlow"), jnp.linspace(-1.5, 2.0, 7)[:, None]
+
+    def mean_log_p(s, x):
+        found = sdegen.log_likelihood(
+            model(s, path), x, solver=diffrax.Tsit5(), grid=grid
+        )
+        return jnp.mean(found.value)
+
+    s = jnp.asarray(0.8)
+    by_s, by_x = jax.grad(mean_log_p, argnums=(0, 1))(s, x)
+    a, b = (float(v) for v in scales(path, path.t_min))
+    var = a**2 * 0.8**2 + b**2
+    expected = np.mean(a**2 * 0.8 * (np.asarray(x) ** 2 / var**2 - 1 / var))
+    assert abs(by_s - expected) < 1e-5 * abs(expected)
+    assert np.abs(by_x * 7 + x / var).max() < 1e-5
+
+
+def test_training_by_likelihood_finds_the_law():
+    """A continuous normalising flow: a network fitted by the likelihood alone."""
+    path = process("RectifiedFlow")
+    x = 0.4 * jax.random.normal(KEY, (256, 1)) + 0.5
+    network = nets.Mlp(width=16)((1,), jax.random.key(1))
+    denoiser = sdegen.Denoiser(network, path, prediction.velocity, sigma_data=0.6)
+
+    @eqx.filter_jit
+    def step(network, state):
+        def loss(network):
+            model = dataclasses.replace(denoiser, network=network)
+            found = sdegen.log_likelihood(model, x, solver=diffrax.Heun(), grid=12)
+            return -jnp.mean(found.value)
+
+        value, grads = jax.value_and_grad(loss)(network)
+        updates, state = optimizer.update(grads, state, network)
+        return jax.tree.map(lambda p, u: p + u, network, updates), state, value
+
+    optimizer = optax.adam(5e-2)
+    state, losses = optimizer.init(network), []
+    for _ in range(60):
+        network, state, value = step(network, state)
+        losses.append(float(value))
+    entropy = -np.mean(norm.logpdf(np.asarray(x), np.mean(x), np.std(x)))
+    print(f"from {losses[0]:.3f} to {losses[-1]:.3f}; best Gaussian fit {entropy:.3f}")
+    assert losses[0] > entropy + 0.05 and abs(losses[-1] - entropy) < 0.05
+
+
+# -- bits per dimension ----------------------------------------------------------------
+
+LEVELS, LOW, HIGH = 16, -3.0, 3.0
+WIDTH = (HIGH - LOW) / LEVELS
+
+
+@functools.cache
+def images():
+    """Draws of the law as integers, and -log2 of the true mass of their bins over 2."""
+    x = np.asarray(LAW.sample(jax.random.key(5), 64))
+    whole = np.clip(np.floor((x - LOW) / WIDTH), 0, LEVELS - 1).astype(np.int32)
+    edges = norm.cdf((LOW + WIDTH * whole[:, None] - MEANS) / STDS[:, None])
+    upper = norm.cdf((LOW + WIDTH * (whole[:, None] + 1) - MEANS) / STDS[:, None])
+    return whole, -np.log2(np.prod(upper - edges, axis=-1) @ WEIGHTS) / 2
+
+
+def bits(path, draws, **options):
+    return sdegen.bits_per_dim(
+        LAW.denoiser(path),
+        images()[0],
+        key=KEY,
+        levels=LEVELS,
+        low=LOW,
+        high=HIGH,
+        draws=draws,
+        **({"solver": diffrax.Tsit5(), "grid": 24} | options),
+    )
+
+
+def test_bits_per_dimension_are_those_of_the_bins():
+    one, many = bits(sdegen.VP(), 1), bits(sdegen.VP(), 64)
+    truth = images()[1]
+    gap = many.value - truth
+    score = gap.mean() / np.sqrt(np.mean(many.standard_error**2) / len(truth))
+    print(
+        f"64 draws: {many.mean[0]:.4f}, truth {truth.mean():.4f}, one draw "
+        f"{one.mean[0]:.4f}; {score:.1f} standard errors"
+    )
+    assert bool(many.ok) and abs(score) < 4 and abs(gap.mean()) < 0.02
+    assert one.mean[0] > many.mean[0] - 0.01  # more draws tighten an upper bound
+    assert np.isnan(one.standard_error).all()
+    assert many.mean[1] == pytest.approx(np.std(many.value, ddof=1) / 8)
+    inside = np.abs(gap) < 3 * many.standard_error
+    assert inside.mean() > 0.9
+
+
+def test_the_step_from_t_min_to_data_makes_the_bound_hold():
+    """At a large t_min the density there is far from that of the data."""
+    path = sdegen.VP(t_min=0.25)
+    truth = images()[1].mean()
+    corrected, plain = bits(path, 64).mean[0], bits(path, 64, correct=False).mean[0]
+    print(f"truth {truth:.3f}, corrected {corrected:.3f}, uncorrected {plain:.3f}")
+    assert corrected > truth - 0.03  # an upper bound on the bits
+    near = bits(sdegen.VP(t_min=0.02), 64).mean[0]
+    assert abs(near - truth) < 0.02
+
+
+def test_the_scaling_s_offset():
+    # the same integers scaled to another range, by a model of the data in that range
+    path, scale = process("EDM"), 1 / 3
+    small = Mixture(WEIGHTS, MEANS * scale, STDS * scale)
+    narrow = dataclasses.replace(path, t_min=path.t_min * scale)
+    options = {"key": KEY, "levels": LEVELS, "grid": sdegen.Adaptive(1e-6, 1e-6)}
+    wide = sdegen.bits_per_dim(
+        LAW.denoiser(path), images()[0], low=LOW, high=HIGH, **options
+    )
+    unit = sdegen.bits_per_dim(small.denoiser(narrow), images()[0], **options)
+    assert np.abs(wide.value - unit.value).max() < 5e-3  # the ends at t_max differ
+
+
+def test_dequantised_integers_are_uniform_in_their_bins():
+    whole = jnp.broadcast_to(jnp.arange(4), (4000, 4))
+    x = np.asarray(sdegen.dequantise(KEY, whole, levels=4, low=0.0, high=2.0))
+    assert np.array_equal(np.floor(x / 0.5), whole)
+    inside = x / 0.5 - whole
+    assert np.abs(inside.mean(0) - 0.5).max() < 5 / np.sqrt(12 * 4000)
+    again = sdegen.dequantise(KEY, whole[:10], levels=4, low=0.0, high=2.0)
+    assert np.array_equal(again, x[:10])
+
+
+# -- the variational bound -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["VP", "RectifiedFlow", "EDM"])
+def test_the_bound_is_tight_for_the_exact_denoiser(name):
+    path = process(name)
+    x = LAW.sample(jax.random.key(3), 2000)
+    out = sdegen.variational_bound(LAW.denoiser(path), x, key=KEY, draws=32)
+    gap = np.mean(out.value - log_density(x))
+    bar = np.sqrt(np.mean(out.standard_error**2) / len(x))
+    print(f"{name}: gap {gap:.4f}, {gap / bar:.1f} standard errors")
+    assert abs(gap) < 4 * bar and bar < 0.03
+    total = -(out.prior + out.diffusion + out.reconstruction)
+    chex.assert_trees_all_close(out.value, total, rtol=1e-12)
+
+
+def test_the_bound_of_a_normal_law_is_its_entropy():
+    path = process("VP")
+    x = jax.random.normal(jax.random.key(2), (4000, 1))
+    unit = Mixture([1.0], [[0.0]], [1.0])
+    out = sdegen.variational_bound(unit.denoiser(path), x, key=KEY, draws=16)
+    value = -np.mean(out.value - (norm.logpdf(np.asarray(x))[:, 0] + 1.418938533))
+    bar = np.sqrt(np.mean(out.standard_error**2) / len(x))
+    assert abs(value - 1.418938533) < 4 * bar
+
+
+def test_a_wrong_denoiser_loosens_the_bound_by_its_error():
+    # eps shifted by c at every time: the loss and the reconstruction grow by c^2
+    path, c = process("RectifiedFlow"), 0.2
+    x = LAW.sample(jax.random.key(3), 200)
+
+    class Shifted(sdegen.AbstractDenoiser):
+        path: sdegen.AbstractPath
+
+        def ends(self, t, x, cond=None):
+            alpha, sigma = scales(path, t)
+            if t.ndim:
+                alpha, sigma = (
+                    jax.vmap(f)(t)[:, None] for f in (path.alpha, path.sigma)
+                )
+            z = LAW.denoiser(path).eps(t, x) + c
+            return (x - sigma * z) / alpha, z
+
+    exact_bound = sdegen.variational_bound(LAW.denoiser(path), x, key=KEY, draws=64)
+    shifted = sdegen.variational_bound(Shifted(path), x, key=KEY, draws=64)
+    low = -13.8155
+    high = float(path.logsnr(path.t_min))
+    growth = np.mean(exact_bound.value - shifted.value)
+    # the cross term with z - z_hat has mean zero
+    assert abs(growth / (0.5 * 2 * c**2 * (high - low + 1)) - 1) < 0.1
+
+
+def test_the_bound_depends_on_the_schedule_by_its_ends_alone():
+    x = LAW.sample(jax.random.key(3), 2000)
+    values = []
+    for beta_min in (0.1, 3.0):
+        # B(t) = beta_min t + (beta_max - beta_min) t^2 / 2 has the same end
+        path = sdegen.VP(beta_min=beta_min, beta_max=20.1 - beta_min, t_min=0.01)
+        path = dataclasses.replace(
+            path, t_min=path.time(float(sdegen.VP(t_min=0.05).logsnr(0.05)))
+        )
+        for uniform_in in ("logsnr", "t"):
+            out = sdegen.variational_bound(
+                LAW.denoiser(path), x, key=KEY, draws=16, uniform_in=uniform_in
+            )
+            bar = np.mean(out.standard_error**2) / len(x)
+            values.append((float(out.value.mean()), float(bar)))
+    values = np.array(values)
+    print(values[:, 0], "+-", np.sqrt(values[:, 1]))
+    for mean, variance in values[1:]:
+        assert abs(mean - values[0, 0]) < 4 * np.sqrt(variance + values[0, 1])
+
+    def variance(beta_min):
+        path = sdegen.VP(beta_min=beta_min, t_min=0.05)
+        out = sdegen.variational_bound(
+            LAW.denoiser(path), x[:50], key=KEY, draws=8, uniform_in="t"
+        )
+        return jnp.mean(out.standard_error**2)
+
+    slope = jax.grad(variance)(jnp.asarray(0.5))
+    h = 1e-4
+    finite = (variance(jnp.asarray(0.5 + h)) - variance(jnp.asarray(0.5 - h))) / (2 * h)
+    assert abs(slope / finite - 1) < 1e-3
+
+
+# -- noise of another law, bad input ---------------------------------------------------
+
+
+class Heavy(sdegen.AbstractPath):
+    """A path with Student noise, or another base."""
+
+    t_min: jax.Array = sdegen.number(0.1)
+    t_max: jax.Array = sdegen.number(2.0)
+    base: sdegen.AbstractBase = sdegen.StudentT(dof=3.0)
+
+    def alpha(self, t):
+        return jnp.ones_like(t)
+
+    def sigma(self, t):
+        return 1.0 * t
+
+
+def test_noise_of_another_law_keeps_its_density():
+    # data in one point: x_t is the noise itself
+    path = Heavy()
+    denoiser = PosteriorMean(lambda t, x, cond: jnp.zeros_like(x), path)
+    x = jnp.asarray([[0.1, -0.2], [2.0, 0.3]])
+    out = sdegen.log_likelihood(denoiser, x, grid=sdegen.Adaptive(1e-9, 1e-9))
+    truth = multivariate_t.logpdf(np.asarray(x) / 0.1, [0, 0], np.eye(2), df=3)
+    truth -= 2 * np.log(0.1)
+    assert np.abs(out.value - truth).max() < 1e-7
+
+
+class NoDensity(sdegen.AbstractBase):
+    gaussian = False
+
+    def sample(self, key, shape, dtype=None):
+        return jax.random.normal(key, shape, dtype)
+
+    def log_prob(self, z):
+        return None
+
+
+def test_bad_input_gets_a_sentence():
+    path = process("VP")
+    denoiser, x = LAW.denoiser(path), draws_of(path, 4)
+    call = functools.partial(sdegen.log_likelihood, denoiser)
+    with pytest.raises(ValueError, match="Integers have no density: use bits_per_dim"):
+        call(jnp.ones((4, 2), int))
+    with pytest.raises(ValueError, match=r"use x0\[:, None\]"):
+        call(x[:, 0])
+    for probes in (0, -3, True):
+        with pytest.raises(ValueError, match='probes must be "exact" or a number'):
+            call(x, key=KEY, probes=probes)
+    with pytest.raises(ValueError, match="random probes need a key"):
+        call(x, probes=4)
+    with pytest.raises(ValueError, match="at least one step"):
+        call(x, grid=0)
+    with pytest.raises(ValueError, match="times that fall strictly"):
+        call(x, grid=jnp.asarray([0.1, 0.5, 1.0]))
+    with pytest.raises(ValueError, match="its divergence too"):
+        call(x, solver=sdegen.solvers.UniPC(2))
+    with pytest.raises(ValueError, match="adaptive steps need a solver with an error"):
+        call(x, solver=diffrax.Euler())
+    nameless = PosteriorMean(lambda t, x, cond: 0 * x, Heavy(base=NoDensity()))
+    with pytest.raises(ValueError, match="NoDensity, has no known density.*log_prior"):
+        sdegen.log_likelihood(nameless, x)
+    given = sdegen.log_likelihood(nameless, x, log_prior=lambda x: -jnp.sum(x**2))
+    assert bool(given.ok)
+    with pytest.raises(ValueError, match="is for Gaussian noise"):
+        sdegen.variational_bound(nameless, x, key=KEY)
+    with pytest.raises(ValueError, match="an even number >= 2"):
+        sdegen.variational_bound(denoiser, x, key=KEY, draws=3)
+    score = functools.partial(sdegen.bits_per_dim, denoiser, key=KEY)
+    with pytest.raises(ValueError, match="before they are scaled"):
+        score(x)
+    with pytest.raises(ValueError, match="have values from 0 to 15, got 0 to 99"):
+        score(jnp.asarray([[0, 99]]), levels=16)
+    with pytest.raises(ValueError, match="draws must be a whole number"):
+        score(images()[0], draws=0)
+    with pytest.raises(ValueError, match="needs low < high"):
+        score(images()[0], low=1.0, high=-1.0)
+
+
+def test_a_new_denoiser_of_the_same_shape_compiles_nothing():
+    chex.clear_trace_counter()
+    path, x = process("VP"), draws_of(process("VP"), 8)
+    traces = []
+    for shift in (0.0, 0.1):
+        mean = exact(path, G2, traces=traces)
+        mean = eqx.tree_at(lambda d: d.mean.shift, mean, jnp.asarray(shift))
+        sdegen.log_likelihood(mean, x[:, :1], grid=4, solver=diffrax.Heun())
+        count = len(traces) if shift == 0.0 else count
+    assert len(traces) == count
