@@ -11,7 +11,7 @@ demo: $(VENV)/.core
 	$(RUN) experiments/quickstart.py
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

@@ -41,8 +41,10 @@ class Config:
     """Training steps in the plane."""
     points: int = 1000
     """New draws in the plane."""
+    network: nets.Unet | nets.Mlp = nets.Unet(channels=24)
+    """The digits' network."""
     digits_steps: int = 1800
-    """Training steps of the digits' network."""
+    """Its training steps."""
     images: int = 256
     """Images of each set that are scored."""
     probes: int = 4
@@ -161,7 +163,7 @@ def digit_images(config, recorder):
     train, held = whole(train), whole(held)
     key = jax.random.key(config.seed)
     shape = train.shape[1:]
-    network = nets.Unet(channels=24)(shape, jax.random.fold_in(key, 0))
+    network = config.network(shape, jax.random.fold_in(key, 0))
     denoiser = sdegen.Denoiser(
         network,
         sdegen.RectifiedFlow(),
@@ -228,8 +230,15 @@ def digit_images(config, recorder):
 
 
 def main(config: Config) -> None:
+    small = nets.Unet(channels=8, multiples=(1,))
     config = cli.shrink(
-        config, steps=100, points=50, digits_steps=5, images=4, probes=2
+        config,
+        steps=100,
+        points=50,
+        network=small,
+        digits_steps=5,
+        images=4,
+        probes=2,
     )
     with Recorder(config.out, config) as recorder:
         for name in config.problems:

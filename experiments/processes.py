@@ -70,7 +70,7 @@ def main(config: Config) -> None:
         sdegen.EDM(),
         sdegen.FlowMatching(),
         sdegen.RectifiedFlow(),
-    ]
+    ][: 2 if config.quick else None]
     rows, losses, clouds = (
         [],
         {},

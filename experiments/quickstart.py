@@ -82,7 +82,8 @@ def distances(sets, train, held) -> dict[str, float]:
 
 
 def main(config: Config) -> None:
-    config = cli.shrink(config, steps=20, sampling_steps=4, draws=1)
+    small = nets.Unet(channels=8, multiples=(1,))
+    config = cli.shrink(config, network=small, steps=20, sampling_steps=4, draws=1)
     (train, _), (held, _) = digits(config.seed)
     held = held[: len(train)]
     key = jax.random.key(config.seed)
@@ -119,6 +120,7 @@ def main(config: Config) -> None:
             random.multivariate_normal(flat.mean(0), np.cov(flat.T), len(held))
             for _ in range(config.draws)
         ]
+        gaussian = [images.reshape(held.shape) for images in gaussian]
         empty = {"process": "-", "evaluations": 0, "seconds": 0.0}
         rows = [
             {"sampler": "real half"} | empty | distances([train], train, held),

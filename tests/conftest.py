@@ -20,6 +20,16 @@ jax.config.update("jax_enable_x64", True)
 jaxtyping.install_import_hook("sdegen", "beartype.beartype")
 
 
+LONG = ("experiments", "solvers", "sample", "check", "likelihood")
+"""Files that take minutes, the longest first."""
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the long files, so that no process works on one of them alone."""
+    first = {f"test_{name}": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def room_for_programs():
     """Forget compiled programs before the system's limit on memory maps (65,530).
