@@ -77,4 +77,5 @@ class AngleFlow(eqx.Module):
 
 def data_size(denoiser: AbstractDenoiser) -> Array:
     """s in (1): the denoiser's `sigma_data`, or 0.5 where it has none."""
-    return jax.lax.stop_gradient(float_array(getattr(denoiser, "sigma_data", 0.5)))
+    size = getattr(denoiser, "sigma_data", None)
+    return jax.lax.stop_gradient(float_array(0.5 if size is None else size))

@@ -55,6 +55,11 @@ def denoising_loss(
             f"denoising_loss takes floating-point data, got {x0.dtype}. Scale integer "
             "images to about [-1, 1] first."
         )
+    if exact is not None and coupling is not independent:
+        raise ValueError(
+            "exact is the denoiser of data and noise that are independent: another "
+            "coupling has another one. Take coupling=sdegen.coupling.independent."
+        )
     path, times = denoiser.path, Uniform() if times is None else times
     index, total = jnp.arange(x0.shape[0]), x0.shape[0]
     if axis_name is not None:

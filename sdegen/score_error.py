@@ -27,9 +27,10 @@ from jaxtyping import Array, Float
 
 from .angle import Angle, AngleFlow, data_size
 from .denoiser import AbstractDenoiser
+from .solvers.semilinear import root
 from .solvers.solve import checked, solve
 from .times import logsnr_span
-from .typing import PyTree, Scalar, ScalarLike, float_array
+from .typing import PyTree, Scalar, ScalarLike, float_array, is_traced
 
 
 class ScoreError(eqx.Module):
@@ -58,7 +59,7 @@ def score_error(
 
     **Arguments:** `exact`, the denoiser of the law of the data; `t`, () or (times,);
     `x0`, `z`, (batch, ...), draws of data and noise or the nodes of a quadrature with
-    `weights` (default: equal).
+    `weights` that sum to one (default: equal).
     """
     for one in (denoiser, exact):
         if not one.path.base.gaussian:
@@ -66,7 +67,13 @@ def score_error(
                 "the score error is for Gaussian noise, got a denoiser on "
                 f"{type(one.path).__name__} with base={type(one.path.base).__name__}."
             )
-    return _score_error(denoiser, exact, float_array(t), x0, z, weights, cond)
+    t = float_array(t).astype(float_array(denoiser.path.t_min).dtype)
+    if x0.shape != z.shape or x0.ndim < 2 or t.ndim > 1:
+        raise ValueError(
+            "score_error takes pairs x0 and z of the same shape (batch, ...), and t of "
+            f"shape () or (times,), got {x0.shape}, {z.shape} and {t.shape}."
+        )
+    return _score_error(denoiser, exact, t, x0, z, weights, cond)
 
 
 @eqx.filter_jit
@@ -123,24 +130,42 @@ def wasserstein_bound(
     """The bound (2) on W2 between the exact law and the model's samples, both at t_min.
 
     **Arguments:** `exact`, the denoiser of the law of the data, on the same path; `x0`,
-    `z`, pairs of data and noise that stand for the law (or nodes with `weights`), the
-    same at every time; `stochasticity`, 0 for the flow, 1 for the reverse SDE; `start`,
-    W2 between the exact law at t_max and that which sampling starts from; `steps` of
-    Tsit5, equal in log-SNR, each with 6 evaluations of both denoisers and d derivatives
-    of the model.
+    `z`, pairs of data and noise that stand for the law (or nodes with `weights` that
+    sum to one), the same at every time; `stochasticity`, 0 for the flow, 1 for the
+    reverse SDE; `start`, W2 between the exact law at t_max and that which sampling
+    starts from; `steps` of Tsit5, equal in log-SNR, each with 6 evaluations of both
+    denoisers and d derivatives of the model.
 
-    Paths that reach alpha = 0 are cut at a log-SNR of -13.8.
+    The integral ends at a log-SNR of -13.8 at the lowest.
     """
     if x0.shape != z.shape or x0.ndim < 2:
         raise ValueError(
             "wasserstein_bound takes pairs x0 and z of the same shape (batch, ...), "
             f"got {x0.shape} and {z.shape}."
         )
-    flow = not isinstance(stochasticity, jax.Array) and float(stochasticity) == 0
-    strength = None if flow else float_array(stochasticity)
-    return _bound(
-        denoiser, exact, x0, z, strength, weights, float_array(start), steps, cond
-    )
+    if type(denoiser.path) is not type(exact.path):
+        raise ValueError(
+            "wasserstein_bound compares two denoisers on one path, got "
+            f"{type(denoiser.path).__name__} and {type(exact.path).__name__}."
+        )
+    if not is_traced(stochasticity) and not float(stochasticity) >= 0:
+        raise ValueError(
+            "stochasticity must be >= 0 (0 is the flow, 1 the reverse SDE), got "
+            f"{float(stochasticity):g}."
+        )
+    flow = not is_traced(stochasticity) and float(stochasticity) == 0
+    if not flow and not denoiser.path.base.gaussian:
+        raise ValueError(
+            "the reverse SDE needs Gaussian noise, and "
+            f"{type(denoiser.path).__name__} has base="
+            f"{type(denoiser.path.base).__name__}. Take stochasticity=0."
+        )
+    if steps < 1:
+        raise ValueError(f"wasserstein_bound needs at least one step, got {steps}.")
+    dtype = float_array(denoiser.path.t_min).dtype
+    strength = None if flow else float_array(stochasticity).astype(dtype)
+    start = float_array(start).astype(dtype)
+    return _bound(denoiser, exact, x0, z, strength, weights, start, steps, cond)
 
 
 @eqx.filter_jit
@@ -162,7 +187,7 @@ def _bound(denoiser, exact, x0, z, strength, weights, start, steps, cond):
         u = x / angle.scale(t)
         gap = _mean(_sum((model(xi, u) - truth(xi, u)) ** 2), weights)
         fastest = _largest_eigenvalue(lambda u: -model(xi, u), u)
-        return rate * fastest, rate * jnp.exp(log_growth) * jnp.sqrt(gap)
+        return rate * fastest, rate * jnp.exp(log_growth) * root(gap)
 
     clock = jnp.linspace(low, high, steps + 1)
     zero = jnp.zeros((), clock.dtype)

@@ -98,6 +98,18 @@ def test_the_score_of_a_few_samples_is_biased_and_the_conditional_loss_is_not():
         assert abs(found.mean() - expected) < 4 * bar + 5e-4, size
 
 
+def test_another_coupling_has_another_exact_denoiser():
+    model = sdegen.Denoiser(lambda t, x, c: x, sdegen.VP())
+
+    def sorted_pairs(key, x0, z):
+        return jnp.sort(x0, axis=0), jnp.sort(z, axis=0)
+
+    with pytest.raises(ValueError, match="another coupling has another one"):
+        sdegen.denoising_loss(
+            model, KEY, jnp.ones((4, 1)), coupling=sorted_pairs, exact=model
+        )
+
+
 def test_the_loss_without_its_irreducible_part():
     path = sdegen.VP()
     law = Mixture(G1.w, G1.mu[:, None], G1.s)
@@ -224,6 +236,15 @@ def test_bad_input_gets_a_sentence():
     truth = GivenScore(path(), (jnp.ones(1), jnp.zeros(())), affine)
     with pytest.raises(ValueError, match="pairs x0 and z of the same shape"):
         sdegen.wasserstein_bound(truth, truth, x0[:, 0], z[:, 0])
+    with pytest.raises(ValueError, match="score_error takes pairs"):
+        sdegen.score_error(truth, truth, 0.3, x0[:, 0], z[:, 0])
+    with pytest.raises(ValueError, match="at least one step"):
+        sdegen.wasserstein_bound(truth, truth, x0, z, steps=0)
+    with pytest.raises(ValueError, match="stochasticity must be >= 0"):
+        sdegen.wasserstein_bound(truth, truth, x0, z, stochasticity=-1.0)
+    elsewhere = GivenScore(sdegen.EDM(), (jnp.ones(1), jnp.zeros(())), affine)
+    with pytest.raises(ValueError, match="two denoisers on one path, got VP and EDM"):
+        sdegen.wasserstein_bound(truth, elsewhere, x0, z)
     heavy = sdegen.VP()
     heavy = eqx.tree_at(lambda p: p.base, heavy, sdegen.StudentT())
     other = GivenScore(heavy, (jnp.ones(1), jnp.zeros(())), affine)

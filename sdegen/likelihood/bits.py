@@ -5,7 +5,7 @@ levels, of the model's continuous data v, and x at t_min is alpha v + sigma z. W
 the model's density at t_min and D its denoiser there,
 
     P(k) = int_bin p(v) dv,    p(v) = int p(x) p(v | x) dx,                        (1)
-    log P(k) >= log mean_j exp(log p(x_j) + c_j) + d log w,                        (2)
+    log P(k) >= E log mean_j exp(log p(x_j) + c_j) + d log w,                      (2)
     c_j = log r(z_j - z_hat_j) - log r(z_j) + d log alpha                          (3)
 
 over draws j of v in the bin and of the noise z, with density r (importance weights:
@@ -16,6 +16,8 @@ of score-based diffusion models", section 5). Bits per dimension are -log P / (d
 d log w is their offset of log2(levels / (high - low)), 7 for 8 bits in [-1, 1].
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from ..denoiser import AbstractDenoiser
-from ..typing import PyTree, RandomKey, ScalarLike, float_array
+from ..solvers.semilinear import root
+from ..typing import PyTree, RandomKey, ScalarLike, float_array, is_traced
 from .flow import log_likelihood
 
 
@@ -35,12 +38,14 @@ def dequantise(
     low: ScalarLike = -1.0,
     high: ScalarLike = 1.0,
 ) -> Float[Array, "batch ..."]:
-    """Integers 0 to levels - 1 as uniform draws from their bins in [low, high).
+    """Integers 0 to levels - 1 as uniform draws from their bins in [low, high].
 
+    `images` hold whole numbers, in any dtype.
     Train on these (a fresh draw at every step), so that the model is a density on the
     bins that `bits_per_dim` integrates over. Draw i depends on (key, i).
     """
     images = jnp.asarray(images)
+    _check_range(levels, low, high)
     dtype = jnp.result_type(float)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
     inside = jax.vmap(lambda k: jax.random.uniform(k, images.shape[1:], dtype))(keys)
@@ -48,11 +53,13 @@ def dequantise(
 
 
 class BitsPerDim(eqx.Module):
-    """Upper estimates of bits per dimension, one per image, from equation (2).
+    """Bits per dimension by (2), one per image: on average upper bounds.
 
-    `standard_error` is over draws (over probes, where there is one draw; nan where
-    neither can tell), `solver_error` that of the solves, both in bits per dimension;
-    `evaluations` are those of the whole batch; `ok` says whether all solves succeeded.
+    `standard_error` is over draws (too small for few: intervals of two errors hold in
+    .7, .85, .95 of the cases for 2, 4, 16 draws), or over probes where there is one
+    draw, and then blind to the dequantisation; nan where neither can tell.
+    `solver_error` is that of the solves. Both are in bits per dimension; `evaluations`
+    are those of the whole batch; `ok` says whether all solves succeeded.
     """
 
     value: Float[Array, " batch"]
@@ -62,7 +69,7 @@ class BitsPerDim(eqx.Module):
     ok: Array
 
     @property
-    def mean(self) -> tuple[float, float]:
+    def mean_and_error(self) -> tuple[float, float]:
         """The mean over the images, and its standard error as that of a sample."""
         value = np.asarray(self.value, np.float64)
         bar = value.std(ddof=1) / np.sqrt(len(value)) if len(value) > 1 else np.nan
@@ -91,13 +98,18 @@ def bits_per_dim(
     `log_likelihood`. With random probes the draws are averaged outside the logarithm,
     since the exponential of a noisy number is biased.
     """
+    _check_range(levels, low, high)
     images = _checked_images(images, levels)
     if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
         raise ValueError(f"draws must be a whole number >= 1, got {draws!r}.")
-    if not low < high:
-        raise ValueError(f"the scaled range needs low < high, got [{low}, {high}).")
+    base = denoiser.path.base
+    if correct and jax.eval_shape(base.log_prob, jnp.zeros(images.shape[1:])) is None:
+        raise ValueError(
+            f"the step from t_min to data needs the density of {type(base).__name__}, "
+            "which is not known: take correct=False."
+        )
     size = images[0].size
-    each, bars, errors, count, ok = [], [], [], 0, True
+    each, bars, errors, counts, ok = [], [], [], [], True
     for draw in range(draws):
         data_key, noise_key, probe_key = jax.random.split(
             jax.random.fold_in(key, draw), 3
@@ -108,18 +120,21 @@ def bits_per_dim(
         each.append(found.value + step)
         bars.append(found.standard_error)
         errors.append(found.solver_error)
-        count, ok = count + found.evaluations + int(correct), ok & found.ok
-    each, unit = jnp.stack(each), size * np.log(2)
+        counts.append(found.evaluations)
+        ok = ok & found.ok
+    counts = jnp.stack(counts)
+    count = jnp.where((counts < 0).any(), -1, jnp.sum(counts) + draws * int(correct))
+    each, unit = jnp.stack(each), size * math.log(2)
     if options.get("probes", "exact") == "exact":
-        log_p = jax.nn.logsumexp(each, axis=0) - np.log(draws)
-        spread = jnp.std(jnp.exp(each - log_p), axis=0)
+        log_p = jax.nn.logsumexp(each, axis=0) - math.log(draws)
+        variance = jnp.var(jnp.exp(each - log_p), axis=0)
     else:
-        log_p, spread = jnp.mean(each, axis=0), jnp.std(each, axis=0)
+        log_p, variance = jnp.mean(each, axis=0), jnp.var(each, axis=0)
     if draws > 1:
-        bar = spread / np.sqrt(draws - 1)
+        bar = root(variance / (draws - 1))
     else:
         bar = jnp.where(bars[0] > 0, bars[0], jnp.nan)
-    offset = np.log2(levels / (high - low))
+    offset = math.log2(levels / (high - low))
     return BitsPerDim(
         offset - log_p / unit,
         bar / unit,
@@ -129,21 +144,34 @@ def bits_per_dim(
     )
 
 
+def _check_range(levels, low, high):
+    whole = isinstance(levels, int | np.integer) and not isinstance(levels, bool)
+    if not whole or levels < 2:
+        raise ValueError(f"levels must be a whole number >= 2, got {levels!r}.")
+    if not is_traced((low, high)) and not low < high:
+        raise ValueError(f"the scaled range needs low < high, got [{low}, {high}].")
+
+
 def _checked_images(images, levels):
-    images = jnp.asarray(images)
+    if not is_traced(images):
+        images = np.asarray(images)
     if images.ndim < 2 or not jnp.issubdtype(images.dtype, jnp.integer):
         raise ValueError(
             f"bits_per_dim takes integer images (batch, ...) from 0 to {levels - 1}, "
             f"got {images.dtype} of shape {images.shape}. Hand over the images before "
             "they are scaled; it dequantises and scales them itself."
         )
+    if images.size == 0:
+        raise ValueError("bits_per_dim got no image: there is nothing to score.")
+    if is_traced(images):  # their values are not known yet
+        return images
     least, most = int(images.min()), int(images.max())
     if least < 0 or most >= levels:
         raise ValueError(
             f"images of {levels} levels have values from 0 to {levels - 1}, got "
             f"{least} to {most}. Give levels=, or the images before any scaling."
         )
-    return images
+    return jnp.asarray(images)
 
 
 @eqx.filter_jit

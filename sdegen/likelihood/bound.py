@@ -14,6 +14,7 @@ depend on it. With the exact denoiser (1) is an equality, but for terms of the o
 sigma(t_min)^2.
 """
 
+import math
 from typing import Literal
 
 import equinox as eqx
@@ -24,6 +25,7 @@ from jaxtyping import Array, Float
 
 from ..angle import data_size
 from ..denoiser import AbstractDenoiser
+from ..solvers.semilinear import root
 from ..times import logsnr_span
 from ..typing import PyTree, RandomKey, float_array
 
@@ -56,7 +58,7 @@ def variational_bound(
     Times are drawn in draws/2 equal strata of the log-SNR or of t, two in each, whose
     difference gives the error. Draws of sample i depend on (key, i). Differentiable in
     everything; to learn a schedule (the ends by the bound, the rest by its variance)
-    take uniform_in="t". Paths that reach alpha = 0 are cut at a log-SNR of -13.8.
+    take uniform_in="t". The integral starts at a log-SNR of -13.8 at the lowest.
     """
     x0 = jnp.asarray(x0)
     if x0.ndim < 2 or not jnp.issubdtype(x0.dtype, jnp.floating):
@@ -69,13 +71,14 @@ def variational_bound(
             f"the bound is for Gaussian noise, and {type(denoiser.path).__name__} has "
             f"base={type(denoiser.path.base).__name__}. Use log_likelihood."
         )
-    if not isinstance(draws, int | np.integer) or draws < 2 or draws % 2:
+    whole = isinstance(draws, int | np.integer) and not isinstance(draws, bool)
+    if not whole or draws < 2 or draws % 2:
         raise ValueError(
             f"draws must be an even number >= 2, two to a stratum, got {draws!r}."
         )
     if uniform_in not in ("logsnr", "t"):
         raise ValueError(f'uniform_in must be "logsnr" or "t", got {uniform_in!r}.')
-    return _bound(key, denoiser, x0, cond, draws, uniform_in)
+    return _bound(key, denoiser, x0, cond, int(draws), uniform_in)
 
 
 @eqx.filter_jit
@@ -130,8 +133,8 @@ def _bound(key, denoiser, x0, cond, draws, uniform_in):
     variance += jnp.var(tail, axis=0) / (draws - 1)
     diffusion = jnp.mean(diffusion, axis=0)
     ratio = path.sigma(t_min) / path.alpha(t_min)
-    normaliser = x0[0].size * (0.5 * np.log(2 * np.pi) + jnp.log(ratio))
+    normaliser = x0[0].size * (0.5 * math.log(2 * math.pi) + jnp.log(ratio))
     reconstruction = jnp.mean(tail, axis=0) + normaliser
     prior = 0.5 * jnp.exp(low) * jnp.sum(x0**2, axis=axes)
     value = -(prior + diffusion + reconstruction)
-    return Bound(value, jnp.sqrt(variance), prior, diffusion, reconstruction)
+    return Bound(value, root(variance), prior, diffusion, reconstruction)

@@ -34,6 +34,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from ..angle import Angle, AngleFlow, data_size
 from ..denoiser import AbstractDenoiser
 from ..solvers.base import AbstractSemilinearSolver
+from ..solvers.semilinear import root
 from ..solvers.solve import check_solver, checked, evaluations, solve, spread
 from ..times import Adaptive, Grid, check_grid
 from ..typing import PyTree, RandomKey, float_array
@@ -43,13 +44,14 @@ class Likelihood(eqx.Module):
     """Log-likelihoods of a batch, in nats per sample, and what is known of them.
 
     `standard_error` is that of the mean over probes: 0 for the exact divergence, nan
-    for one probe, which cannot know. `solver_error` sums what the steps' own estimates
-    say, in nats: of the embedded method of lower order, so with tolerances of 1e-4 and
-    less the true error is usually well below it, and of the same size with 1e-3
-    (rounding, about 1e-6 per dimension in float32, is not in it); nan where the solver
-    has no estimate. `evaluations`
-    counts velocities with their divergence; `result` is a `diffrax.RESULTS`, of which
-    `ok` says whether it is success. `latent` is x at t_max, (batch, ...).
+    for one probe, which cannot know. `solver_error` is an estimate of the solver's
+    error in nats, the sum of what its steps say of themselves: usually within a factor
+    of ten of the true one, too large with short steps and too small with long ones
+    (1e-3 and more) and with Dopri5; without rounding, about 1e-6 per dimension in
+    float32; nan where a solver has no estimate and where the noise is not Gaussian.
+    `evaluations` counts velocities with their divergence; `result` is a
+    `diffrax.RESULTS`, of which `ok` says whether it is success. `latent` is x at the
+    noise end, (batch, ...).
     """
 
     value: Float[Array, " batch"]
@@ -81,8 +83,8 @@ def log_likelihood(
 ) -> Likelihood:
     """log p(x0) in nats under the probability flow that `sample` solves.
 
-    p is the law at the path's t_min, where `sample` stops: `bits_per_dim` has the
-    correction from there to data. Equations (1) to (3).
+    p is the law at the path's t_min (or at the last time of a grid), where `sample`
+    stops: `bits_per_dim` has the correction from there to data. Equations (1) to (3).
 
     **Arguments:** `x0`, floating-point data (batch, ...); `probes`, "exact" (d forward
     derivatives per evaluation) or a number of random probes, which need a `key`; probe
@@ -90,12 +92,14 @@ def log_likelihood(
     variance; `solver`, a Diffrax solver for ODEs (default Tsit5, in float64 Dopri8);
     `grid`, `Adaptive(rtol, atol)` (default 1e-5, in float64 1e-8), a number of equal
     steps of the angle, a grid of `sdegen.times`, or an array of falling times;
-    `log_prior`, the log-density of x_T at t_max for one sample (default: that of sigma
-    z, from which `sample` starts); `at_once`, how many derivatives are held in memory
-    together; `sharding`, as in `sample`.
+    `log_prior`, the log-density of x at the noise end for one sample (default: that of
+    sigma z, from which `sample` starts); `at_once`, how many derivatives are held in
+    memory together; `sharding`, as in `sample`.
 
     It is differentiable in the denoiser and in x0: with adaptive steps ask for 1e-5 or
-    less, or take a number of steps, whose gradient is exact for what was computed.
+    less, or take a number of steps, whose gradient is exact for what was computed. A
+    network that computes in low precision needs a number of steps, too, or tolerances
+    above its rounding: adaptive steps would follow the rounding.
     """
     path = denoiser.path
     x0 = jnp.asarray(x0)
@@ -109,7 +113,11 @@ def log_likelihood(
             "log_likelihood takes floating-point data of shape (batch, ...) with at "
             f"least two axes, got {x0.dtype} of shape {x0.shape}. {what}"
         )
-    _check_probes(probes, probe_law, key)
+    if len(x0) == 0:
+        raise ValueError(
+            "log_likelihood got an empty batch: there is nothing to score."
+        )
+    probes = _check_probes(probes, probe_law, key)
     if log_prior is None and jax.eval_shape(path.base.log_prob, x0[0]) is None:
         raise ValueError(
             f"the noise of {type(path).__name__}, {type(path.base).__name__}, has no "
@@ -128,10 +136,19 @@ def log_likelihood(
             "divergence too. Use a Diffrax solver for ODEs: Tsit5(), Dopri8(), Heun()."
         )
     check_solver(solver, isinstance(grid, Adaptive), False)
-    if not isinstance(grid, int):
+    if isinstance(solver, dfx.AbstractImplicitSolver):
+        raise ValueError(
+            f"{type(solver).__name__} is implicit, and would solve for the divergence, "
+            "too. Use an explicit solver: Tsit5(), Dopri8(), Heun()."
+        )
+    if not isinstance(grid, int | np.integer) or isinstance(grid, bool):
         grid = check_grid(grid, path)
     elif grid < 1:
         raise ValueError(f"log_likelihood needs at least one step, got grid={grid}.")
+    else:
+        grid = int(grid)
+    if at_once < 1:
+        raise ValueError(f"at_once must be a whole number >= 1, got {at_once!r}.")
     key = jax.random.key(0) if key is None else key
     static = (probes, probe_law, at_once)
     return _log_likelihood(
@@ -150,6 +167,7 @@ def _check_probes(probes, law, key):
         raise ValueError("random probes need a key: log_likelihood(..., key=key).")
     if law not in ("rademacher", "gaussian"):
         raise ValueError(f'probe_law must be "rademacher" or "gaussian", got {law!r}.')
+    return probes if probes == "exact" else int(probes)
 
 
 class _Field(eqx.Module):
@@ -207,17 +225,19 @@ class _InNats(dfx.AbstractWrappedSolver):
         y1, error, dense, state, result = self.solver.step(
             terms, t0, t1, y0, args, solver_state, made_jump
         )
-        (u1, gained, total), nats = y1, jnp.full_like(y1[2], jnp.nan)
+        # A negative sum says that it is not known; nan would stop adaptive steps.
+        (u1, gained, total), nats = y1, jnp.full_like(y1[2], -1)
         if error is not None:
-            du, nats, _ = error
+            du, gain_error, _ = error
             if self.gaussian and "k" in dense:
                 # The first stage of every Runge-Kutta method is F at the start.
                 step = jnp.where(t1 > t0, t1 - t0, 1.0)
                 score = -(y0[0] + dense["k"][0][0] / step / jnp.tan(t0))
                 along = jnp.sum(score * du, axis=tuple(range(1, du.ndim)))
-                nats = nats + along[:, None]
-            error = (du, nats, jnp.zeros_like(total))
-        return (u1, gained, total + jnp.abs(nats)), error, dense, state, result
+                gain_error = gain_error + along[:, None]
+                nats = jnp.abs(gain_error)
+            error = (du, gain_error, jnp.zeros_like(total))
+        return (u1, gained, total + nats), error, dense, state, result
 
 
 def _draw_probes(key, index, probes, law, shape, dtype):
@@ -252,14 +272,15 @@ def _log_likelihood(
     with jax.default_matmul_precision("highest"):
         path, adaptive = denoiser.path, grid if isinstance(grid, Adaptive) else None
         angle = Angle(path, data_size(denoiser))
-        t_min, t_max = float_array(path.t_min), float_array(path.t_max)
+        first, last = float_array(path.t_min), float_array(path.t_max)
         if adaptive is not None:
-            clock = jnp.stack([angle(t_min), angle(t_max)])
+            clock = jnp.stack([angle(first), angle(last)])
         elif isinstance(grid, int):
-            clock = jnp.linspace(angle(t_min), angle(t_max), grid + 1)
+            clock = jnp.linspace(angle(first), angle(last), grid + 1)
         else:
-            ts = grid(path) if callable(grid) else grid
-            clock = jax.vmap(angle)(ts[::-1].astype(t_min.dtype))
+            ts = (grid(path) if callable(grid) else grid).astype(first.dtype)
+            first, last = ts[-1], ts[0]
+            clock = jax.vmap(angle)(ts[::-1])
         dtype, (batch, *shape) = clock.dtype, x0.shape
         exact = probes == "exact"
         wrapped = _InNats(solver, path.base.gaussian)
@@ -270,7 +291,7 @@ def _log_likelihood(
             done = solve(field, y0, clock, wrapped, adaptive=adaptive)
             return done.ys, done.ts, done.stats["num_steps"], done.result
 
-        u = x0.astype(dtype) / angle.scale(t_min)
+        u = x0.astype(dtype) / angle.scale(first)
         zeros = jnp.zeros((batch, 1 if exact else probes), dtype)
         index = jnp.arange(batch)
         if sharding is not None:
@@ -280,23 +301,23 @@ def _log_likelihood(
         if adaptive is not None:
             run = spread(run, adaptive, sharding)
         (u, gained, error), _, steps, result = run((u, zeros, zeros), index, cond)
-        x_t = u[-1] * angle.scale(t_max)
+        x_t = u[-1] * angle.scale(last)
         if log_prior is None:
-            sigma, size = path.sigma(t_max), x0[0].size
+            sigma, size = path.sigma(last), x0[0].size
             prior = jax.vmap(path.base.log_prob)(x_t / sigma) - size * jnp.log(sigma)
         else:
             prior = jax.vmap(log_prior)(x_t)
-        stretch = x0[0].size * jnp.log(angle.scale(t_max) / angle.scale(t_min))
+        stretch = x0[0].size * jnp.log(angle.scale(last) / angle.scale(first))
         gained, count = gained[-1], 1 if exact else probes
         bar = jnp.zeros(batch, dtype)
         if not exact:
-            deviation = jnp.std(gained, axis=1) * np.sqrt(count / max(count - 1, 1))
-            bar = deviation / np.sqrt(count) if count > 1 else bar + jnp.nan
+            variance = jnp.var(gained, axis=1) / max(count - 1, 1)
+            bar = root(variance) if count > 1 else bar + jnp.nan
         value = prior + stretch + jnp.mean(gained, axis=1)
         return Likelihood(
             value,
             bar,
-            jnp.mean(error[-1], axis=1),
+            jnp.mean(jnp.where(error[-1] < 0, jnp.nan, error[-1]), axis=1),
             evaluations(solver, steps),
             checked(result, (value, x_t)),
             x_t,

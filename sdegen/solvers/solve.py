@@ -76,6 +76,8 @@ def worst_sample_norm(error: PyTree) -> Array:
 
 def evaluations(solver: dfx.AbstractSolver, steps: Int[Array, ""]) -> Array:
     """Drift evaluations in `steps` attempted steps; -1 where the count is unknown."""
+    if issubclass(type(solver), dfx.AbstractWrappedSolver):
+        return jnp.full_like(steps, -1)
     if isinstance(solver, AbstractSemilinearSolver):
         return solver.evaluations(steps)
     if isinstance(solver, dfx.AbstractSRK):
