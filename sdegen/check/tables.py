@@ -88,7 +88,7 @@ class Clock:
         with np.errstate(all="ignore"):
             fall = np.log(sigma) - np.log(alpha)
         # A declared log-SNR that does not fall is a finding, not a reason to stop.
-        fall = np.nan_to_num(fall, nan=-700.0, posinf=700.0, neginf=-700.0)
+        fall = np.where(np.isnan(fall), -700.0, np.clip(fall, -700.0, 700.0))
         self.fall = np.maximum.accumulate(fall)
         self.ratio = float(alpha[-1] / sigma[-1])  # at t_max
 

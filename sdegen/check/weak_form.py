@@ -148,5 +148,7 @@ def where(
     """Which time and test function is worst, after a failure."""
     if (found <= limit).all():
         return ""
-    i, j = np.unravel_index(np.argmax(np.nan_to_num(found, nan=np.inf)), found.shape)
+    i, j = np.unravel_index(
+        np.argmax(np.where(np.isnan(found), np.inf, found)), found.shape
+    )
     return f"worst for phi = {list(functions)[j]} at t = {ts[i]:.4g}"
