@@ -21,6 +21,7 @@ random probes in units of their error bar), digits.png (bits per dimension by se
 from dataclasses import dataclass
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 from scipy.stats import multivariate_normal
@@ -105,8 +106,9 @@ def plane(config, recorder):
     print("probes or times for the rest, given the draws")
     for row in rows:
         recorder.row(problem="plane", **row)
-    loss = sdegen.denoising_loss(model, keys[5], data)
-    excess = sdegen.denoising_loss(model, keys[5], data, exact=exact)
+    loss_of = eqx.filter_jit(sdegen.denoising_loss)
+    loss = loss_of(model, keys[5], data)
+    excess = loss_of(model, keys[5], data, exact=exact)
     print(f"\nloss {loss:.4f}, of which the model can still remove {excess:.5f}")
     recorder.row(problem="plane", loss=float(loss), excess=float(excess))
     z, rows = jax.random.normal(keys[6], x.shape), []

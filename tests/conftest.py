@@ -1,6 +1,9 @@
 """One machine for every test: eight simulated devices, float64, checked signatures."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before JAX starts. NPROC: with few cores, collectives of un-awaited steps on simulated
@@ -11,6 +14,14 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+# What one process of a run has compiled, the others and the scripts need not compile
+# again; the first process makes the folder, and takes it away.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = tempfile.mkdtemp(prefix="sdegen-tests-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
@@ -39,7 +50,7 @@ def room_for_programs():
     """
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 45_000:
         jax.clear_caches()
 
 

@@ -154,7 +154,7 @@ def check_point(name, **options):
     return out
 
 
-@every_process
+@pytest.mark.parametrize("name", TIME)
 def test_one_point_comes_back_exactly(name):
     out = check_point(name, solver=dfx.Tsit5(), grid=sdegen.Adaptive(1e-2, 1e-2))
     assert out.evaluations < 100  # the way is straight: the steps grow
@@ -174,7 +174,7 @@ def test_one_point_comes_back_in_any_number_of_steps(steps):
 DRAWS = 5000
 STEPS = {"Euler": 128, "Heun": 64, "SRA1": 64, "ShARK": 64}
 """Where the bias, measured with 1e5 draws, is under one standard error of DRAWS."""
-PAIRS = [(name, "SRA1") for name in PROCESSES] + [
+PAIRS = [(name, "SRA1") for name in TIME] + [
     ("VP", "ShARK"),
     ("DDPM", "Heun"),
     ("EDM", "Heun"),

@@ -619,7 +619,7 @@ def test_a_mistake_is_answered_with_a_sentence():
 # -- adaptive --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", TIME)
 def test_adaptive_adams_keeps_every_quantile(name):
     path, errors = process(name), []
     for tolerance in (1e-6, 1e-9):
