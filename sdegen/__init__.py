@@ -12,12 +12,15 @@ from . import weight as weight
 from .base import AbstractBase as AbstractBase
 from .base import Gaussian as Gaussian
 from .base import StudentT as StudentT
+from .basis import DCT as DCT
+from .basis import AbstractBasis as AbstractBasis
 from .check import check as check
 from .denoiser import AbstractDenoiser as AbstractDenoiser
 from .denoiser import Denoiser as Denoiser
 from .denoiser import PosteriorMean as PosteriorMean
 from .denoiser import edm_inputs as edm_inputs
 from .denoiser import raw_inputs as raw_inputs
+from .generator import AbstractGenerator as AbstractGenerator
 from .learn import LearnedGrid as LearnedGrid
 from .learn import learn_grid as learn_grid
 from .learn import load_grid as load_grid

@@ -33,6 +33,8 @@ from jaxtyping import Array, Float
 
 from . import prediction
 from .denoiser import AbstractDenoiser
+from .generate import generate
+from .generator import AbstractGenerator
 from .path import NoiseInverse
 from .solvers.adams import ExponentialAdams
 from .solvers.base import AbstractSemilinearSolver
@@ -61,7 +63,7 @@ from .typing import PyTree, RandomKey, ScalarLike, float_array, is_traced
 
 def sample(
     key: RandomKey,
-    denoiser: AbstractDenoiser,
+    denoiser: AbstractDenoiser | AbstractGenerator,
     shape: tuple[int, ...],
     *,
     solver: dfx.AbstractSolver | None = None,
@@ -96,7 +98,6 @@ def sample(
     On paths that reach alpha = 0 Diffrax's SDE solvers start at alpha / sigma = 1e-3,
     where (2) begins; those of `sdegen.solvers` start at alpha = 0.
     """
-    path = denoiser.path
     given, shape = shape, _whole_numbers(shape)
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(
@@ -114,6 +115,20 @@ def sample(
             "stochasticity must be >= 0 (0 is the flow, 1 the reverse SDE), got "
             f"{float(stochasticity):g}."
         )
+    if isinstance(denoiser, AbstractGenerator):
+        return generate(
+            key,
+            denoiser,
+            shape,
+            solver=solver,
+            grid=grid,
+            stochasticity=None if flow else float_array(stochasticity),
+            cond=cond,
+            start=start,
+            trajectory=trajectory,
+            sharding=sharding,
+        )
+    path = denoiser.path
     if solver is None:
         solver = getattr(grid, "solver", None) or _default(grid, flow, denoiser)
     check_solver(solver, isinstance(grid, Adaptive), not flow)
