@@ -39,7 +39,8 @@ class Config:
 
 
 def main(config: Config) -> None:
-    config = cli.shrink(config, steps=2, rounds=1, batch_size=8)
+    small = nets.Mlp(width=16, depth=1)
+    config = cli.shrink(config, network=small, steps=2, rounds=1, batch_size=8)
     shape, key = (config.batch_size, 8, 8, 1), jax.random.key(0)
     network = config.network(shape[1:], key)
     grid, cases = sdegen.LogSNRGrid(config.steps), {}

@@ -237,12 +237,11 @@ def digit_images(config, recorder):
 
 
 def main(config: Config) -> None:
-    small = nets.Unet(channels=8, multiples=(1,))
     config = cli.shrink(
         config,
         steps=100,
         points=50,
-        network=small,
+        network=nets.Mlp(width=16, depth=1),
         digits_steps=5,
         images=4,
         probes=2,

@@ -16,6 +16,12 @@ The reverse processes with noise of strength lambda have, in the same clock, the
     cos(xi) z_hat - sin(xi) x0_hat / s + lambda^2 z_hat / cos(xi)                  (4)
 
 when it is read from data to noise (from noise to data its sign is the opposite).
+
+Where alpha, sigma or s are arrays, every coordinate has an angle of its own, and moves
+by (3) times dxi_i / dxi. The clock xi is that of the mean noise level r = alpha / sigma
+(`path.level`, h = log1p(r)) and of the root mean square of s:
+
+    dxi / dt = -h' s (1 + r) / (1 + (r s)^2)                                       (5)
 """
 
 import equinox as eqx
@@ -24,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .denoiser import AbstractDenoiser
-from .path import AbstractPath, NoiseInverse
+from .path import AbstractPath, NoiseInverse, noise_slope
 from .typing import PyTree, Scalar, ScalarLike, float_array
 
 
@@ -33,25 +39,44 @@ class Angle(eqx.Module):
 
     path: AbstractPath
     inverse: NoiseInverse
-    size: Scalar
+    size: Float[Array, "..."]
 
-    def __init__(self, path: AbstractPath, size: ScalarLike):
+    def __init__(self, path: AbstractPath, size: ScalarLike | Float[Array, "..."]):
         self.path, self.inverse = path, path.inverse()
         self.size = float_array(size).astype(float_array(path.t_min).dtype)
 
+    @property
+    def _whole(self):
+        """s of all coordinates together."""
+        return jnp.sqrt(jnp.mean(self.size**2)) if self.size.ndim else self.size
+
     def __call__(self, t: ScalarLike) -> Scalar:
         """xi(t), equation (1)."""
-        return jnp.arctan2(self.path.sigma(t), self.path.alpha(t) * self.size)
+        alpha, sigma = self.path.level(t)
+        return jnp.arctan2(sigma, alpha * self._whole)
 
-    def scale(self, t: ScalarLike) -> Scalar:
+    def scale(self, t: ScalarLike) -> Float[Array, "..."]:
         """hypot(sigma, alpha s), equation (1)."""
         return jnp.hypot(self.path.sigma(t), self.path.alpha(t) * self.size)
 
     def time(self, xi: ScalarLike) -> Scalar:
         """The time t with angle xi."""
         # alpha / sigma; in floating point cos(pi / 2) may be a little below zero
-        ratio = jnp.maximum(jnp.cos(xi), 0.0) / (self.size * jnp.sin(xi))
+        ratio = jnp.maximum(jnp.cos(xi), 0.0) / (self._whole * jnp.sin(xi))
         return self.inverse(jnp.log1p(ratio))
+
+    def local(self, xi: ScalarLike):
+        """(cos(xi_i), sin(xi_i), dxi_i / dxi) in every coordinate."""
+        t = self.time(xi)
+        alpha, sigma = self.path.scales(t)
+        if alpha.ndim == 0 and self.size.ndim == 0:
+            return jnp.cos(xi), jnp.sin(xi), 1.0
+        scaled, scale = alpha * self.size, self.scale(t)
+        slope = self.size * noise_slope(self.path, t) * (alpha + sigma) / scale**2
+        ratio, whole = jnp.cos(xi) / (self._whole * jnp.sin(xi)), self._whole
+        level = jnp.mean(noise_slope(self.path, t)) * whole * (1 + ratio)
+        rate = slope * sigma * (1 + (ratio * whole) ** 2) / level  # (5)
+        return scaled / scale, sigma / scale, rate
 
 
 class AngleFlow(eqx.Module):
@@ -68,11 +93,11 @@ class AngleFlow(eqx.Module):
         """du/dxi at the angle xi: one network evaluation."""
         t = self.angle.time(xi)
         x0, z = self.denoiser.ends(t, self.angle.scale(t) * u, self.cond)
-        cos, sin = jnp.cos(xi), jnp.sin(xi)
+        cos, sin, rate = self.angle.local(xi)
         flow = cos * z - sin / self.angle.size * x0
-        if self.stochasticity is None:
-            return flow
-        return flow + self.stochasticity**2 / cos * z
+        if self.stochasticity is not None:
+            flow = flow + self.stochasticity**2 / cos * z
+        return rate * flow
 
 
 def data_size(denoiser: AbstractDenoiser) -> Array:

@@ -1,7 +1,7 @@
 """Laws of the noise z in x_t = alpha(t) x0 + sigma(t) z.
 
 A law is sampled for one sample at a time; `log_prob` is a joint density over all the
-coordinates of that sample, in nats.
+coordinates of that sample, in nats, and -inf where the law does not reach.
 """
 
 import abc
@@ -9,10 +9,10 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
+from jax.scipy.special import betaln, gammaln
 from jaxtyping import Array, Float
 
-from .typing import RandomKey, Scalar, number
+from .typing import RandomKey, Scalar, float_array, is_traced, number
 
 
 class AbstractBase(eqx.Module):
@@ -59,16 +59,72 @@ class StudentT(AbstractBase):
         """One draw of shape `shape`."""
         dtype = dtype or jnp.result_type(float)
         normal_key, chi_key = jax.random.split(key)
-        chi2 = 2 * jax.random.gamma(chi_key, (self.dof / 2).astype(dtype), dtype=dtype)
+        dof = self.dof.astype(dtype)
+        # In logarithms: for few degrees of freedom chi^2 / 2 may be below any float.
+        half_chi2 = jax.random.loggamma(chi_key, dof / 2, dtype=dtype)
         z = jax.random.normal(normal_key, shape, dtype)
-        return z * jnp.sqrt(self.dof.astype(dtype) / chi2)
+        return z * jnp.exp(0.5 * (jnp.log(dof / 2) - half_chi2))
 
     def log_prob(self, z):
         """The log-density of the whole of `z`, in nats."""
         n, v = z.size, self.dof
-        return (
-            gammaln((v + n) / 2)
-            - gammaln(v / 2)
-            - 0.5 * n * jnp.log(v * jnp.pi)
-            - 0.5 * (v + n) * jnp.log1p(jnp.sum(z**2) / v)
+        # log Gamma((v + n) / 2) - log Gamma(v / 2), without their difference, which
+        # float32 loses for many degrees of freedom.
+        gammas = gammaln(n / 2) - betaln(v / 2, n / 2)
+        norming = gammas - 0.5 * n * jnp.log(v * jnp.pi)
+        return norming - 0.5 * (v + n) * jnp.log1p(jnp.sum(z**2) / v)
+
+
+class Box(AbstractBase):
+    """The uniform law between `low` and `high`, in every coordinate.
+
+    Both are numbers, or arrays that broadcast against a sample.
+    """
+
+    low: Float[Array, "..."] = number(-1.0)
+    high: Float[Array, "..."] = number(1.0)
+    gaussian = False
+
+    def sample(self, key, shape, dtype=None):
+        """One draw of shape `shape`."""
+        dtype = dtype or jnp.result_type(float)
+        low, high = self.low.astype(dtype), self.high.astype(dtype)
+        return low + (high - low) * jax.random.uniform(key, shape, dtype)
+
+    def log_prob(self, z):
+        """The log-density of the whole of `z`, in nats."""
+        inside = jnp.all((z >= self.low) & (z <= self.high))
+        widths = jnp.broadcast_to(jnp.log(self.high - self.low), z.shape)
+        return jnp.where(inside, -jnp.sum(widths), -jnp.inf)
+
+    def __check_init__(self):
+        if is_traced(self) or bool(jnp.all(self.low < self.high)):
+            return
+        raise ValueError(
+            f"Box needs low < high in every coordinate, got low={self.low} and high="
+            f"{self.high}."
         )
+
+
+class Empirical(AbstractBase):
+    """The law of a data set: a draw is one of its rows.
+
+    The noise end of a process between two sets of data.
+    """
+
+    rows: Float[Array, "n ..."] = eqx.field(converter=float_array)
+    gaussian = False
+
+    def sample(self, key, shape, dtype=None):
+        """One row, which must have the shape `shape`."""
+        if self.rows.shape[1:] != tuple(shape):
+            raise ValueError(
+                f"the rows of this data set have the shape {self.rows.shape[1:]}, got "
+                f"a request for {tuple(shape)}. Both ends need samples of one shape."
+            )
+        row = self.rows[jax.random.randint(key, (), 0, len(self.rows))]
+        return row if dtype is None else row.astype(dtype)
+
+    def log_prob(self, z):
+        """None: a finite set of points has no density."""
+        return None

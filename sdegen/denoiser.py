@@ -17,19 +17,21 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from . import prediction
-from .path import AbstractPath
+from .path import AbstractPath, basis_of
 from .prediction import Kind
 from .typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced, number
 
 
 def edm_inputs(path, t, sigma_data) -> tuple[Scalar, Scalar]:
     """(c_noise, c_in): log(sigma/alpha) / 4 and the scale to unit variance."""
-    alpha, sigma = path.alpha(t), path.sigma(t)
+    alpha, sigma = path.level(t)
     # alpha may be 0 at the noise end: beyond sigma/alpha = 1000 all times look alike.
     log_ratio = jnp.log(sigma) - jnp.log(jnp.maximum(alpha, 1e-3 * sigma))
+    alpha, sigma = path.scales(t)
     return log_ratio / 4, 1 / jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)
 
 
@@ -39,17 +41,25 @@ def raw_inputs(path, t, sigma_data) -> tuple[Scalar, Scalar]:
 
 
 def batched(fn: Callable, t: Time, x: Float[Array, "batch ..."]):
-    """fn(t) for t of shape () or (batch,), shaped to broadcast against x."""
+    """fn(t) for t of shape () or (batch,), shaped to broadcast against x.
+
+    fn returns scalars, or arrays that broadcast against one sample.
+    """
     if t.ndim == 0:
         return fn(t)
     values = jax.vmap(fn)(t)
-    return jax.tree.map(lambda a: a.reshape(a.shape + (1,) * (x.ndim - 1)), values)
+
+    def align(a):  # (batch, ...) against (batch, ..., ...), both from the right
+        return a.reshape(a.shape[:1] + (1,) * (x.ndim - a.ndim) + a.shape[1:])
+
+    return jax.tree.map(align, values)
 
 
 class AbstractDenoiser(eqx.Module):
     """A function from (t, x) to the posterior means of both ends of the path.
 
-    t is () or (batch,), x is (batch, ...), `cond` any pytree of arrays or None.
+    t is () or (batch,), x is (batch, ...), `cond` any pytree of arrays or None. On a
+    path with a basis x, x0 and z are in its coordinates; networks see data.
     """
 
     path: eqx.AbstractVar[AbstractPath]
@@ -144,14 +154,14 @@ class Denoiser(AbstractDenoiser):
         inputs = lambda t: self.inputs(self.path, t, self.sigma_data)  # noqa: E731
         time = inputs(t)[0] if t.ndim == 0 else jax.vmap(lambda t: inputs(t)[0])(t)
         time = jnp.broadcast_to(time, x.shape[:1])
-        scale = batched(lambda t: inputs(t)[1], t, x)
-        out = self.network(time, (scale * x).astype(x.dtype), cond)
+        scale, basis = batched(lambda t: inputs(t)[1], t, x), basis_of(self.path)
+        out = self.network(time, basis.data((scale * x).astype(x.dtype)), cond)
         if getattr(out, "shape", None) != x.shape:
             raise ValueError(
                 f"the network must return an array of the shape of x, {x.shape}, got "
                 f"{getattr(out, 'shape', type(out).__name__)}. Check its output."
             )
-        return out.astype(x.dtype)
+        return basis.coordinates(out.astype(x.dtype))
 
     def ends(self, t, x, cond=None):
         """(E[x0 given x_t], E[z given x_t])."""
@@ -184,7 +194,7 @@ class Denoiser(AbstractDenoiser):
         for t in (self.path.t_min, self.path.t_max):
             with jax.ensure_compile_time_eval():
                 det = self.kind.det(self.path, t, self.sigma_data)
-            if float(det) == 0:
+            if not np.all(np.asarray(det)):
                 raise ValueError(
                     f"a prediction of kind {self.kind} says nothing about x0 at t="
                     f"{float(t):g} on {type(self.path).__name__}, where alpha or sigma "

@@ -10,12 +10,14 @@ from .generator import AbstractGenerator
 from .sde import AbstractSDE, noise_depends_on_state
 from .solvers.solve import (
     Solution,
+    brownian_path,
     check_solver,
     checked,
     evaluations,
     solve,
     spread,
 )
+from .solvers.sscs import BackwardTerm
 from .times import Adaptive
 from .typing import float_array, is_traced
 
@@ -110,6 +112,8 @@ def _check_equation(generator, stochasticity, cond, solver, state):
             "AbstractSDE, and for None a function (s, state), got "
             f"{type(process).__name__}."
         )
+    if solver.term_structure is BackwardTerm:
+        solver.check(process)
     zero = jnp.zeros(state.shape, state.dtype)
     slope = jax.eval_shape(process.drift if noisy else process, jnp.zeros(()), zero)
     if slope.shape != state.shape:
@@ -158,13 +162,20 @@ def _generate(
             g = jax.vmap(lambda y, c: process(c).diffusion(s, y))(y, cond)
             return g.reshape(g.shape + (1,) * (y.ndim - g.ndim))
 
+        field, whole = drift, solver.term_structure is BackwardTerm
+        if whole:  # the solver takes the equation apart itself
+            area, brownian = dfx.SpaceTimeLevyArea, None
+            if noisy:
+                size = y0.shape[1:]
+                brownian = brownian_path(clock, keys, size, area, refinable=False)
+            field = BackwardTerm(process, cond, brownian)
         out = solve(
-            drift,
+            field,
             y0,
             clock,
             solver,
             adaptive=adaptive,
-            noise=noise if noisy else None,
+            noise=noise if noisy and not whole else None,
             keys=keys,
             trajectory=trajectory,
         )
@@ -185,9 +196,11 @@ def _generate(
     ys, times, steps, result = run(start, noise_keys, cond)
     x = jax.vmap(generator.data)(ys[-1])
     frames = jax.vmap(jax.vmap(generator.data))(ys) if trajectory else None
+    own = solver.term_structure is BackwardTerm
+    count = solver.evaluations(steps) if own else evaluations(solver, steps)
     return Solution(
         x,
-        evaluations(solver, steps),
+        count,
         checked(result, x),
         times if trajectory else None,
         frames,

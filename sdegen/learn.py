@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from .denoiser import AbstractDenoiser
 from .optimizer import global_norm
+from .path import basis_of
 from .prediction import Kind, velocity
 from .record import progress_bar
 from .sample import sample
@@ -166,6 +167,7 @@ def learn_grid(
         scale = path.sigma(path.t_max)
         keys = jax.random.split(start_key, draws)
         start = scale * jax.vmap(lambda k: path.base.sample(k, shape, dtype))(keys)
+        start = basis_of(path).data(start)
     start = jnp.asarray(start, dtype)
     odd = [c.shape for c in jax.tree.leaves(cond) if c.shape[:1] != start.shape[:1]]
     if odd:

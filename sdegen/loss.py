@@ -1,6 +1,6 @@
 """One denoising loss for every path, prediction kind, weight, time draw and coupling.
 
-    L = mean_i w(t_i) mean_coordinates |pred(t_i, x_i) - (a x0_i + b z_i)|^2,
+    L = mean_i mean_coordinates w(t_i) |pred(t_i, x_i) - (a x0_i + b z_i)|^2,
     x_i = alpha x0_i + sigma z_i
 
 Its minimiser is the conditional mean of the target given x_t, whatever the coupling:
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from . import weight as weights
 from .coupling import independent
 from .denoiser import AbstractDenoiser, Denoiser, batched
+from .path import basis_of, check_sample
 from .times import AbstractTimes, Uniform
 from .typing import PyTree, RandomKey, Scalar
 
@@ -61,6 +62,7 @@ def denoising_loss(
             "coupling has another one. Take coupling=sdegen.coupling.independent."
         )
     path, times = denoiser.path, Uniform() if times is None else times
+    check_sample(path, x0.shape[1:])
     index, total = jnp.arange(x0.shape[0]), x0.shape[0]
     if axis_name is not None:
         index = index + total * jax.lax.axis_index(axis_name)
@@ -69,16 +71,16 @@ def denoising_loss(
     t = times.draw(time_key, path, index, total, x0.dtype)  # float32 at least
     keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, index)
     z = jax.vmap(lambda k: path.base.sample(k, x0.shape[1:], x0.dtype))(keys)
-    x0, z = coupling(pair_key, x0, z)
+    x0, z = coupling(pair_key, basis_of(path).coordinates(x0), z)
 
     def coefficients(t):
         row = denoiser.kind.row(path, t, denoiser.sigma_data)
-        return row, path.alpha(t), path.sigma(t)
+        w = weight(path, t, denoiser.kind, denoiser.sigma_data)
+        return row, path.alpha(t), path.sigma(t), w
 
-    (a, b), alpha, sigma = batched(coefficients, t, x0)
+    (a, b), alpha, sigma, w = batched(coefficients, t, x0)
     x_t = (alpha * x0 + sigma * z).astype(x0.dtype)
     if exact is not None:
         x0, z = exact.ends(t, x_t, cond)
     error = denoiser.predict(t, x_t, cond) - (a * x0 + b * z)
-    w = jax.vmap(lambda t: weight(path, t, denoiser.kind, denoiser.sigma_data))(t)
-    return jnp.mean(w * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))
+    return jnp.mean(w * error**2)

@@ -13,6 +13,13 @@ both ends, also where alpha or sigma vanishes, so it is where noise levels are i
 
 Near the data h is like -log t, near the noise it is like alpha / sigma: relatively
 precise at both ends, in float32 too, where logsnr or tau alone would lose one of them.
+
+alpha and sigma may differ from one coordinate to the next (blurring, for example, fades
+the high frequencies first). They then are arrays that broadcast against one sample, x_t
+is held in the coordinates of the path's `basis`, and (1) holds in each of them. Grids,
+draws and networks need one number for how noisy x_t is: it is the mean of (4) over the
+coordinates, which falls with t as each of them does. A path of scalars is the special
+case in which nothing is averaged.
 """
 
 import abc
@@ -24,6 +31,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .base import AbstractBase
+from .basis import AbstractBasis, Standard
 from .typing import Scalar, ScalarLike, float_array, is_traced
 
 # Nodes of the inverse, in units of the time range: geometric near the data, where
@@ -39,6 +47,8 @@ class AbstractPath(eqx.Module):
 
     A subclass writes `alpha` and `sigma`, for a scalar t, so that logsnr strictly falls
     from `t_min` to `t_max`. alpha may vanish at t_max; sigma may not vanish at t_min.
+    Both are scalars, or arrays over the coordinates of one sample; a field `basis` says
+    in which `sdegen.basis` these coordinates are (default: the data as they are).
     """
 
     t_min: eqx.AbstractVar[Scalar]
@@ -46,14 +56,14 @@ class AbstractPath(eqx.Module):
     base: eqx.AbstractVar[AbstractBase]
 
     @abc.abstractmethod
-    def alpha(self, t: ScalarLike) -> Scalar:
+    def alpha(self, t: ScalarLike) -> Float[Array, "..."]:
         """The scale of the data at time t."""
 
     @abc.abstractmethod
-    def sigma(self, t: ScalarLike) -> Scalar:
+    def sigma(self, t: ScalarLike) -> Float[Array, "..."]:
         """The scale of the noise at time t."""
 
-    def rates(self, t: ScalarLike) -> tuple[Scalar, Scalar]:
+    def rates(self, t: ScalarLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """The time derivatives (alpha', sigma')."""
         t = float_array(t)
         one = jnp.ones_like(t)
@@ -61,15 +71,28 @@ class AbstractPath(eqx.Module):
             1
         ]
 
+    def scales(self, t: ScalarLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """(alpha, sigma) at time t, of one shape."""
+        t = float_array(t)
+        return tuple(jnp.broadcast_arrays(self.alpha(t), self.sigma(t)))
+
+    def level(self, t: ScalarLike) -> tuple[Scalar, Scalar]:
+        """(alpha, sigma) of the scalar path that is as noisy: the mean of (4)."""
+        alpha, sigma = self.scales(t)
+        if alpha.ndim == 0:
+            return alpha, sigma
+        size = jnp.sqrt(jnp.mean(sigma**2))
+        return jnp.expm1(jnp.mean(jnp.log1p(alpha / sigma))) * size, size
+
     def logsnr(self, t: ScalarLike) -> Scalar:
         """log(alpha^2 / sigma^2), equation (2): twice the lambda of DPM-Solver."""
-        t = float_array(t)
-        return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
+        alpha, sigma = self.level(t)
+        return 2 * (jnp.log(alpha) - jnp.log(sigma))
 
     def flow_time(self, t: ScalarLike) -> Scalar:
         """tau = sigma / (alpha + sigma), equation (3)."""
-        t = float_array(t)
-        return self.sigma(t) / (self.alpha(t) + self.sigma(t))
+        alpha, sigma = self.level(t)
+        return sigma / (alpha + sigma)
 
     def time(self, logsnr: ScalarLike) -> Scalar:
         """The time with the given log-SNR; beyond the ends, the end."""
@@ -93,31 +116,74 @@ class AbstractPath(eqx.Module):
             low, high = float_array(self.t_min), float_array(self.t_max)
             ts = low + (high - low) * jnp.asarray(_NODES, low.dtype)
             ts = ts.at[-1].set(high)
-            functions = (self.alpha, self.sigma, self.logsnr)
-            alpha, sigma, logsnr = (np.asarray(jax.vmap(f)(ts)) for f in functions)
+            scales = jax.vmap(self.scales)(ts)
+            alpha, sigma = (np.asarray(a).reshape(len(ts), -1) for a in scales)
             ts = np.asarray(ts)
         bad = ~((alpha >= 0) & (sigma > 0) & np.isfinite(alpha) & np.isfinite(sigma))
         bad[:-1] |= alpha[:-1] == 0
         if bad.any():
-            i = int(np.argmax(bad))
+            i, j = np.unravel_index(np.argmax(bad), bad.shape)
             raise ValueError(
                 f"{name} needs alpha(t) > 0 and sigma(t) > 0, both finite, between "
                 f"t_min and t_max (alpha may be 0 at t_max), got alpha({ts[i]:g})="
-                f"{alpha[i]:g} and sigma({ts[i]:g})={sigma[i]:g}. Move t_min={t_min:g} "
-                f"or t_max={t_max:g} inside the range where both are positive."
+                f"{alpha[i, j]:g} and sigma({ts[i]:g})={sigma[i, j]:g}"
+                f"{_where(j, scales)}. Move t_min={t_min:g} or t_max={t_max:g} inside "
+                "the range where both are positive."
             )
+        with np.errstate(divide="ignore"):
+            logsnr = 2 * (np.log(alpha) - np.log(sigma))
         # In float32 a flat stretch near the data can tie by rounding; a rise cannot.
         slack = 1e-5 if ts.dtype == np.float32 else 0.0
         step = logsnr[1:] - logsnr[:-1]
         rise = step > slack * np.abs(logsnr[:-1])
-        rise |= (step >= 0) & (np.diff(_NODES) > 1e-3)  # too wide to be rounding
-        if rise.any() or not logsnr[-1] < logsnr[0]:
-            i = int(np.argmax(rise)) if rise.any() else len(ts) - 2
+        wide = (np.diff(_NODES) > 1e-3)[:, None]  # too wide to be rounding
+        rise |= (step >= 0) & wide
+        rise[-1] |= ~(logsnr[-1] < logsnr[0])
+        if rise.any():
+            i, j = np.unravel_index(np.argmax(rise), rise.shape)
             raise ValueError(
                 f"{name} needs a log-SNR, log(alpha^2/sigma^2), that falls as t rises, "
-                f"got {logsnr[i]:.6g} at t={ts[i]:.6g} and {logsnr[i + 1]:.6g} at "
-                f"t={ts[i + 1]:.6g}. Check alpha and sigma: t=0 is data, t_max noise."
+                f"got {logsnr[i, j]:.6g} at t={ts[i]:.6g} and {logsnr[i + 1, j]:.6g} "
+                f"at t={ts[i + 1]:.6g}{_where(j, scales)}. Check alpha and sigma: t=0 "
+                "is data, t_max noise."
             )
+
+
+def _where(j, scales):
+    """ " in the coordinate ..." for the error messages of a path with many."""
+    shape = scales[0].shape[1:]
+    index = tuple(int(i) for i in np.unravel_index(j, shape))
+    return f" in the coordinate {index}" if shape else ""
+
+
+def basis_of(path: AbstractPath) -> AbstractBasis:
+    """The basis in which x_t is held: the path's, or the data as they are."""
+    return getattr(path, "basis", Standard())
+
+
+def check_sample(path: AbstractPath, shape: tuple[int, ...]) -> None:
+    """Refuse samples of a shape that the path's alpha and sigma are not for."""
+    t = jax.eval_shape(lambda: float_array(path.t_min))
+    own = jax.eval_shape(path.scales, t)[0].shape
+    try:
+        fits = jnp.broadcast_shapes(own, shape) == tuple(shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"the alpha and sigma of this {type(path).__name__} have the shape {own}, "
+            f"which does not broadcast to one sample of shape {tuple(shape)}. Make the "
+            "process for the shape of your data."
+        )
+
+
+def check_one_level(path: AbstractPath, what: str) -> None:
+    """Refuse a path whose coordinates have noise levels of their own."""
+    if not _is_scalar(path):
+        raise ValueError(
+            f"{what} is written for one noise level at a time, and in this "
+            f"{type(path).__name__} every coordinate has its own. Use log_likelihood."
+        )
 
 
 class NoiseInverse(eqx.Module):
@@ -139,13 +205,11 @@ class NoiseInverse(eqx.Module):
         self.hs = jax.lax.stop_gradient(jax.vmap(self._h)(ts))
 
     def _h(self, t):
-        return jnp.log1p(self.path.alpha(t) / self.path.sigma(t))
+        return _mean(jnp.log1p(self.path.alpha(t) / self.path.sigma(t)))
 
     def _newton(self, t, h):
-        path = jax.lax.stop_gradient(self.path)
-        a, s = path.alpha(t), path.sigma(t)
-        da, ds = path.rates(t)
-        slope = jax.lax.stop_gradient((da * s - a * ds) / (s * (a + s)))  # (5)
+        slope = _mean(noise_slope(jax.lax.stop_gradient(self.path), t))
+        slope = jax.lax.stop_gradient(slope)
         return t - (self._h(t) - h) / jnp.where(slope < 0, slope, -1.0)
 
     def __call__(self, h: ScalarLike) -> Scalar:
@@ -163,3 +227,33 @@ class NoiseInverse(eqx.Module):
         outside = (target >= self.hs[0]) | (target <= self.hs[-1])
         end = jnp.where(target >= self.hs[0], self.path.t_min, self.path.t_max)
         return jnp.where(outside, end, self._newton(t, h))
+
+    def local(self, h: ScalarLike) -> Float[Array, "..."]:
+        """(4) in every coordinate, at the time when its mean is h."""
+        h = float_array(h)
+        if _is_scalar(self.path):
+            return h
+        alpha, sigma = self.path.scales(self(h))
+        return jnp.log1p(alpha / sigma)
+
+    def local_rate(self, h: ScalarLike) -> Float[Array, "..."] | float:
+        """The derivative of `local` in h; 1 where alpha and sigma are scalars."""
+        if _is_scalar(self.path):
+            return 1.0
+        slope = noise_slope(self.path, self(h))
+        return slope / jnp.mean(slope)
+
+
+def noise_slope(path: AbstractPath, t: ScalarLike) -> Float[Array, "..."]:
+    """h'(t) in every coordinate, equation (5)."""
+    (a, s), (da, ds) = path.scales(t), path.rates(t)
+    return (da * s - a * ds) / (s * (a + s))
+
+
+def _mean(h):
+    return h if h.ndim == 0 else jnp.mean(h)
+
+
+def _is_scalar(path):
+    t = jax.eval_shape(lambda: float_array(path.t_min))
+    return jax.eval_shape(path.scales, t)[0].ndim == 0

@@ -62,7 +62,7 @@ def _check_coefficients(sde):
     if isinstance(sde, AbstractPath) and not is_traced(sde):
         with jax.ensure_compile_time_eval():
             alpha = sde.alpha(sde.t_max)
-        if float(alpha) == 0:
+        if (np.asarray(alpha) == 0).any():
             raise ValueError(
                 f"{type(sde).__name__} has alpha = 0 at t_max={float(sde.t_max):g}, "
                 "where its drift and diffusion are infinite. Give it a smaller t_max "

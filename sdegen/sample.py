@@ -28,14 +28,13 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from . import prediction
 from .denoiser import AbstractDenoiser
 from .generate import generate
 from .generator import AbstractGenerator
-from .path import NoiseInverse
+from .path import NoiseInverse, basis_of, check_sample
 from .solvers.adams import ExponentialAdams
 from .solvers.base import AbstractSemilinearSolver
 from .solvers.semilinear import SemilinearTerm
@@ -129,6 +128,7 @@ def sample(
             sharding=sharding,
         )
     path = denoiser.path
+    check_sample(path, shape[1:])
     if solver is None:
         solver = getattr(grid, "solver", None) or _default(grid, flow, denoiser)
     check_solver(solver, isinstance(grid, Adaptive), not flow)
@@ -151,7 +151,7 @@ def sample(
         # Each in the clock that it is solved in, where equal steps serve it best.
         steps = 32 if grid is None else grid
         if semilinear and flow:
-            grid = CosineGrid(steps, getattr(denoiser, "sigma_data", 0.5))
+            grid = CosineGrid(steps, _size(denoiser))
         else:
             grid = (FlowTimeGrid if flow else LogSNRGrid)(steps)
     if start is not None:
@@ -209,9 +209,14 @@ def _check_steps(solver, steps):
 
 def _default(grid, flow, denoiser) -> dfx.AbstractSolver:
     if isinstance(grid, Adaptive):
-        scale = getattr(denoiser, "sigma_data", 0.5)
-        return ExponentialAdams(sigma_data=scale) if flow else dfx.ShARK()
+        return ExponentialAdams(sigma_data=_size(denoiser)) if flow else dfx.ShARK()
     return UniPC(2, prediction=prediction.velocity) if flow else dfx.Heun()
+
+
+def _size(denoiser) -> Array:
+    """The standard deviation of the data over all coordinates, 0.5 if not known."""
+    size = float_array(getattr(denoiser, "sigma_data", 0.5))
+    return size if size.ndim == 0 else jnp.sqrt(jnp.mean(size**2))
 
 
 def _whole_numbers(shape) -> tuple[int, ...]:
@@ -229,10 +234,14 @@ class _FlowField(eqx.Module):
     cond: PyTree
 
     def __call__(self, u, y, args):
-        t = self.inverse(-jnp.log1p(-u))
-        path = self.denoiser.path
+        c = -jnp.log1p(-u)
+        t, path = self.inverse(c), self.denoiser.path
         x0, z = self.denoiser.ends(t, (path.alpha(t) + path.sigma(t)) * y, self.cond)
-        return x0 - z
+        rate = self.inverse.local_rate(c)
+        if isinstance(rate, float):
+            return x0 - z
+        # du_i / du where every coordinate has a clock of its own
+        return jnp.exp(c - self.inverse.local(c)) * rate * (x0 - z)
 
 
 class _ReverseField(eqx.Module):
@@ -244,13 +253,23 @@ class _ReverseField(eqx.Module):
     stochasticity: Array
 
     def __call__(self, l, y, args):
-        t, tau = self.inverse(jax.nn.softplus(l)), jax.nn.sigmoid(-l)
+        t, (tau, rate) = self.inverse(jax.nn.softplus(l)), self._local(l)
         path = self.denoiser.path
         x0, z = self.denoiser.ends(t, (path.alpha(t) + path.sigma(t)) * y, self.cond)
-        return tau * ((1 - tau) * (x0 - z) - self.stochasticity**2 * z)
+        return rate * tau * ((1 - tau) * (x0 - z) - self.stochasticity**2 * z)
 
     def noise(self, l, y, args):
-        return self.stochasticity * jax.nn.sigmoid(-l) * np.sqrt(2).astype(l.dtype)
+        tau, rate = self._local(l)
+        return self.stochasticity * tau * jnp.sqrt(2 * rate).astype(l.dtype)
+
+    def _local(self, l):
+        """tau and dl_i / dl in every coordinate; the latter is 1 for scalars."""
+        c = jax.nn.softplus(l)
+        rate = self.inverse.local_rate(c)
+        if isinstance(rate, float):
+            return jax.nn.sigmoid(-l), rate
+        own = self.inverse.local(c)
+        return jnp.exp(-own), rate * jax.nn.sigmoid(l) / -jnp.expm1(-own)
 
 
 @eqx.filter_jit
@@ -269,6 +288,7 @@ def _sample(
     sharding,
 ):
     path, inverse = denoiser.path, denoiser.path.inverse()
+    basis = basis_of(path)
     adaptive = grid if isinstance(grid, Adaptive) else None
     if adaptive is not None:
         ts = jnp.stack([float_array(path.t_max), float_array(path.t_min)])
@@ -276,10 +296,11 @@ def _sample(
         ts = grid(path) if callable(grid) else grid
         _check_steps(solver, len(ts) - 1)
     dtype = ts.dtype
-    alpha, sigma = jax.vmap(path.alpha)(ts), jax.vmap(path.sigma)(ts)
+    alpha, sigma = jax.vmap(path.level)(ts)
     if stochasticity is not None:
         stochasticity = stochasticity.astype(dtype)
-    tau0 = sigma[0] / (alpha[0] + sigma[0])
+    first, last = path.scales(ts[0]), path.scales(ts[-1])
+    tau0 = first[1] / sum(first)
     if isinstance(solver, AbstractSemilinearSolver):
         clock, time = jnp.log1p(alpha / sigma), inverse
     elif stochasticity is None:
@@ -291,7 +312,7 @@ def _sample(
         )
         # Nodes below the floor become one: steps of length zero, which change nothing.
         clock = jnp.maximum(clock, LOGSNR_FLOOR / 2)
-        tau0 = jax.nn.sigmoid(-clock[0])
+        tau0 = jnp.exp(-inverse.local(jax.nn.softplus(clock[0])))
 
     def run(y0, keys, cond):
         """Solve for these samples: (states, their clock, steps, result)."""
@@ -328,7 +349,7 @@ def _sample(
         draw = jax.vmap(lambda k: path.base.sample(k, shape[1:], dtype))
         y0 = tau0 * draw(start_keys)
     else:
-        y0 = start.astype(dtype) / (alpha[0] + sigma[0])
+        y0 = basis.coordinates(start.astype(dtype)) / sum(first)
         if sharding is not None:
             y0 = jax.lax.with_sharding_constraint(y0, sharding)
     if adaptive is None:
@@ -340,10 +361,11 @@ def _sample(
     times, frames = None, None
     if trajectory:
         times = ts if adaptive is None else jax.vmap(time)(clocks)
-        scale = jax.vmap(lambda t: path.alpha(t) + path.sigma(t))(times)
-        frames = ys * scale.reshape((-1,) + (1,) * len(shape))
-    x = ys[-1] * (alpha[-1] + sigma[-1])
+        scaled = lambda t, y: sum(path.scales(t)) * y  # noqa: E731
+        frames = basis.data(jax.vmap(scaled)(times, ys))
+    x = ys[-1] * sum(last)
     count = evaluations(solver, steps)
     if denoise:
         x, count = denoiser(ts[-1], x, cond), jnp.where(count < 0, count, count + 1)
+    x = basis.data(x)
     return Solution(x, count, checked(result, x), times, frames)

@@ -29,6 +29,7 @@ from .angle import Angle, AngleFlow, data_size
 from .denoiser import AbstractDenoiser
 from .solvers.semilinear import root
 from .solvers.solve import checked, solve
+from .path import check_one_level
 from .times import logsnr_span
 from .typing import PyTree, Scalar, ScalarLike, float_array, is_traced
 
@@ -61,6 +62,7 @@ def score_error(
     `x0`, `z`, (batch, ...), draws of data and noise or the nodes of a quadrature with
     `weights` that sum to one (default: equal).
     """
+    check_one_level(denoiser.path, "score_error")
     for one in (denoiser, exact):
         if not one.path.base.gaussian:
             raise ValueError(
@@ -160,6 +162,7 @@ def wasserstein_bound(
             f"{type(denoiser.path).__name__} has base="
             f"{type(denoiser.path.base).__name__}. Take stochasticity=0."
         )
+    check_one_level(denoiser.path, "wasserstein_bound")
     if steps < 1:
         raise ValueError(f"wasserstein_bound needs at least one step, got {steps}.")
     dtype = float_array(denoiser.path.t_min).dtype

@@ -60,10 +60,11 @@ class AbstractLinearSDE(AbstractPath, AbstractSDE):
         return self.rates(t)[0] / self.alpha(t) * x
 
     def diffusion(self, t, x):
-        """g(t), a scalar, equation (2)."""
+        """g(t), equation (2): a scalar, or one number for each coordinate."""
         t = jnp.maximum(float_array(t), _TINY)
         (da, ds), sigma = self.rates(t), self.sigma(t)
-        return jnp.sqrt(2 * sigma * (ds - sigma * da / self.alpha(t)))
+        g = jnp.sqrt(2 * sigma * (ds - sigma * da / self.alpha(t)))
+        return jnp.broadcast_to(g, x.shape) if g.ndim else g
 
     def __check_init__(self):
         if not self.base.gaussian:

@@ -198,7 +198,7 @@ class KarrasGrid(AbstractGrid):
     def __call__(self, path):
         """The times for `path`, both ends included."""
         low, high = (jnp.exp(-logsnr / 2) for logsnr in logsnr_span(path))
-        low = jnp.where(path.alpha(path.t_max) == 0, jnp.minimum(low, 80.0), low)
+        low = jnp.where(path.level(path.t_max)[0] == 0, jnp.minimum(low, 80.0), low)
         start, stop = low ** (1 / self.rho), high ** (1 / self.rho)
         ratio = (start + (stop - start) * _fraction(path, self.steps)) ** self.rho
         return _pin(path, jax.vmap(path.inverse())(jnp.log1p(1 / ratio)))
@@ -224,7 +224,8 @@ class CosineGrid(AbstractGrid):
 
         def angle(t):
             # from alpha = 0 the angle is pi / 2
-            alpha, sigma = path.alpha(t) * self.scale, path.sigma(t)
+            alpha, sigma = path.level(t)
+            alpha = alpha * self.scale
             power, positive = 1 / self.rho, alpha > 0
             root = jnp.where(positive, alpha, 1.0) ** power
             return jnp.arctan2(sigma**power, jnp.where(positive, root, 0.0))

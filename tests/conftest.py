@@ -31,7 +31,16 @@ jax.config.update("jax_enable_x64", True)
 jaxtyping.install_import_hook("sdegen", "beartype.beartype")
 
 
-LONG = ("experiments", "solvers", "sample", "check", "likelihood")
+LONG = (
+    "experiments",
+    "likelihood",
+    "solver_contracts",
+    "sample",
+    "check",
+    "solvers",
+    "solver_orders",
+    "learn_grid",
+)
 """Files that take minutes, the longest first."""
 
 
@@ -52,6 +61,14 @@ def room_for_programs():
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 45_000:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def quick_compiles():
+    """Many programs that run once each: compile them quickly rather than well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from sdegen.denoiser import PosteriorMean
 KEY = jax.random.key(0)
 WEIGHTS, STDS = np.array([0.3, 0.5, 0.2]), np.array([0.3, 0.2, 0.5])
 MEANS = np.array([[-1.0, 0.3], [0.7, 0.2], [0.1, -0.8]])
-NAMES = ["VP", "EDM", "RectifiedFlow"]
 
 
 LAW = Mixture(WEIGHTS, MEANS, STDS)
@@ -46,11 +45,12 @@ def draws_of(path, n=256, seed=1, t=None):
     return (alpha * x0 + sigma * jax.random.normal(noise, x0.shape)).astype(alpha.dtype)
 
 
-def prior_of(path):
-    return lambda x: LAW.log_prob(path, path.t_max, x)
+def prior_of(path, t=None):
+    """The law at t, by default at t_max: numbers, so that programs are shared."""
+    return eqx.Partial(LAW.log_prob, path, path.t_max if t is None else t)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["EDM", "RectifiedFlow"])
 def test_the_exact_mode_is_exact_in_float64(name):
     path = process(name)
     x = draws_of(path)
@@ -61,14 +61,13 @@ def test_the_exact_mode_is_exact_in_float64(name):
     assert np.all(out.standard_error == 0)
 
 
-@pytest.mark.parametrize("name", ["VP", "RectifiedFlow"])
-def test_the_exact_mode_with_default_tolerances_in_float32(name, float32):
-    path = as_float32(process(name))
+def test_the_exact_mode_with_default_tolerances_in_float32(float32):
+    path = as_float32(process("RectifiedFlow"))
     x = draws_of(path)
     denoiser = as_float32(LAW).denoiser(path)
     out = sdegen.log_likelihood(denoiser, x, log_prior=prior_of(path))
     error = np.abs(out.value - log_density(x, *scales(path, path.t_min)))
-    print(f"{name}: mean {error.mean():.1e}, {int(out.evaluations)} evaluations")
+    print(f"mean {error.mean():.1e}, {int(out.evaluations)} evaluations")
     assert out.value.dtype == jnp.float32
     assert bool(out.ok) and error.mean() < 1e-5
 
@@ -185,7 +184,7 @@ def test_the_error_bar_of_probes_is_honest():
         )
         return out.value - truth, out.standard_error
 
-    errors, bars = np.stack([error(seed) for seed in range(32)], axis=1)
+    errors, bars = np.stack([error(seed) for seed in range(16)], axis=1)
     inside, ratio = (
         (np.abs(errors) < 2 * bars).mean(),
         (errors**2).mean() / (bars**2).mean(),
@@ -211,7 +210,12 @@ def test_rademacher_probes_of_a_diagonal_jacobian_have_no_variance():
 
 def test_one_probe_says_that_it_cannot_know_its_error():
     out = sdegen.log_likelihood(
-        LAW.denoiser(process("VP")), draws_of(process("VP"), 4), key=KEY, probes=1
+        LAW.denoiser(process("VP")),
+        draws_of(process("VP"), 4),
+        key=KEY,
+        probes=1,
+        solver=diffrax.Heun(),
+        grid=4,
     )
     assert np.isfinite(out.value).all() and np.isnan(out.standard_error).all()
 
@@ -266,10 +270,7 @@ def test_the_score_carries_the_error_of_the_point_into_nats(t):
     x = draws_of(path, 64, t=t)
     for width in (2e-2, 1e-2):
         grid = jnp.asarray([t + width, t])
-
-        def end(x, t=grid[0]):
-            return LAW.log_prob(path, t, x)
-
+        end = prior_of(path, grid[0])
         heun, euler = (
             sdegen.log_likelihood(denoiser, x, solver=solver, grid=grid, log_prior=end)
             for solver in (diffrax.Heun(), diffrax.Euler())
@@ -299,6 +300,7 @@ def test_too_few_steps_end_with_a_code():
     out = sdegen.log_likelihood(
         LAW.denoiser(path),
         draws_of(path, 8),
+        solver=diffrax.Tsit5(),
         grid=sdegen.Adaptive(1e-9, 1e-9, max_steps=5),
     )
     assert not bool(out.ok)
@@ -321,7 +323,7 @@ def test_gradients_of_a_gaussian_s_likelihood(grid):
         return jnp.mean(found.value)
 
     s = jnp.asarray(0.8)
-    by_s, by_x = jax.grad(mean_log_p, argnums=(0, 1))(s, x)
+    by_s, by_x = jax.jit(jax.grad(mean_log_p, argnums=(0, 1)))(s, x)
     a, b = (float(v) for v in scales(path, path.t_min))
     var = a**2 * 0.8**2 + b**2
     expected = np.mean(a**2 * 0.8 * (np.asarray(x) ** 2 / var**2 - 1 / var))
@@ -339,7 +341,7 @@ def test_gradients_are_finite_where_the_probes_agree():
         )
         return jnp.sum(out.value + out.standard_error)
 
-    assert np.isfinite(jax.grad(bar)(x)).all()
+    assert np.isfinite(jax.jit(jax.grad(bar))(x)).all()
 
 
 def test_bits_can_be_computed_under_jit():
@@ -477,7 +479,7 @@ def test_the_scaling_s_offset():
     path, scale = process("EDM"), 1 / 3
     small = Mixture(WEIGHTS, MEANS * scale, STDS * scale)
     narrow = dataclasses.replace(path, t_min=path.t_min * scale)
-    options = {"key": KEY, "levels": LEVELS, "grid": sdegen.Adaptive(1e-6, 1e-6)}
+    options = {"key": KEY, "levels": LEVELS, "solver": diffrax.Tsit5(), "grid": 24}
     wide = sdegen.bits_per_dim(
         LAW.denoiser(path), images()[0], low=LOW, high=HIGH, **options
     )

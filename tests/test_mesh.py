@@ -41,20 +41,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_sampling_on_a_mesh_gives_the_numbers_of_one_device(case):
-    options = {"grid": sdegen.LogSNRGrid(6)} | CASES[case]
-    key, mesh = jax.random.key(1), data_mesh()
-    one = sdegen.sample(key, denoiser(), (64, 2), **options)
-    many = sdegen.sample(
-        key, denoiser(), (64, 2), sharding=batch_sharding(mesh), **options
-    )
-    assert len(many.x.sharding.device_set) == 8
-    assert many.x.addressable_shards[0].data.shape == (8, 2)  # really split
-    chex.assert_trees_all_close(np.asarray(many.x), np.asarray(one.x), atol=2e-6)
-
-
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["UniPC", "SDE"])
 def test_a_user_may_ask_for_the_sharding_of_the_output_instead(case):
     options = {"grid": sdegen.LogSNRGrid(6)} | CASES[case]
     key, mesh = jax.random.key(1), data_mesh()
@@ -66,16 +53,6 @@ def test_a_user_may_ask_for_the_sharding_of_the_output_instead(case):
     chex.assert_trees_all_close(np.asarray(sampler(key)), np.asarray(one), atol=2e-6)
     text = sampler.lower(key).compile().as_text()
     assert not any(word in text for word in COLLECTIVES)
-
-
-def test_adaptive_sampling_agrees_to_its_tolerance():
-    options = {"solver": dfx.Tsit5(), "grid": sdegen.Adaptive(1e-4, 1e-4)}
-    key, mesh = jax.random.key(1), data_mesh()
-    one = sdegen.sample(key, denoiser(), (64, 2), **options)
-    many = sdegen.sample(
-        key, denoiser(), (64, 2), sharding=batch_sharding(mesh), **options
-    )
-    chex.assert_trees_all_close(np.asarray(many.x), np.asarray(one.x), atol=2e-3)
 
 
 def in_the_loop(text):
@@ -107,7 +84,7 @@ LOOPS = CASES | {
 
 
 @pytest.mark.parametrize("case", LOOPS)
-def test_no_collective_inside_the_loop_of_a_sharded_sampler(case):
+def test_a_sharded_sampler_has_the_numbers_of_one_device_and_no_collective(case):
     options = {"grid": sdegen.LogSNRGrid(6)} | LOOPS[case]
     sharding = batch_sharding(data_mesh())
     sampler = jax.jit(
@@ -121,6 +98,7 @@ def test_no_collective_inside_the_loop_of_a_sharded_sampler(case):
     assert not any(word in inside for word in COLLECTIVES)
     x = compiled(jax.random.key(1), denoiser())
     assert len(x.sharding.device_set) == 8
+    assert x.addressable_shards[0].data.shape == (8, 2)  # really split
     one = sdegen.sample(jax.random.key(1), denoiser(), (64, 2), **options).x
     tolerance = 2e-6 if "adaptive" not in case else 1e-2
     chex.assert_trees_all_close(np.asarray(x), np.asarray(one), atol=tolerance)
@@ -219,8 +197,7 @@ def test_the_data_parallel_step_only_reduces_gradients():
     assert not any(word in text for word in COLLECTIVES[1:])
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_the_sampler_and_the_train_step_lower_for_accelerators(platform):
+def test_the_sampler_and_the_train_step_lower_for_accelerators():
     model, transform = denoiser(), sdegen.Lion().transform(10)
     key, x0 = jax.random.key(0), jnp.asarray(data(16))
     sampler = jax.jit(
@@ -245,8 +222,8 @@ def test_the_sampler_and_the_train_step_lower_for_accelerators(platform):
         return jax.tree.leaves(state), metrics
 
     for function, arguments in ((sampler, (key, x0)), (step, (leaves, x0))):
-        exported = jax.export.export(function, platforms=[platform])(*arguments)
-        assert exported.platforms == (platform,)
+        exported = jax.export.export(function, platforms=["cuda", "tpu"])(*arguments)
+        assert exported.platforms == ("cuda", "tpu")
         assert "stablehlo" in exported.mlir_module()
 
 

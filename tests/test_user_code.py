@@ -25,7 +25,7 @@ def narrow(path, std=0.1):
     return sdegen.PosteriorMean(mean, path)
 
 
-@pytest.mark.parametrize("name", ["EDM", "RectifiedFlow", "SubVP"])
+@pytest.mark.parametrize("name", ["EDM", "RectifiedFlow"])
 def test_the_default_grid_serves_the_flow_and_the_sde(name):
     path = process(name)
     exact = np.sqrt((path.alpha(path.t_min) * 0.1) ** 2 + path.sigma(path.t_min) ** 2)
@@ -37,8 +37,10 @@ def test_the_default_grid_serves_the_flow_and_the_sde(name):
         assert abs(out.x.std() / exact - 1) < 3 / np.sqrt(40_000) + 0.025
 
 
-@pytest.mark.parametrize("name", ["RectifiedFlow", "Cosine"])
-@pytest.mark.parametrize("grid", [sdegen.UniformGrid, sdegen.FlowTimeGrid])
+@pytest.mark.parametrize(
+    "name, grid",
+    [("RectifiedFlow", sdegen.UniformGrid), ("Cosine", sdegen.FlowTimeGrid)],
+)
 def test_a_fine_grid_near_the_noise_end_stays_finite_in_the_sde(name, grid):
     out = sdegen.sample(
         jax.random.key(0),
@@ -180,7 +182,6 @@ def test_a_network_without_arrays_has_nothing_to_train(float32):
     [
         (nets.Mlp(width=8, depth=1), True),
         (nets.Mlp(width=8, depth=1), False),
-        (nets.Unet(8, (1,), 1), False),
     ],
 )
 def test_gradients_under_shard_map_are_those_of_one_device(make, check, float32):

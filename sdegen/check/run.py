@@ -6,7 +6,8 @@
     reversal      the flow and the reverse SDE bring data back         `reversal`
     terminal law  the law at t_max against the noise                   `terminal`
 
-An SDE without a path has its law solved for on a grid first (`fokker_planck`).
+An SDE without a path has its law solved for on a grid first (`fokker_planck`); one of
+a state with auxiliary rows is looked at in its state (`state`).
 """
 
 from collections.abc import Sequence
@@ -17,10 +18,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..block import AbstractBlockSDE
 from ..path import AbstractPath
 from ..sde import AbstractSDE
 from ..typing import PyTree
-from . import moments, no_path, reversal, terminal, weak_form, weak_samples
+from . import (
+    coordinates,
+    moments,
+    no_path,
+    other_noise,
+    reversal,
+    state,
+    terminal,
+    weak_form,
+    weak_samples,
+)
 from .law import data
 from .report import Report, Row, skipped
 from .tables import Clock, window
@@ -44,8 +56,10 @@ def check(
     the weak form of Fokker-Planck for the process, its flow and its reversals; known
     data through `probability_flow` and `reverse`; the law at t_max. For an SDE alone:
     the law from a numerical solution on the line against simulation, reversal and
-    `base`. For a path alone: what it declares. Everything is computed in float64 from
-    the numbers that the process holds; how precise these are sets the limits.
+    `base`. For a path alone: what it declares. For an SDE of a state with auxiliary
+    rows: its moments, simulated states, and data brought back in the state. Everything
+    is computed in float64 from the numbers that the process holds; how precise these
+    are sets the limits.
 
     **Arguments:** `process`, an `AbstractSDE`, an `AbstractPath` or both, an object;
     `shape` of one sample (default (2,), or (1,) for an SDE without a path); `seed`;
@@ -76,7 +90,15 @@ def check(
         process = _as_float64(process)
         shape = None if shape is None else tuple(shape)
         key, tol = jax.random.key(seed), _TOLERANCE.get(precision, _COARSE)
-        if isinstance(process, AbstractPath):
+        if isinstance(process, AbstractBlockSDE):
+            rows, advice = state.check_state(key, process, samples, parts, tol)
+        elif isinstance(process, AbstractPath) and process.scales(process.t_min)[0].ndim:
+            rows, advice = [], []
+            for one in coordinates.chosen(process, shape):
+                found, hints = _check_path(key, one, (2,), samples, parts, tol)
+                rows += coordinates.labelled(found, one)
+                advice += [hint for hint in hints if hint not in advice]
+        elif isinstance(process, AbstractPath):
             rows, advice = _check_path(key, process, shape, samples, parts, tol)
         else:
             rows, advice = no_path.check_sde(key, process, shape, samples, parts)
@@ -87,7 +109,7 @@ def _check_path(key, path, shape, samples, parts, tol):
     shape = (2,) if shape is None else shape
     sde = path if isinstance(path, AbstractSDE) else None
     if not path.base.gaussian:
-        return _check_other_noise(path, sde, shape, parts)
+        return _check_other_noise(key, path, sde, shape, samples, parts)
     process = window(path, path.t_min, path.t_max)
     rows, advice = [], []
     for size in ((1,), shape):
@@ -119,8 +141,8 @@ def _check_path(key, path, shape, samples, parts, tol):
     return rows, advice
 
 
-def _check_other_noise(path, sde, shape, parts):
-    """A path whose noise is not Gaussian has no SDE and no score in closed form."""
+def _check_other_noise(key, path, sde, shape, samples, parts):
+    """A path whose noise is not Gaussian has no SDE and no score: its flow, its law."""
     name, rows = type(path.base).__name__, []
     clock, law = Clock(path), data()
     ends, inside, grid = moments.moment_tables(clock, path, path, shape)
@@ -131,11 +153,15 @@ def _check_other_noise(path, sde, shape, parts):
         why = f"base = {name}, but dw is Gaussian: x_t = alpha x0 + sigma z needs both"
         rows.append(Row("ends", "base", what, passed=False, remark=why))
     why = f"the noise, {name}, is not Gaussian: no SDE has this path"
-    for part in ("moments", "weak form", "reversal"):
+    for part in ("moments", "weak form"):
         if part in parts:
             rows.append(skipped(part, part, "", why))
+    if "reversal" in parts:
+        rows += other_noise.flow_rows(key, clock, path)
+        rows.append(skipped("reversal", reversal.SDE, "", why))
     if "terminal law" in parts:
         rows += terminal.terminal_rows(clock, path, law)
+        rows += other_noise.noise_rows(key, path, samples)
     return rows, []
 
 

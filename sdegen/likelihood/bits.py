@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from ..denoiser import AbstractDenoiser
+from ..path import basis_of
 from ..solvers.semilinear import root
 from ..typing import PyTree, RandomKey, ScalarLike, float_array, is_traced
 from .flow import log_likelihood
@@ -184,7 +185,9 @@ def _to_start(denoiser, key, v, cond, correct):
     v = v.astype(t.dtype)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(v)))
     z = jax.vmap(lambda k: path.base.sample(k, v.shape[1:], t.dtype))(keys)
-    x = path.alpha(t) * v + path.sigma(t) * z
+    alpha, sigma = path.scales(t)
+    x = alpha * basis_of(path).coordinates(v) + sigma * z
     law = jax.vmap(path.base.log_prob)
     step = law(z - denoiser.eps(t, x, cond)) - law(z)
-    return x, step + v[0].size * jnp.log(path.alpha(t))
+    stretch = jnp.sum(jnp.log(jnp.broadcast_to(alpha, v.shape[1:])))
+    return basis_of(path).data(x), step + stretch

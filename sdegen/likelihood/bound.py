@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from ..angle import data_size
 from ..denoiser import AbstractDenoiser
+from ..path import check_one_level
 from ..solvers.semilinear import root
 from ..times import logsnr_span
 from ..typing import PyTree, RandomKey, float_array
@@ -71,6 +72,7 @@ def variational_bound(
             f"the bound is for Gaussian noise, and {type(denoiser.path).__name__} has "
             f"base={type(denoiser.path.base).__name__}. Use log_likelihood."
         )
+    check_one_level(denoiser.path, "variational_bound")
     whole = isinstance(draws, int | np.integer) and not isinstance(draws, bool)
     if not whole or draws < 2 or draws % 2:
         raise ValueError(

@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ..angle import Angle, AngleFlow, data_size
 from ..denoiser import AbstractDenoiser
+from ..path import basis_of, check_sample
 from ..solvers.base import AbstractSemilinearSolver
 from ..solvers.semilinear import root
 from ..solvers.solve import check_solver, checked, evaluations, solve, spread
@@ -117,6 +118,7 @@ def log_likelihood(
         raise ValueError(
             "log_likelihood got an empty batch: there is nothing to score."
         )
+    check_sample(path, x0.shape[1:])
     probes = _check_probes(probes, probe_law, key)
     if log_prior is None and jax.eval_shape(path.base.log_prob, x0[0]) is None:
         raise ValueError(
@@ -195,6 +197,7 @@ class _InNats(dfx.AbstractWrappedSolver):
     """A solver that turns its error estimate into nats, by (3), and adds it up."""
 
     solver: dfx.AbstractSolver
+    angle: Angle
     gaussian: bool = eqx.field(static=True)
 
     @property
@@ -232,7 +235,8 @@ class _InNats(dfx.AbstractWrappedSolver):
             if self.gaussian and "k" in dense:
                 # The first stage of every Runge-Kutta method is F at the start.
                 step = jnp.where(t1 > t0, t1 - t0, 1.0)
-                score = -(y0[0] + dense["k"][0][0] / step / jnp.tan(t0))
+                cos, sin, rate = self.angle.local(t0)
+                score = -(y0[0] + dense["k"][0][0] / (step * rate) * cos / sin)
                 along = jnp.sum(score * du, axis=tuple(range(1, du.ndim)))
                 gain_error = gain_error + along[:, None]
                 nats = jnp.abs(gain_error)
@@ -271,7 +275,7 @@ def _log_likelihood(
 ):
     with jax.default_matmul_precision("highest"):
         path, adaptive = denoiser.path, grid if isinstance(grid, Adaptive) else None
-        angle = Angle(path, data_size(denoiser))
+        angle, basis = Angle(path, data_size(denoiser)), basis_of(path)
         first, last = float_array(path.t_min), float_array(path.t_max)
         if adaptive is not None:
             clock = jnp.stack([angle(first), angle(last)])
@@ -283,7 +287,11 @@ def _log_likelihood(
             clock = jax.vmap(angle)(ts[::-1])
         dtype, (batch, *shape) = clock.dtype, x0.shape
         exact = probes == "exact"
-        wrapped = _InNats(solver, path.base.gaussian)
+
+        def total(a):  # over the coordinates of one sample
+            return jnp.sum(jnp.broadcast_to(a, shape)) if a.ndim else x0[0].size * a
+
+        wrapped = _InNats(solver, angle, path.base.gaussian)
 
         def run(y0, index, cond):
             drawn = _draw_probes(key, index, probes, probe_law, shape, dtype)
@@ -291,7 +299,7 @@ def _log_likelihood(
             done = solve(field, y0, clock, wrapped, adaptive=adaptive)
             return done.ys, done.ts, done.stats["num_steps"], done.result
 
-        u = x0.astype(dtype) / angle.scale(first)
+        u = basis.coordinates(x0.astype(dtype)) / angle.scale(first)
         zeros = jnp.zeros((batch, 1 if exact else probes), dtype)
         index = jnp.arange(batch)
         if sharding is not None:
@@ -303,11 +311,11 @@ def _log_likelihood(
         (u, gained, error), _, steps, result = run((u, zeros, zeros), index, cond)
         x_t = u[-1] * angle.scale(last)
         if log_prior is None:
-            sigma, size = path.sigma(last), x0[0].size
-            prior = jax.vmap(path.base.log_prob)(x_t / sigma) - size * jnp.log(sigma)
+            sigma = path.sigma(last)
+            prior = jax.vmap(path.base.log_prob)(x_t / sigma) - total(jnp.log(sigma))
         else:
-            prior = jax.vmap(log_prior)(x_t)
-        stretch = x0[0].size * jnp.log(angle.scale(last) / angle.scale(first))
+            prior = jax.vmap(log_prior)(basis.data(x_t))
+        stretch = total(jnp.log(angle.scale(last) / angle.scale(first)))
         gained, count = gained[-1], 1 if exact else probes
         bar = jnp.zeros(batch, dtype)
         if not exact:
@@ -320,5 +328,5 @@ def _log_likelihood(
             jnp.mean(jnp.where(error[-1] < 0, jnp.nan, error[-1]), axis=1),
             evaluations(solver, steps),
             checked(result, (value, x_t)),
-            x_t,
+            basis.data(x_t),
         )

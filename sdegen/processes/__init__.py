@@ -3,10 +3,19 @@
 `LinearSDE` and `CustomSDE` take coefficients instead, from the user.
 """
 
+from .blurring import Blurring as Blurring
+from .block import BlockSDE as BlockSDE
+from .cld import CLD as CLD
 from .custom import CustomSDE as CustomSDE
 from .flow import FlowMatching as FlowMatching
 from .flow import RectifiedFlow as RectifiedFlow
+from .green import GreenFlow as GreenFlow
+from .green import StraightFlow as StraightFlow
+from .interpolant import StochasticInterpolant as StochasticInterpolant
+from .learned import Gamma as Gamma
+from .learned import LearnedSchedule as LearnedSchedule
 from .linear import LinearSDE as LinearSDE
+from .poisson import PoissonFlow as PoissonFlow
 from .ve import EDM as EDM
 from .ve import VE as VE
 from .vp import DDPM as DDPM

@@ -1,4 +1,4 @@
-"""Any scalar linear process, from its two coefficients.
+"""Any linear process that acts on each coordinate by itself, from two coefficients.
 
     dx = f(t) x dt + g(t) dw    =>    x_t = alpha x0 + sigma z
 
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import AbstractBase, Gaussian
+from ..basis import AbstractBasis, Standard
 from ..sde import AbstractLinearSDE
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
 
@@ -33,8 +34,10 @@ class LinearSDE(AbstractLinearSDE):
 
     The default is the Ornstein-Uhlenbeck process dx = -x dt + sqrt(2) dw up to t = 5.
 
-    **Arguments:** `f` and `g`, scalar functions of (t, params); `params`, any pytree of
-    numbers; 0 < `t_min` < `t_max`; `base`.
+    **Arguments:** `f` and `g`, functions of (t, params) that return a scalar, or an
+    array over the coordinates of one sample (every coordinate then has its own rate);
+    `params`, any pytree of numbers; 0 < `t_min` < `t_max`; `base`; `basis`, in which
+    these are the coordinates, such as `DCT()` for rates that depend on the frequency.
     """
 
     f: Callable = eqx.field(static=True)
@@ -43,6 +46,7 @@ class LinearSDE(AbstractLinearSDE):
     t_min: Scalar
     t_max: Scalar
     base: AbstractBase
+    basis: AbstractBasis
     moments: dfx.DenseInterpolation
 
     def __init__(
@@ -54,6 +58,7 @@ class LinearSDE(AbstractLinearSDE):
         t_min: ScalarLike = 1e-3,
         t_max: ScalarLike | None = None,
         base: AbstractBase | None = None,
+        basis: AbstractBasis | None = None,
     ):
         if (f is None) != (g is None):
             raise ValueError(
@@ -65,6 +70,7 @@ class LinearSDE(AbstractLinearSDE):
         self.params = jax.tree.map(float_array, params)
         self.t_min, self.t_max = float_array(t_min), float_array(t_max)
         self.base = Gaussian() if base is None else base
+        self.basis = Standard() if basis is None else basis
         if not is_traced((self.t_min, self.t_max)):
             if not 0 < float(self.t_min) < float(self.t_max):
                 raise ValueError(
@@ -72,13 +78,18 @@ class LinearSDE(AbstractLinearSDE):
                     f"t_min={float(self.t_min):g} and t_max={float(self.t_max):g}: "
                     "sigma(0) = 0, so the path starts a little after 0."
                 )
-        for name, fn in (("f", self.f), ("g", self.g)):
-            shape = jax.eval_shape(fn, self.t_min, self.params).shape
-            if shape != ():
-                raise ValueError(
-                    f"LinearSDE needs a scalar {name}(t, params), got an array of "
-                    f"shape {shape}. Return one number per time."
-                )
+        shapes = [
+            jax.eval_shape(fn, self.t_min, self.params).shape for fn in (self.f, self.g)
+        ]
+        try:
+            np.broadcast_shapes(*shapes)
+        except ValueError:
+            raise ValueError(
+                "LinearSDE needs f(t, params) and g(t, params) that broadcast, each a "
+                "scalar or an array over the coordinates of one sample, got the shapes "
+                f"{shapes[0]} and {shapes[1]}. A matrix that mixes coordinates is for "
+                "BlockSDE."
+            ) from None
         self.moments = _solve_moments(self.f, self.g, self.params, t_min, t_max)
 
     def alpha(self, t):
@@ -92,7 +103,7 @@ class LinearSDE(AbstractLinearSDE):
     def _moments(self, t):
         coefficients = eqx.Partial(_coefficients, self.f, self.g, self.params)
         out = _evaluate(float_array(t), self.moments, coefficients)
-        return out[..., 0], out[..., 1]
+        return out[0], out[1]
 
 
 def _ou_drift(t, params):
@@ -104,7 +115,9 @@ def _ou_diffusion(t, params):
 
 
 def _coefficients(f, g, params, t):
-    return float_array(f(t, params)), float_array(g(t, params))
+    """f and g at time t, of one shape."""
+    values = float_array(f(t, params)), float_array(g(t, params))
+    return tuple(jnp.broadcast_arrays(*values))
 
 
 def _solve_moments(f, g, params, t_min, t_max):
@@ -126,14 +139,19 @@ def _integrate(f, g, params, t_min, t_max):
     nodes = jnp.asarray((nodes + 1) / 2, t_min.dtype)
     weights = jnp.asarray(weights / 2, t_min.dtype)
 
+    def mean(fn):  # over 0 to 1
+        return jnp.tensordot(weights, jax.vmap(fn)(nodes), 1)
+
     def log_alpha(t):  # the integral of f from 0 to t
-        return t * jnp.sum(weights * jax.vmap(lambda c: f(c * t, params))(nodes))
+        return t * mean(lambda c: _coefficients(f, g, params, c * t)[0])
 
     end = log_alpha(t_min)
-    inner = jax.vmap(
-        lambda c: g(c * t_min, params) ** 2 * jnp.exp(2 * (end - log_alpha(c * t_min)))
-    )(nodes)
-    start = jnp.stack([end, jnp.log(t_min * jnp.sum(weights * inner))])
+
+    def gained(c):  # the noise of time c t_min, as it is at t_min
+        g_t = _coefficients(f, g, params, c * t_min)[1]
+        return g_t**2 * jnp.exp(2 * (end - log_alpha(c * t_min)))
+
+    start = jnp.stack([end, jnp.log(t_min * mean(gained))])
 
     def rhs(log_t, y, args):
         t = jnp.exp(log_t)
@@ -150,7 +168,7 @@ def _integrate(f, g, params, t_min, t_max):
         y0=start,
         stepsize_controller=dfx.PIDController(rtol=tol, atol=tol),
         saveat=dfx.SaveAt(dense=True),
-        max_steps=2048,
+        max_steps=2048 if start.ndim == 1 else 512,  # the table holds them all
         throw=False,
     )
 

@@ -19,4 +19,6 @@ from .solve import Solution as Solution
 from .solve import brownian_path as brownian_path
 from .solve import evaluations as evaluations
 from .solve import solve as solve
+from .sscs import SSCS as SSCS
+from .sscs import BackwardTerm as BackwardTerm
 from .unipc import UniPC as UniPC

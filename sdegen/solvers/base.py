@@ -1,6 +1,7 @@
 """What every solver of the semilinear term shares."""
 
 import abc
+import dataclasses
 
 import diffrax as dfx
 import equinox as eqx
@@ -12,7 +13,8 @@ from .semilinear import SemilinearTerm
 class AbstractSemilinearSolver(dfx.AbstractItoSolver):
     """A Diffrax solver of a `SemilinearTerm`, on its rising clock.
 
-    A solver writes `start` and `advance`. `family`: the largest stochasticity of the
+    A solver writes `start` and `advance`, which are given the local clocks c0 and c1 at
+    both ends of a step. `family`: the largest stochasticity of the
     reverse SDE that it follows, 0 for the flow alone. `draws`: it adds noise even to
     the flow. `calls`: network evaluations of a step; `calls_first`: before the first.
     """
@@ -44,11 +46,14 @@ class AbstractSemilinearSolver(dfx.AbstractItoSolver):
 
     def init(self, terms, t0, t1, y0, args):
         """The state before the first step."""
-        return self.start(_unwrap(terms), t0, t1, y0)
+        term = _unwrap(terms)
+        return self.start(term, *map(term.inverse.local, (t0, t1)), y0)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step, as Diffrax asks for it."""
-        y1, error, state = self.advance(_unwrap(terms), t0, t1, y0, solver_state)
+        term = dataclasses.replace(_unwrap(terms), cell=(t0, t1))
+        clocks = map(term.inverse.local, (t0, t1))
+        y1, error, state = self.advance(term, *clocks, y0, solver_state)
         return y1, error, {"y0": y0, "y1": y1}, state, dfx.RESULTS.successful
 
     def func(self, terms, t0, y0, args):

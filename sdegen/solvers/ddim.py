@@ -1,6 +1,7 @@
 """DDIM: the first-order step of every process, with any share of fresh noise."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -38,6 +39,11 @@ def analytic_variance(
     that will be sampled on.
     """
     path = denoiser.path
+    if jax.eval_shape(path.scales, float_array(times[0]))[0].ndim:
+        raise ValueError(
+            "analytic_variance is one number for all coordinates, and on this path "
+            "every coordinate has its own noise level. Use DDIM() without it."
+        )
     if bound is None and not is_traced(path) and float(path.alpha(times[0])) == 0:
         raise ValueError(
             "analytic_variance needs bound=, an upper bound of the variance of x0, on "
@@ -109,5 +115,5 @@ class DDIM(AbstractSemilinearSolver):
             # alpha and sigma of the path are a and tau times the same scale, which
             # cancels in x0's variance.
             v = v + (a1 - a0 * keep * tau1 / tau0) ** 2 * self.variance(c0)
-        noise = root(v) * term.normal(c0, c1)
+        noise = root(v) * term.normal()
         return a1 * x0 + tau1 * keep * z + noise.astype(y.dtype), None, None

@@ -34,10 +34,13 @@ class DPMSolver2(AbstractSemilinearSolver):
         """Two evaluations, one step."""
         x0, z = term.ends(c0, y)
         middle = clock_of((half_logsnr(c0) + half_logsnr(c1)) / 2)
-        middle = jnp.clip(middle, c0, c1)
+        middle = term.aligned(jnp.clip(middle, c0, c1))
         x0_m, z_m = term.ends(middle, ddim(middle, x0, z))
         shrink, gain = decay(c0, c1)
         rise = gain / jnp.where(shrink > 0, shrink, 1)  # exp(h) - 1
+        if c0.ndim:  # coordinates meet their own middle a little earlier or later
+            share = half_logsnr(middle) - half_logsnr(c0)
+            rise = rise * (half_logsnr(c1) - half_logsnr(c0)) / 2 / share
         whole_step = ddim(c1, x0, z) - scales(c1)[1] * rise * (z_m - z)
         return jnp.where(shrink > 0, whole_step, ddim(c1, x0_m, z_m)), None, None
 

@@ -61,5 +61,5 @@ class DPMSolverSDE(AbstractSemilinearSolver):
             ratio = jnp.where(known, rise / jnp.where(known, before, 1), 0)
             y1 = y1 + 0.5 * ratio * a1 * lost * (x0 - state.values[0])
         if fresh is not None:
-            y1 = y1 + tau1 * fresh * term.normal(c0, c1)
+            y1 = y1 + tau1 * fresh * term.normal()
         return y1, None, multistep.History(state.step + 1, (x0,), here[None], None)

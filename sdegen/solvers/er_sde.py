@@ -66,7 +66,7 @@ class ERSDE(AbstractSemilinearSolver):
 
         def density(lam):
             # d/dlambda of phi(r1) / phi(r), phi(r) = r g(r)^power, r = exp(-lambda)
-            slope = jax.vmap(jax.grad(log_noise))(lam)
+            slope = jax.jvp(log_noise, (lam,), (jnp.ones_like(lam),))[1]
             return jnp.exp(lam - there + log_noise(there) - log_noise(lam)) * (
                 1 - slope
             )
@@ -82,7 +82,7 @@ class ERSDE(AbstractSemilinearSolver):
             weights = integrals(nodes[: self.points], known, here, there, density)
             y1 = y1 + a1 * multistep.combine(weights, values[: self.points])
         if term.stochasticity is not None:
-            y1 = y1 + tau1 * root(1 - keep**2) * term.normal(c0, c1)
+            y1 = y1 + tau1 * root(1 - keep**2) * term.normal()
         length = len(state.values)
         state = multistep.History(state.step + 1, values[:length], nodes[:length], None)
         return y1, None, state

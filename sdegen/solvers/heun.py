@@ -50,6 +50,12 @@ class EDMHeun(AbstractSemilinearSolver):
     def advance(self, term, c0, c1, y, state):
         """Two evaluations, one step."""
         if self.s_churn is not None:
+            if c0.ndim:
+                raise ValueError(
+                    "churn raises one noise level, and on this path every coordinate "
+                    "has its own. Use EDMHeun() without s_churn, or a stochasticity "
+                    "with DPMSolverSDE()."
+                )
             c0, y = self._churn(term, c0, c1, y, state)
         x0, z = term.ends(c0, y)
         first = ddim(c1, x0, z)
@@ -71,7 +77,7 @@ class EDMHeun(AbstractSemilinearSolver):
         ceiling = tau_top / jnp.where(a_top > 0, a_top, 1e-6)
         raised = jnp.maximum(jnp.minimum(raised, ceiling), r)
         noise = root(raised**2 - r**2) * self.s_noise
-        point = y / jnp.where(a > 0, a, 1) + noise * term.normal(c0, c1)
+        point = y / jnp.where(a > 0, a, 1) + noise * term.normal()
         clock = jnp.where(inside, jnp.log1p(1 / raised), c0)
         y = jnp.where(inside, scales(clock)[0] * point, y).astype(y.dtype)
         return clock, y

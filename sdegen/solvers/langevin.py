@@ -50,12 +50,12 @@ class Langevin(AbstractSemilinearSolver):
         (a1, tau1), keep = scales(c1), kept(decay(c0, c1)[0], term.stochasticity)
         y = a1 * x0 + tau1 * keep * z
         if term.stochasticity is not None:
-            y = y + tau1 * root(1 - keep**2) * term.normal(c0, c1)
+            y = y + tau1 * root(1 - keep**2) * term.normal()
         snr = self.snr.astype(y.dtype)
         for i in range(self.corrections):
             z = term.ends(c1, y)[1]
             # e score = -2 snr^2 sigma z, sqrt(2 e) = 2 snr sigma
-            y = y + 2 * snr * tau1 * (term.normal(c0, c1, i + 1) - snr * z)
+            y = y + 2 * snr * tau1 * (term.normal(i + 1) - snr * z)
         return y, None, None
 
     def __check_init__(self):

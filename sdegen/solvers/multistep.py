@@ -37,14 +37,14 @@ class History(NamedTuple):
 
     step: Int[Array, ""]
     values: tuple[Float[Array, "batch ..."], ...]
-    nodes: Float[Array, " length"]
+    nodes: Float[Array, "length ..."]
     linear: Float[Array, "batch ..."] | None
     """L of the last step, which a corrector starts from; None without one."""
 
 
 def empty(length: int, y: Float[Array, "batch ..."], c, corrects: bool) -> History:
     """A history of `length` predictions, none of them known yet."""
-    zero, nodes = jnp.zeros_like(y), jnp.zeros(length, jnp.result_type(c))
+    zero, nodes = jnp.zeros_like(y), jnp.zeros((length, *c.shape), c.dtype)
     step = jnp.zeros((), jnp.int32)
     return History(step, (zero,) * length, nodes, zero if corrects else None)
 

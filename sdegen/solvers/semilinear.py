@@ -27,10 +27,15 @@ slowly on real ones. With a scale E and a variable xi,
 (s is sigma_data). All of them are DDIM for the first order but edm's, which is Euler's
 method in the angle xi: there data of standard deviation s have unit speed, as in the
 preconditioning of Karras et al. 2022, table 1.
+
+Where alpha and sigma are arrays, every coordinate has a clock of its own, and solvers
+are handed both ends of a step in these local clocks: all of the above is elementwise.
+The clock that Diffrax sees is their mean (`path`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import diffrax as dfx
 import equinox as eqx
@@ -46,26 +51,28 @@ from ..path import NoiseInverse
 from ..prediction import Kind
 from ..typing import PyTree, Scalar, ScalarLike
 
+Clock: TypeAlias = Float[Array, "..."]
+"""The clock c: a scalar, or one for each coordinate of a sample."""
 FLOOR = 1e-3  # a / tau below which lambda, an abscissa only, stops
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 
 
-def scales(c: Scalar) -> tuple[Scalar, Scalar]:
+def scales(c: Clock) -> tuple[Clock, Clock]:
     """(a, tau) at the clock c, equation (1)."""
     return -jnp.expm1(-c), jnp.exp(-c)
 
 
-def half_logsnr(c: Scalar) -> Scalar:
+def half_logsnr(c: Clock) -> Clock:
     """lambda at the clock c, not below log(1e-3)."""
     return jnp.log(jnp.maximum(jnp.expm1(c), FLOOR))
 
 
-def clock_of(half_logsnr: Scalar) -> Scalar:
+def clock_of(half_logsnr: Clock) -> Clock:
     """The clock c of a lambda, the inverse of (1)."""
     return jax.nn.softplus(half_logsnr)
 
 
-def decay(c0: Scalar, c1: Scalar) -> tuple[Scalar, Scalar]:
+def decay(c0: Clock, c1: Clock) -> tuple[Clock, Clock]:
     """(exp(-h), 1 - exp(-h)) over the step from c0 to c1, equation (2)."""
     a0, a1 = -jnp.expm1(-c0), -jnp.expm1(-c1)
     return a0 / a1 * jnp.exp(c0 - c1), -jnp.expm1(c0 - c1) / a1
@@ -77,7 +84,7 @@ def root(v: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, 1.0)), 0.0)
 
 
-def kept(shrink: Scalar, strength: ScalarLike | None) -> Scalar | float:
+def kept(shrink: Clock, strength: ScalarLike | None) -> Clock | float:
     """exp(-strength^2 h) from exp(-h): the share of the old noise after a step."""
     if strength is None:
         return 1.0
@@ -91,7 +98,8 @@ class SemilinearTerm(dfx.AbstractTerm):
 
     As a plain Diffrax term it is the probability flow dy/dc = tau (x0_hat - z_hat).
     `stochasticity` is the strength of the reverse SDE, None for the flow; `brownian`
-    drives it, None where nothing is drawn. y is (batch, ...).
+    drives it, None where nothing is drawn; `cell` is the step that is being taken, on
+    the clock of the whole. y is (batch, ...).
     """
 
     denoiser: AbstractDenoiser
@@ -99,17 +107,22 @@ class SemilinearTerm(dfx.AbstractTerm):
     cond: PyTree = None
     stochasticity: Scalar | None = None
     brownian: GridBrownianPath | TreeBrownianPath | None = None
+    cell: tuple[Scalar, Scalar] | None = None
 
     def ends(
-        self, c: Scalar, y: Float[Array, "batch ..."]
+        self, c: Clock, y: Float[Array, "batch ..."]
     ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
-        """(x0_hat, z_hat) at y: one network evaluation."""
-        t, path = self.inverse(c), self.denoiser.path
+        """(x0_hat, z_hat) at y and the local clocks c: one network evaluation."""
+        t, path = self.inverse(jnp.mean(c) if c.ndim else c), self.denoiser.path
         return self.denoiser.ends(t, (path.alpha(t) + path.sigma(t)) * y, self.cond)
 
-    def normal(self, c0: Scalar, c1: Scalar, draw: int = 0) -> Float[Array, "..."]:
+    def aligned(self, c: Clock) -> Clock:
+        """The local clocks nearest to c that belong to one time: of the same mean."""
+        return self.inverse.local(jnp.mean(c)) if c.ndim else c
+
+    def normal(self, draw: int = 0) -> Float[Array, "..."]:
         """A standard normal of the shape of y for the step, another for each `draw`."""
-        brownian = self.brownian
+        (c0, c1), brownian = self.cell, self.brownian
         if draw:
             fold = jax.vmap(lambda k: jax.random.fold_in(k, 2**31 - draw))
             brownian = eqx.tree_at(lambda b: b.keys, brownian, fold(brownian.keys))
@@ -118,8 +131,9 @@ class SemilinearTerm(dfx.AbstractTerm):
 
     def vf(self, t, y, args):
         """dy/dc of the probability flow."""
-        x0, z = self.ends(t, y)
-        return jnp.exp(-t) * (x0 - z)
+        c = self.inverse.local(t)
+        x0, z = self.ends(c, y)
+        return jnp.exp(-c) * self.inverse.local_rate(t) * (x0 - z)
 
     def contr(self, t0, t1, **kwargs):
         """The step."""
@@ -131,7 +145,7 @@ class SemilinearTerm(dfx.AbstractTerm):
 
 
 def ddim(
-    c: Scalar, x0: Float[Array, "batch ..."], z: Float[Array, "batch ..."]
+    c: Clock, x0: Float[Array, "batch ..."], z: Float[Array, "batch ..."]
 ) -> Float[Array, "batch ..."]:
     """a x0 + tau z at the clock c: the step of DDIM, exact if neither end moves."""
     a, tau = scales(c)
@@ -209,12 +223,12 @@ def splitting(kind: Kind) -> Splitting:
 
 
 def integrals(
-    nodes: Float[Array, " nodes"],
+    nodes: Float[Array, "nodes ..."],
     known: Int[Array, ""],
-    start: Scalar,
-    stop: Scalar,
+    start: Clock,
+    stop: Clock,
     density: Callable,
-) -> Float[Array, " nodes"]:
+) -> Float[Array, "nodes ..."]:
     """Weights W with sum_j W_j p_j = int w(xi) (P(xi) - p_0) dxi from start to stop.
 
     P is the polynomial through the first `known` values p_j at `nodes`, in Newton's
@@ -222,17 +236,21 @@ def integrals(
     integrals are Gauss-Legendre's with 12 nodes: exact to rounding for the densities of
     (3) over any step that a sampler takes.
     """
-    half = (stop - start) / 2
-    xi = (start + stop) / 2 + half * jnp.asarray(_NODES, half.dtype)
-    w = density(xi) * half * jnp.asarray(_WEIGHTS, half.dtype)
-    count, newton = len(nodes), jnp.ones_like(xi)
+    half, count = (stop - start) / 2, len(nodes)
+    wide = (-1,) + (1,) * half.ndim  # quadrature, or nodes, before the coordinates
+    abscissae, weights = (
+        jnp.asarray(v.reshape(wide), half.dtype) for v in (_NODES, _WEIGHTS)
+    )
+    xi = (start + stop) / 2 + half * abscissae
+    w, newton = density(xi) * half * weights, jnp.ones_like(xi)
     total = jnp.zeros_like(nodes)
     for m in range(1, count):
         newton = newton * (xi - nodes[m - 1])
         used = m < known
-        gaps = nodes[: m + 1, None] - nodes[None, : m + 1] + jnp.eye(m + 1)
+        same = jnp.eye(m + 1).reshape((m + 1, *wide))
+        gaps = nodes[: m + 1, None] - nodes[None, : m + 1] + same
         gaps = jnp.where(used & (gaps != 0), gaps, 1.0)  # guards what is not known yet
         divided = 1 / jnp.prod(gaps, axis=1)
-        term = jnp.where(used, jnp.sum(w * newton), 0.0)
+        term = jnp.where(used, jnp.sum(w * newton, axis=0), 0.0)
         total = total.at[: m + 1].add(term * divided)
     return total

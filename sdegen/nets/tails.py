@@ -1,0 +1,55 @@
+"""A network for noise whose tails are heavy.
+
+Shown x / sqrt(sigma^2 + (alpha sigma_data)^2), as `edm_inputs` does, a network meets
+inputs of any size when the noise has no variance, and most targets are as large. Here m
+= |x|^2 / N, scaled so that a typical x has 1, says how far out a sample is, and what
+data and noise of this level do not explain raises the noise level to s (1 in data
+units: everything is divided by alpha):
+
+    s^2 = (sigma / alpha)^2 + S max(m - c, 0)^2 / m,
+      S = (sigma / alpha)^2 + sigma_data^2
+    x0_hat = sigma_data^2 / (s^2 + sigma_data^2) x / alpha
+             + s sigma_data / sqrt(s^2 + sigma_data^2) F(x_in / sqrt(1 + m))       (1)
+
+These are EDM's coefficients (Karras et al. 2022, table 1) at the level s: its own in
+the bulk, m < c, and such that the network sees and says numbers of order one beyond it.
+A large z at a level where sigma z is still within the data stays what it is: there the
+error of x0 is like (sigma sigma_data)^(1/2) for dof = 1, not sigma, and the loss wants
+the weight alpha / sigma on x0 in place of EDM's.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..typing import PyTree, Scalar, Time, number
+
+_BULK = 4.0  # c in (1)
+
+
+class Tails(eqx.Module):
+    """Equation (1) around any network: predicts x0, from the inputs of `edm_inputs`.
+
+        Denoiser(Tails(network, sigma_data), path, kind=prediction.x0, sigma_data=...)
+
+    **Arguments:** `network`, (time, x, cond) -> F; `sigma_data`, as in the denoiser.
+    """
+
+    network: Any
+    sigma_data: Scalar = number(0.5)
+
+    def __call__(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """E[x0 given x_t], for t = log(sigma / alpha) / 4 and scaled x."""
+        each = (-1,) + (1,) * (x.ndim - 1)
+        m = jnp.mean(x**2, axis=tuple(range(1, x.ndim)), keepdims=True)
+        level = jnp.exp(8 * t).reshape(each)
+        data = self.sigma_data**2
+        excess = jnp.maximum(m - _BULK, 0.0) ** 2 / jnp.maximum(m, _BULK)
+        s2 = level + (level + data) * excess
+        skip, out = data / (s2 + data), jnp.sqrt(s2 * data / (s2 + data))
+        f = self.network(t, (x / jnp.sqrt(1 + m)).astype(x.dtype), cond)
+        return (skip * jnp.sqrt(level + data) * x + out * f).astype(x.dtype)

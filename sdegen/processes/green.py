@@ -1,0 +1,63 @@
+"""Flows from a noise of any law: Green's functions and straight characteristics.
+
+Matter of one point spreads with a radial distribution function psi_t(r) and the
+velocity -(d_t psi / d_r psi) (x - x0) / r, so that dp/dt + div(p v) = 0 (Su 2022,
+"Constructing diffusion ODEs by Green's functions"). If psi_t(r) = psi(r / t), the
+velocity is (x - x0) / t whatever psi is, and
+
+    x_t = x0 + t z,    z of the law of psi: `sdegen.Radial`                        (1)
+
+Straight characteristics from data to noise of any law z (Su 2022, "Constructing
+diffusion ODEs by characteristics") are
+
+    x_t = (1 - t) x0 + t z                                                         (2)
+
+Other psi_t, and characteristics that bend, are an `AbstractTrack`.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from ..base import AbstractBase, Box
+from ..path import AbstractPath
+from ..radial import Radial
+from ..typing import Scalar, number
+
+
+class GreenFlow(AbstractPath):
+    """alpha = 1, sigma = t, equation (1): by default psi = tanh(r / t).
+
+    Any other psi in one line: `GreenFlow(base=Radial(lambda r: 1 - jnp.exp(-r)))`.
+    Poisson's kernel is `PoissonFlow(1)`, the heat kernel `EDM`.
+    """
+
+    t_min: Scalar = number(1e-3)
+    t_max: Scalar = number(40.0)
+    base: AbstractBase = eqx.field(default_factory=Radial)
+
+    def alpha(self, t):
+        """1."""
+        return jnp.ones_like(t)
+
+    def sigma(self, t):
+        """t."""
+        return 1.0 * t
+
+
+class StraightFlow(AbstractPath):
+    """alpha = 1 - t, sigma = t, equation (2), from noise of any law.
+
+    With Gaussian noise it is `RectifiedFlow`, which is an SDE, too.
+    """
+
+    t_min: Scalar = number(1e-3)
+    t_max: Scalar = number(1.0)
+    base: AbstractBase = eqx.field(default_factory=Box)
+
+    def alpha(self, t):
+        """1 - t."""
+        return 1 - t
+
+    def sigma(self, t):
+        """t."""
+        return 1.0 * t

@@ -1,0 +1,549 @@
+"""Linear SDEs of a state with momentum: critically damped Langevin and its kin.
+
+The oracles: published numbers, matrix exponentials of scipy (Van Loan's block for the
+covariance), brute-force integrals over x0, and Gaussian mixtures through the statistic,
+which is all that the law of x0 depends on.
+"""
+
+import functools
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+from oracle import G1, PROBES, as_float32
+
+import sdegen
+from sdegen.augmented import StateScore
+from sdegen.block import lower, transition, transition_nodes
+from sdegen.denoiser import PosteriorMean
+from sdegen.solvers import SSCS, BackwardTerm
+from sdegen.typing import Scalar, number
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles():
+    """Many programs that run once each: compile them quickly rather than well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def cld_matrix(t, beta):
+    return (beta + 2 * t) * jnp.array([[0.0, 4.0], [-1.0, -4.0]])
+
+
+def cld_noise(t, beta):
+    return jnp.sqrt((beta + 2 * t) * jnp.array([0.0, 2.0]))
+
+
+def phase_matrix(t, beta):  # noise in position and velocity
+    return beta * jnp.array([[-0.5, 4.0], [-1.0, -4.5]])
+
+
+def phase_noise(t, beta):
+    return jnp.sqrt(beta * jnp.array([1.0, 2.25]))
+
+
+def third_matrix(t, beta):  # the noise reaches the data through two integrations
+    r, s = 8**0.5, 27**0.5
+    return beta * jnp.array([[0.0, 1.0, 0.0], [-1.0, 0.0, r], [0.0, -r, -s]])
+
+
+def third_noise(t, beta):
+    return jnp.sqrt(beta * jnp.array([0.0, 0.0, 2 * 27**0.5]))
+
+
+KIN = {
+    "CLD": (cld_matrix, cld_noise, 4.0, 0.01),
+    "PSLD": (phase_matrix, phase_noise, 4.0, 0.01),
+    "HOLD": (third_matrix, third_noise, 6.0, 0.04),
+}
+
+
+@functools.cache
+def made(name):
+    """A process by two functions, or CLD itself, in float64."""
+    with jax.enable_x64(True):
+        if name == "closed":
+            return sdegen.CLD()
+        f, g, beta, auxiliary = KIN[name]
+        return sdegen.BlockSDE(f, g, beta, auxiliary=auxiliary)
+
+
+@eqx.filter_jit
+def table(process, ts):
+    """a, L, log-SNR and its derivative at the times `ts`."""
+
+    def at(t):
+        slope = jax.jvp(process.logsnr, (t,), (jnp.ones_like(t),))
+        return (*process.moments(t), *slope)
+
+    return jax.vmap(at)(ts)
+
+
+def exact_moments(f, g, first, t):
+    """a and S of constant matrices, by Van Loan 1978."""
+    k = len(g)
+    block = np.block([[-f, np.diag(g**2)], [np.zeros((k, k)), f.T]]) * t
+    x = scipy.linalg.expm(block)
+    move = x[k:, k:].T
+    return move[:, 0], move @ x[:k, k:] + move @ first @ move.T
+
+
+# -- the law ---------------------------------------------------------------------------
+
+
+def test_cld_has_the_golden_covariance_and_keeps_its_stationary_law():
+    cld = made("closed")
+    a, factor = cld.moments(0.1)
+    cov = factor @ factor.T
+    golden = [0.2218100610, 0.1298598404, 0.2157583505]
+    np.testing.assert_allclose([cov[0, 0], cov[0, 1], cov[1, 1]], golden, atol=6e-11)
+    law, f, g = jnp.diag(jnp.array([1.0, 0.25])), cld.matrix(0.3), cld.noise(0.3)
+    np.testing.assert_allclose(f @ law + law @ f.T, -jnp.diag(g**2), atol=1e-12)
+    a, factor = cld.moments(1.0)
+    assert np.abs(a).max() < 1e-2  # the data are forgotten
+    np.testing.assert_allclose(factor @ factor.T, law, atol=3e-5)
+
+
+def test_closed_form_is_the_moment_equations_is_the_matrix_exponential():
+    ts = jnp.geomspace(1e-3, 1, 60).clip(1e-3, 1)
+    slow = sdegen.CLD(beta=4.0, slope=2.0)
+    closed, solved = table(slow, ts), table(made("CLD"), ts)
+    for i, t in enumerate(np.asarray(ts)):
+        first = np.diag([0.0, 0.01])
+        f, g = np.asarray(cld_matrix(0.0, 1.0)), np.asarray(cld_noise(0.0, 1.0))
+        a, cov = exact_moments(f, g, first, 4 * t + t * t)  # in the time int beta
+        np.testing.assert_allclose(closed[0][i], a, atol=1e-13)
+        scale = np.sqrt(np.diag(cov))
+        gap = (closed[1][i] @ closed[1][i].T - cov) / scale / scale[:, None]
+        assert np.abs(gap).max() < 1e-10
+    # in units of the noise, the hardest: L^-1 of the one with the other
+    white = np.linalg.solve(closed[1], solved[1]) - np.eye(2)
+    assert np.abs(white).max() < 1e-9
+    shift = np.linalg.solve(closed[1], (solved[0] - closed[0])[..., None])[..., 0]
+    assert (np.abs(shift).max(1) < 1e-9 * np.exp(closed[2] / 2).clip(1)).all()
+    np.testing.assert_allclose(closed[2], solved[2], atol=5e-9)
+    np.testing.assert_allclose(closed[3], solved[3], rtol=5e-9)
+    # (5) against a difference of the log-SNR itself
+    up, down = (table(slow, ts[5:55] * (1 + s))[2] for s in (1e-5, -1e-5))
+    np.testing.assert_allclose(
+        (up - down) / (2e-5 * ts[5:55]), closed[3][5:55], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["PSLD", "HOLD"])
+def test_two_functions_are_enough_for_noise_anywhere_and_any_order(name):
+    f, g, beta, auxiliary = KIN[name]
+    ts = jnp.geomspace(1e-3, 1, 60).clip(1e-3, 1)
+    a, factor, logsnr, _ = table(made(name), ts)
+    f, g = np.asarray(f(0.0, beta)), np.asarray(g(0.0, beta))
+    first = np.diag([0.0] + [auxiliary] * (len(g) - 1))
+    for i in range(8, 60, 3):  # before, Van Loan's own rounding is the larger
+        wanted, cov = exact_moments(f, g, first, float(ts[i]))
+        root = np.linalg.cholesky(cov)
+        assert np.abs(np.linalg.solve(root, factor[i]) - np.eye(len(g))).max() < 1e-7
+        snr = np.sum(np.linalg.solve(root, wanted) ** 2)
+        assert abs(float(logsnr[i]) - np.log(snr)) < 1e-6
+    # near the data too: by the exact step from t_min / 2, which forms no covariance
+    nodes = transition_nodes(jnp.float64)[:, None]
+    half = 5e-4
+    move, rows = transition(
+        half * jnp.broadcast_to(f, (len(nodes), *f.shape)),
+        jnp.sqrt(half) * jnp.broadcast_to(g, (len(nodes), len(g))),
+    )
+    noise = lower(jnp.concatenate([jnp.sqrt(first) @ move.T, rows]))
+    move, rows = move, jnp.concatenate([(move @ noise).T, rows])
+    white = np.linalg.solve(factor[0], lower(rows)) - np.eye(len(g))
+    assert np.abs(white).max() < 1e-9
+    np.testing.assert_allclose(a[0], move @ move[:, 0], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("name, bound", [("closed", 1e-5), ("CLD", 3e-5)])
+def test_float32_is_precise_from_very_small_times(name, bound, float32):
+    if name == "closed":
+        single = sdegen.CLD(slope=2.0, t_min=1e-5)
+    else:
+        single = sdegen.BlockSDE(*KIN["CLD"][:3], auxiliary=0.01, t_min=1e-5)
+    ts = np.geomspace(1e-5, 1, 60).astype(np.float32).clip(1e-5, 1)
+    found = table(single, jnp.asarray(ts))
+    assert {v.dtype.name for v in found} == {"float32"}
+    with jax.enable_x64(True):
+        exact = sdegen.CLD(slope=2.0, t_min=1e-5)
+        exact = table(exact, jnp.asarray(ts, jnp.float64))
+    found, exact = ([np.asarray(v, float) for v in w] for w in (found, exact))
+    white = np.linalg.solve(exact[1], found[1]) - np.eye(2)
+    print(np.abs(white).max(), np.abs(found[2] - exact[2]).max())
+    assert np.abs(white).max() < bound
+    assert np.abs(found[2] - exact[2]).max() < bound
+    np.testing.assert_allclose(found[3], exact[3], rtol=bound)
+
+
+def test_a_gradient_goes_through_the_construction():
+    def fact(process):
+        path = process.alpha(0.3) + 2 * process.sigma(0.1) + process.time(-1.0)
+        return path + process.moments(0.2)[1][1, 0]
+
+    mine = lambda b: fact(sdegen.BlockSDE(*KIN["CLD"][:2], b, auxiliary=0.01))  # noqa: E731
+    exact = lambda b: fact(sdegen.CLD(beta=b, slope=2.0))  # noqa: E731
+    for fn in (mine, exact):
+        value, slope = jax.jvp(jax.jit(fn), (4.0,), (1.0,))
+        if fn is mine:
+            found = value, slope
+    np.testing.assert_allclose(found, (value, slope), rtol=1e-6)
+
+
+# -- the statistic ---------------------------------------------------------------------
+
+
+@eqx.filter_jit
+def posterior(process, t, us):
+    """Exact E[x0 given the statistic], the score by it, and the statistic's weights."""
+
+    def at(u):
+        y = process.statistic(t, u)
+        x0 = G1.denoise(y, process.alpha(t), process.sigma(t))
+        return x0, process.score(t, u, x0)
+
+    return jax.vmap(at)(us)
+
+
+@pytest.mark.parametrize("name", ["closed", "HOLD"])
+def test_the_statistic_is_all_that_the_state_says_of_the_data(name):
+    process, t = made(name), jnp.asarray(0.15)
+    us = jax.random.normal(KEY, (12, process.size, 1)) * 0.7
+    x0, score = posterior(process, t, us)
+    a, factor = (np.asarray(v) for v in process.moments(t))
+    cov, grid = factor @ factor.T, np.linspace(-8, 8, 40001)
+    prior = np.asarray(G1.pdf(jnp.asarray(grid)))
+
+    def log_density(u):  # of the state, by the integral over x0
+        gap = u[None] - np.outer(grid, a)
+        log = -0.5 * np.einsum("ni,ij,nj->n", gap, np.linalg.inv(cov), gap)
+        p = prior * np.exp(log - log.max())
+        return np.log(p.sum()) + log.max(), (p * grid).sum() / p.sum()
+
+    for u, mean, slope in zip(us[..., 0], x0[:, 0], score[..., 0], strict=True):
+        u = np.asarray(u)
+        assert abs(log_density(u)[1] - float(mean)) < 1e-9
+        for i in range(len(u)):
+            h = np.eye(len(u))[i] * 1e-4
+            wanted = (log_density(u + h)[0] - log_density(u - h)[0]) / 2e-4
+            assert abs(wanted - float(slope[i])) < 1e-5 * (1 + abs(wanted))
+
+
+def test_the_score_of_the_velocity_is_that_of_hybrid_score_matching():
+    # With x0 known the target is -ell eps_v, where u = a x0 + (the factor with v last)
+    # (eps_x, eps_v): Dockhorn et al. 2022, eq. 7 and 8.
+    cld, t, x0 = made("closed"), 0.2, jnp.array([0.7, -0.3])
+    a, factor = cld.moments(t)
+    eps = jax.random.normal(KEY, (2, 2))
+    u = a[:, None] * x0 + factor @ eps
+    cov = factor @ factor.T
+    ell = jnp.sqrt(cov[0, 0] / (cov[0, 0] * cov[1, 1] - cov[0, 1] ** 2))
+    np.testing.assert_allclose(cld.score(t, u, x0)[1], -ell * eps[1], rtol=1e-10)
+
+
+def test_draws_of_the_state_have_its_law_and_the_statistic_that_of_the_path():
+    for name in ("closed", "HOLD"):
+        process, t, n = made(name), 0.05, 20_000
+        keys, x0 = jax.random.split(KEY, n), jnp.array([0.8])
+
+        @eqx.filter_jit
+        def draw(process, keys):
+            u = jax.vmap(lambda k: process.corrupt(k, t, x0))(keys)
+            return u, jax.vmap(lambda u: process.statistic(t, u))(u)
+
+        u, y = (np.asarray(v) for v in draw(process, keys))
+        mean, sd = float(process.alpha(t) * x0[0]), float(process.sigma(t))
+        assert scipy.stats.kstest(y[:, 0], "norm", (mean, sd)).pvalue > 1e-4
+        a, factor = process.moments(t)
+        z = np.linalg.solve(factor, u[..., 0].T - np.outer(a, x0))
+        assert np.abs(z.mean(1)).max() < 5 / np.sqrt(n)
+        assert np.abs(np.cov(z) - np.eye(len(z))).max() < 5 * np.sqrt(2 / n)
+
+
+# -- sampling --------------------------------------------------------------------------
+
+
+class Exact(eqx.Module):
+    """E[x0 given x_t] of a mixture on a path whose numbers are leaves."""
+
+    path: sdegen.AbstractPath
+    std: Scalar | None = None
+
+    def __call__(self, t, x, cond):
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        if self.std is None:
+            return G1.denoise(x, alpha, sigma).astype(x.dtype)
+        variance = self.std**2
+        return alpha * variance / (alpha**2 * variance + sigma**2) * x
+
+
+def generator(process, std=None):
+    return sdegen.Augmented(PosteriorMean(Exact(process, std), process))
+
+
+def has_the_law_of_x(x, process, t):
+    a, factor = process.moments(t)
+    spread = float(jnp.sqrt(jnp.sum(factor[0] ** 2)))
+    cdf = lambda x: np.asarray(G1.cdf(jnp.asarray(x), float(a[0]), spread))  # noqa: E731
+    result = scipy.stats.kstest(np.asarray(x)[:, 0], cdf)
+    print(result)
+    return result.pvalue > 1e-4
+
+
+def test_samples_of_data_are_exact_through_the_path():
+    cld = made("closed")
+    scales = lambda t: (float(cld.alpha(t)), float(cld.sigma(t)))  # noqa: E731
+    start = G1.quantile(PROBES, *scales(cld.t_max))[:, None]
+    wanted = G1.quantile(PROBES, *scales(cld.t_min))[:, None]
+    denoiser = PosteriorMean(Exact(cld), cld)
+    out = sdegen.sample(KEY, denoiser, start.shape, start=start, grid=400)
+    assert bool(out.ok)
+    np.testing.assert_allclose(out.x, wanted, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    {
+        "flow": dict(),
+        "SDE": dict(stochasticity=1.0, solver=dfx.Heun()),
+        "SSCS": dict(stochasticity=1.0, solver=SSCS(midpoint=True), grid=100),
+        "SSCS, PSLD": dict(stochasticity=0.5, solver=SSCS(midpoint=True), grid=100),
+    }.items(),
+    ids=str,
+)
+def test_samples_of_the_state_have_the_law_of_the_data(name, options):
+    process = made("PSLD" if "PSLD" in name else "closed")
+    out = sdegen.sample(KEY, generator(process), (3000, 1), **options)
+    assert bool(out.ok) and out.x.shape == (3000, 1)
+    steps = options.get("grid", 200)
+    calls = {"flow": 2, "SDE": 2}.get(name, 2)
+    assert int(out.evaluations) == calls * steps
+    assert has_the_law_of_x(out.x, process, process.t_min)
+
+
+def test_the_flow_of_gaussian_data_keeps_every_radius():
+    process, std = made("closed"), jnp.asarray(0.6)
+    score = StateScore(PosteriorMean(Exact(process, std), process))
+    u = process.prior(KEY, (5,))
+
+    def radius(t, u):
+        a, factor = process.moments(t)
+        root = jnp.linalg.cholesky(factor @ factor.T + std**2 * jnp.outer(a, a))
+        return jnp.sum(jax.scipy.linalg.solve_triangular(root, u, lower=True) ** 2)
+
+    flow = sdegen.probability_flow(process, score)
+    out = sdegen.simulate(
+        KEY,
+        flow,
+        u[None],
+        solver=dfx.Dopri8(),
+        grid=sdegen.Adaptive(rtol=1e-11, atol=1e-12),
+    )
+    first, last = radius(process.t_max, u), radius(process.t_min, out.x[0])
+    assert abs(float(last / first) - 1) < 1e-8
+
+
+# -- the splitting sampler -------------------------------------------------------------
+
+
+class Chosen(dfx.AbstractBrownianPath):
+    """Two chosen normals per step, in place of drawn ones."""
+
+    z: jax.Array
+    t0 = 0.0
+    t1 = 1.0
+    levy_area = dfx.SpaceTimeLevyArea
+
+    def evaluate(self, t0, t1=None, left=True, use_levy=False):
+        dt = t1 - t0
+        w, h = jnp.sqrt(dt) * self.z[0], jnp.sqrt(dt / 12) * self.z[1]
+        return dfx.SpaceTimeLevyArea(dt=dt, W=w, H=h)
+
+
+@eqx.filter_jit
+def covariance_at_the_end(generator, start, clock, strength, solver):
+    """Exact: for Gaussian data a step is a matrix, seen by its effect on a basis."""
+    basis = jnp.eye(6)[:, :, None]
+    u, z = basis[:, :2], jnp.stack([basis[:, 2:4], basis[:, 4:]])
+
+    def by_solver(c):
+        backward = lambda cond: generator.backward(strength)  # noqa: E731
+        term = BackwardTerm(backward, None, Chosen(z))
+        state = solver.init(term, *c, u, None)
+        return solver.step(term, *c, u, None, state, False)[0]
+
+    def by_euler(c):
+        process, h = generator.backward(strength), c[1] - c[0]
+        g = process.diffusion(c[0], u[0])
+        return jax.vmap(
+            lambda u, z: u + h * process.drift(c[0], u) + jnp.sqrt(h) * g * z
+        )(u, z[0])
+
+    def body(cov, c):
+        step = (by_euler(c) if solver is None else by_solver(c))[..., 0].T
+        return step[:, :2] @ cov @ step[:, :2].T + step[:, 2:] @ step[:, 2:].T, None
+
+    return jax.lax.scan(body, start, (clock[:-1], clock[1:]))[0]
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_the_splitting_has_its_order_and_beats_euler(strength):
+    process, std = sdegen.CLD(t_min=1e-2), jnp.asarray(0.55)
+
+    def law(t):
+        a, factor = process.moments(t)
+        return factor @ factor.T + std**2 * jnp.outer(a, a)
+
+    exact, start = law(process.t_min)[0, 0], law(process.t_max)
+    run = functools.partial(covariance_at_the_end, generator(process, std), start)
+
+    def bias(solver, steps):
+        clock = jnp.arange(steps + 1) / steps
+        cov = run(clock, jnp.asarray(strength), solver)
+        return abs(float(cov[0, 0] / exact - 1))
+
+    one = bias(SSCS(), 100), bias(SSCS(), 400)
+    two = bias(SSCS(midpoint=True), 100), bias(SSCS(midpoint=True), 400)
+    print(one, two)
+    assert abs(np.log2(one[0] / one[1]) / 2 - 1) < 0.1
+    assert abs(np.log2(two[0] / two[1]) / 2 - 2) < 0.15
+    euler = bias(None, 200)
+    assert bias(SSCS(), 200) < 0.8 * euler  # as many evaluations
+    assert two[0] < 0.05 * euler
+
+
+def test_the_splitting_is_exact_where_the_data_are_stationary():
+    # Data of unit variance and velocities of variance M: nothing is left for B.
+    process = sdegen.CLD(gamma=1.0, t_min=1e-2)
+    start = jnp.diag(jnp.array([1.0, 0.25]))
+    cov = covariance_at_the_end(
+        generator(process, jnp.asarray(1.0)),
+        start,
+        jnp.array([0.0, 0.3, 1.0]),
+        1.0,
+        SSCS(),
+    )
+    np.testing.assert_allclose(cov, start, atol=1e-12)
+
+
+# -- likelihood, training, check, errors -----------------------------------------------
+
+
+def test_the_likelihood_through_the_path_is_exact():
+    cld = made("closed")
+    x = jnp.array([[-1.6], [0.1], [1.2]])
+    out = sdegen.log_likelihood(PosteriorMean(Exact(cld), cld), x)
+    alpha, sigma = float(cld.alpha(cld.t_min)), float(cld.sigma(cld.t_min))
+    wanted = jnp.log(G1.pdf(x[:, 0], alpha, sigma))
+    print(out.value, wanted)
+    np.testing.assert_allclose(out.value, wanted, atol=1e-6)
+
+
+class Mutant(sdegen.AbstractBlockSDE):
+    """CLD with mistakes, as numbers."""
+
+    of: sdegen.CLD
+    drift_sign: Scalar = number(1.0)
+    strength: Scalar = number(1.0)
+    entry: Scalar = number(1.0)
+    t_min: Scalar = number(1e-3)
+    t_max: Scalar = number(1.0)
+    base: sdegen.AbstractBase = sdegen.Gaussian()
+
+    def matrix(self, t):
+        return self.drift_sign * self.of.matrix(t)
+
+    def noise(self, t):
+        return self.strength * self.of.noise(t)
+
+    def moments(self, t):
+        a, factor = self.of.moments(t)
+        return a, factor.at[1, 1].multiply(self.entry)
+
+
+@functools.cache
+def report(name):
+    if name == "BlockSDE":
+        return sdegen.check(sdegen.BlockSDE(), samples=1000)
+    changes = {
+        "right": {},
+        "-F": dict(drift_sign=-1.0),
+        "2 G": dict(strength=2.0),
+        "an entry of L": dict(entry=1.05),
+    }[name]
+    parts = sdegen.check.__globals__["PARTS"] if name == "right" else ("moments",)
+    return sdegen.check(Mutant(made("closed"), **changes), samples=1000, parts=parts)
+
+
+@pytest.mark.parametrize("name", ["right", "-F", "2 G", "an entry of L"])
+def test_check_is_silent_about_what_is_right_and_sees_what_is_wrong(name):
+    print(report(name))
+    assert report(name).ok == (name == "right")
+    if name == "right":
+        assert len(report(name).rows) == 9
+
+
+WRONG = {
+    "shape (k, k), got": dict(F=lambda t, p: jnp.ones(2), G=lambda t, p: jnp.ones(2)),
+    "Return its diagonal": dict(F=lambda t, p: -jnp.eye(2), G=lambda t, p: jnp.eye(2)),
+    "for each row of F": dict(F=lambda t, p: -jnp.eye(2), G=lambda t, p: jnp.ones(3)),
+    "only one of them": dict(F=lambda t, p: -jnp.eye(2)),
+    "auxiliary is the covariance": dict(auxiliary=jnp.ones(3)),
+    "t_min < t_max": dict(t_min=0.0),
+    "are finite": dict(
+        F=lambda t, p: cld_matrix(t, 4.0) / (1 - t), G=cld_noise, params=4.0
+    ),
+    "spread in all of its rows": dict(
+        F=lambda t, p: -jnp.eye(2), G=lambda t, p: jnp.array([1.0, 0.0]), auxiliary=0.0
+    ),
+    "more signal than noise": dict(
+        F=lambda t, p: -cld_matrix(t, 4.0), G=lambda t, p: cld_noise(t, 4.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_mistakes_are_told_in_a_sentence(message):
+    with pytest.raises(ValueError) as error:
+        sdegen.BlockSDE(**WRONG[message])
+    assert message in str(error.value)
+
+
+def test_other_mistakes_are_told_too():
+    with pytest.raises(ValueError, match="auxiliary rows"):
+        sdegen.Augmented(PosteriorMean(Exact(sdegen.VP()), sdegen.VP()))
+    with pytest.raises(ValueError, match="gamma >= 0"):
+        sdegen.CLD(gamma=-1.0)
+    with pytest.raises(ValueError, match="beta > 0"):
+        sdegen.CLD(beta=0.0)
+    with pytest.raises(ValueError, match="up to t_max"):
+        sdegen.CLD(slope=-5.0)
+    with pytest.raises(ValueError, match="splits the reverse"):
+        SSCS().check(sdegen.reverse(sdegen.VP(), lambda t, x: -x))
+
+
+def test_float32_stays_float32_and_training_takes_it_as_any_path(float32):
+    cld = as_float32(sdegen.CLD())
+    network = lambda time, x, cond: 0.1 * x + time[:, None]  # noqa: E731
+    denoiser = sdegen.Denoiser(network, cld)
+    loss = sdegen.denoising_loss(denoiser, KEY, jnp.ones((8, 2)))
+    assert loss.dtype == jnp.float32 and np.isfinite(float(loss))
+    out = sdegen.sample(
+        KEY,
+        sdegen.Augmented(denoiser),
+        (4, 2),
+        solver=SSCS(),
+        stochasticity=1.0,
+        grid=20,
+    )
+    assert out.x.dtype == jnp.float32 and bool(out.ok) and int(out.evaluations) == 20
