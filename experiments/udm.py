@@ -1,7 +1,7 @@
 """Unified diffusion beyond Gaussian noise: blurred digits, heat, and masked text.
 
     SDEGEN_DATA=path/to/data python experiments/udm.py
-    python experiments/udm.py --data-dir path/to/data --length 64 --text-steps 5000
+    python experiments/udm.py --data-dir path/to/data --text-steps 20000
 
 Digits (8x8): cold diffusion restores blurred held-out images in one shot, by the naive
 and by the improved chain (PSNR in dB), and draws new ones from blurred training images;
@@ -14,7 +14,13 @@ bits per character on held-out text; the table gives the total variation between
 letters, pairs and triples of the samples and those of held-out text. The floor is that
 of real text of the same size.
 
-EXPECT
+Expect, from a PSNR of 8.9 (blurred), one shot 15.6,
+improved 14.6 and naive 10.0: with noise the naive chain draws afresh at every step, so
+it restores less and invents more. Drawn digits: W2 2.5 (improved; its starts are
+blurred training images and it nearly returns them, nearest 1.6), 3.3 (naive), 3.2
+(heat, nearest 2.9); floor 2.6. Text: a bound of 4.3 bits per character, which is a
+beginning (the letters alone have 4.8) and not yet readable. Pictures:
+restored.png, drawn.png, heat.png in --out; samples.txt.
 """
 
 import os
@@ -85,7 +91,7 @@ def images(config: Config, key) -> tuple[list[dict], list[dict]]:
     (train, _), (held, _) = digits(config.seed)
     held = held[: len(train)]
     blur = udm.Blur(config.blur)
-    # Powers of 2 for the mean: where the restorer is unsure PSNR asks for it.
+    # Squares, whose minimiser is the mean: where x0 is unsure PSNR asks for it.
     cold = udm.Cold(blur, config.noise, power=2)
     heat = udm.HeatDissipation(
         config.levels, 0.3, 8.0, config.noise, 1.25 * config.noise

@@ -47,13 +47,13 @@ from .processes import DDPM as DDPM
 from .processes import EDM as EDM
 from .processes import VE as VE
 from .processes import VP as VP
-from .processes import Blurring as Blurring
 from .processes import BlockSDE as BlockSDE
+from .processes import Blurring as Blurring
 from .processes import Cosine as Cosine
 from .processes import CustomSDE as CustomSDE
 from .processes import FlowMatching as FlowMatching
-from .processes import GreenFlow as GreenFlow
 from .processes import Gamma as Gamma
+from .processes import GreenFlow as GreenFlow
 from .processes import LearnedSchedule as LearnedSchedule
 from .processes import LinearSDE as LinearSDE
 from .processes import PoissonFlow as PoissonFlow
@@ -88,7 +88,7 @@ from .train import fit as fit
 from .train import init_state as init_state
 from .train import train_step as train_step
 from .typing import number as number
-from .velocity import VelocityModel as VelocityModel
-from .velocity import velocity_loss as velocity_loss
 from .vdm import VDM as VDM
 from .vdm import vdm_loss as vdm_loss
+from .velocity import VelocityModel as VelocityModel
+from .velocity import velocity_loss as velocity_loss

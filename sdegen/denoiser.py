@@ -26,7 +26,7 @@ from .prediction import Kind
 from .typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced, number
 
 
-def edm_inputs(path, t, sigma_data) -> tuple[Scalar, Scalar]:
+def edm_inputs(path, t, sigma_data) -> tuple[Scalar, Float[Array, "..."]]:
     """(c_noise, c_in): log(sigma/alpha) / 4 and the scale to unit variance."""
     alpha, sigma = path.level(t)
     # alpha may be 0 at the noise end: beyond sigma/alpha = 1000 all times look alike.
@@ -129,7 +129,7 @@ class Denoiser(AbstractDenoiser):
     **Arguments:** `network`, any callable pytree on batches (a Flax NNX module is one),
     which is given its time as (batch,), x and cond; `path`; `kind`, a row of
     `sdegen.prediction`; `sigma_data`, the standard deviation
-    of the data; `inputs`, what the network is shown: `edm_inputs` or `raw_inputs`.
+    of the data, one number or one for each coordinate; `inputs`, what the network is shown: `edm_inputs` or `raw_inputs`.
 
     The state stays in its own precision whatever the network computes in; times are
     never rounded to the network's precision here.
@@ -138,7 +138,7 @@ class Denoiser(AbstractDenoiser):
     network: Any
     path: AbstractPath
     kind: Kind = eqx.field(default=prediction.edm, static=True)
-    sigma_data: Scalar = number(0.5)
+    sigma_data: Float[Array, "..."] = number(0.5)
     inputs: Callable = eqx.field(default=edm_inputs, static=True)
 
     def predict(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .path import AbstractPath
-from .typing import Scalar, ScalarLike
+from .typing import Levels, ScalarLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Kind:
     """
 
     name: str
-    row: Callable[[AbstractPath, ScalarLike, ScalarLike], tuple[Array, Array]]
+    row: Callable[[AbstractPath, ScalarLike, Levels], tuple[Array, Array]]
 
     def __repr__(self):
         return self.name
 
-    def det(self, path: AbstractPath, t: ScalarLike, sigma_data: ScalarLike) -> Scalar:
+    def det(
+        self, path: AbstractPath, t: ScalarLike, sigma_data: Levels
+    ) -> Float[Array, "..."]:
         """The determinant of (1); its square scales this kind's squared error."""
         a, b = self.row(path, t, sigma_data)
         return path.alpha(t) * b - path.sigma(t) * a

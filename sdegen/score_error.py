@@ -27,9 +27,9 @@ from jaxtyping import Array, Float
 
 from .angle import Angle, AngleFlow, data_size
 from .denoiser import AbstractDenoiser
+from .path import check_one_level
 from .solvers.semilinear import root
 from .solvers.solve import checked, solve
-from .path import check_one_level
 from .times import logsnr_span
 from .typing import PyTree, Scalar, ScalarLike, float_array, is_traced
 

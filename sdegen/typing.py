@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Key, Shaped
 
 Scalar: TypeAlias = Float[Array, ""]
 ScalarLike: TypeAlias = float | int | Shaped[Array, ""]
+Levels: TypeAlias = float | int | Shaped[Array, "..."]
+"""A number for all coordinates of a sample, or one for each."""
 Time: TypeAlias = Float[Array, "..."]
 """A time seen by a network: () for the whole batch, or (batch,)."""
 RandomKey: TypeAlias = Key[Array, ""]

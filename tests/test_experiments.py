@@ -20,6 +20,8 @@ PICTURES = {
     "processes": ["samples.png", "loss.png"],
     "custom_sde": ["samples.png"],
     "likelihood": ["plane.png", "digits.png"],
+    "nonlinear": ["well.png", "lorenz.png"],
+    "udm": ["restored.png", "drawn.png", "heat.png"],
 }
 
 
@@ -108,13 +110,17 @@ def test_bad_input_ends_with_one_sentence_and_no_traceback(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_block_of_the_readme_runs():
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+@pytest.mark.parametrize(
+    "page, last",
+    [("README.md", "(1000, 2) 32 True"), ("docs/adding-a-process.md", "(8, 8, 1)")],
+)
+def test_every_block_of_a_page_runs(page, last):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     assert len(blocks) >= 2
-    done = run("-", input="\n".join(blocks))
+    code = "\n".join(blocks).replace("steps=2000", "steps=20")
+    done = run("-", input=code)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "(1000, 2) 32 True" in done.stdout
+    assert last in done.stdout
 
 
 def test_every_script_of_the_readme_exists():

@@ -28,9 +28,10 @@ RANKS = {
     2: ["path.py", "sde.py", "reverse.py", "block.py", "generator.py", "track.py"],
     3: ["processes/", "prediction.py", "coupling.py", "times.py", "weight.py"],
     4: ["denoiser.py"],
-    5: ["loss.py", "augmented.py", "vdm.py", "guidance.py", "solvers/", "mesh.py", "angle.py", "velocity.py", "udm/"],
-    6: ["generate.py", "sample.py", "simulate.py", "likelihood/", "score_error.py", "check/"]
-    + ["nonlinear/"],
+    5: ["loss.py", "guidance.py", "solvers/", "mesh.py", "angle.py"]
+    + ["augmented.py", "velocity.py", "vdm.py", "udm/"],
+    6: ["generate.py", "sample.py", "simulate.py", "likelihood/", "score_error.py"]
+    + ["check/", "nonlinear/"],
     7: ["nets/", "data/", "metrics/", "checkpoint.py", "record.py", "pictures.py"]
     + ["optimizer.py", "learn.py"],
     8: ["train.py"],

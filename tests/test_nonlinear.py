@@ -253,10 +253,8 @@ def test_a_trained_score_is_near_that_of_the_fokker_planck_equation():
 def test_samples_of_a_trained_score_have_the_law_of_the_data():
     _, out = trained_well()
     assert int(out.evaluations) == 200
-    # where x^3 wins over a learned score, far out, the reversed equation explodes
-    kept = np.asarray(out.x, float)[np.isfinite(out.x[:, 0])]
-    assert len(kept) > 0.995 * 4000
-    assert distance(kept) < 1.95 / np.sqrt(4000) + 0.03
+    assert bool(out.ok)  # though x^3 explodes when time runs backwards
+    assert distance(np.asarray(out.x, float)) < 1.95 / np.sqrt(4000) + 0.03
 
 
 def test_the_stationary_law_is_boltzmanns():

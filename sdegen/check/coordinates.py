@@ -73,6 +73,4 @@ def chosen(path: AbstractPath, shape: tuple[int, ...] | None) -> list[Coordinate
 def labelled(rows: list[Row], coordinate: Coordinate) -> list[Row]:
     """The rows, with the coordinate in what they say they compare."""
     where = ",".join(map(str, coordinate.index))
-    return [
-        dataclasses.replace(row, what=f"[{where}] {row.what}"[:58]) for row in rows
-    ]
+    return [dataclasses.replace(row, what=f"[{where}] {row.what}"[:58]) for row in rows]

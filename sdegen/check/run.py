@@ -92,7 +92,9 @@ def check(
         key, tol = jax.random.key(seed), _TOLERANCE.get(precision, _COARSE)
         if isinstance(process, AbstractBlockSDE):
             rows, advice = state.check_state(key, process, samples, parts, tol)
-        elif isinstance(process, AbstractPath) and process.scales(process.t_min)[0].ndim:
+        elif (
+            isinstance(process, AbstractPath) and process.scales(process.t_min)[0].ndim
+        ):
             rows, advice = [], []
             for one in coordinates.chosen(process, shape):
                 found, hints = _check_path(key, one, (2,), samples, parts, tol)

@@ -7,6 +7,11 @@ variance of x_t given x_0, per coordinate and measured once by simulation. So F 
 inputs of unit size; its best output is at most about of unit size too, as sigma s is
 E[-z given x_t]; and zero is the score of independent Gaussians of the right size. On a
 linear SDE (1) is the scaling of Karras et al. 2022 (table 1), but for a factor.
+
+A drift that confines, such as -x^3, explodes when time runs backwards, unless the score
+is right; and nothing is learned where no path has been. So F, and the coefficients of
+the reversed equation, are evaluated at the nearest state within the range that was seen
+in simulation at that time; the first term of (1) is not, and pulls back.
 """
 
 from collections.abc import Callable
@@ -21,7 +26,7 @@ from ..base import AbstractBase
 from ..generator import AbstractGenerator
 from ..reverse import probability_flow, reverse
 from ..sde import AbstractSDE
-from ..typing import PyTree, RandomKey, ScalarLike, Time, float_array, is_traced
+from ..typing import PyTree, RandomKey, Scalar, ScalarLike, Time, float_array, is_traced
 from .paths import best_weights, chain, square_clock
 
 _PILOT = 1024  # data points that are simulated, twice each, to measure the scales
@@ -71,6 +76,8 @@ class ScoreModel(AbstractGenerator):
     mean: Float[Array, "times ..."]
     spread: Float[Array, "times ..."]
     noise: Float[Array, "times ..."]
+    low: Float[Array, "times ..."]
+    high: Float[Array, "times ..."]
     weights: Float[Array, "steps ..."] | None
 
     @classmethod
@@ -124,7 +131,7 @@ class ScoreModel(AbstractGenerator):
         return square_clock(self.sde, len(self.mean) - 1)
 
     def scales(self, t: ScalarLike):
-        """(time of the network, m, S, sigma) of (1) at a scalar t, from the tables.
+        """(time of the network, m, S, sigma, both ends of the range) at a scalar t.
 
         Linear in sqrt(t - t_min); before the first step all is as after it.
         """
@@ -133,7 +140,7 @@ class ScoreModel(AbstractGenerator):
         place = n * jnp.sqrt(jnp.maximum(part, 1 / n**2))
         i = jnp.clip(place.astype(int), 1, n - 1)
         share = jnp.clip(place - i, 0.0, 1.0)
-        tables = (self.mean, self.spread, self.noise)
+        tables = (self.mean, self.spread, self.noise, self.low, self.high)
         return jnp.log(place / n) / 2, *(
             (1 - share) * table[i] + share * table[i + 1] for table in tables
         )
@@ -144,15 +151,15 @@ class ScoreModel(AbstractGenerator):
         """The score (1) at times t, () or (batch,)."""
         t = jnp.broadcast_to(float_array(t), x.shape[:1])
         time, *scales = jax.vmap(self.scales)(t)
-        mean, spread, noise = (a.astype(x.dtype) for a in scales)
-        unit = (x - mean) / spread
-        out = self.network(time, unit, cond)
+        mean, spread, noise, low, high = (a.astype(x.dtype) for a in scales)
+        seen = (jnp.clip(x, low, high) - mean) / spread
+        out = self.network(time, seen, cond)
         if getattr(out, "shape", None) != x.shape:
             raise ValueError(
                 f"the network must return an array of the shape of x, {x.shape}, got "
                 f"{getattr(out, 'shape', type(out).__name__)}. Check its output."
             )
-        return out.astype(x.dtype) / noise - unit / spread
+        return out.astype(x.dtype) / noise - (x - mean) / spread**2
 
     def sample_score(
         self, t: ScalarLike, x: Float[Array, "..."], cond: PyTree = None
@@ -168,13 +175,33 @@ class ScoreModel(AbstractGenerator):
     def backward(self, stochasticity, cond=None):
         """The reverse SDE, or for None the probability flow."""
         score = eqx.Partial(self.sample_score, cond=cond)
+        sde = _Within(self, self.sde.t_min, self.sde.t_max, self.prior)
         if stochasticity is None:
-            return probability_flow(self.sde, score)
-        return reverse(self.sde, score, stochasticity)
+            return probability_flow(sde, score)
+        return reverse(sde, score, stochasticity)
 
     def data(self, state):
         """The state itself."""
         return state
+
+
+class _Within(AbstractSDE):
+    """The model's SDE, beyond the range of its paths as at the end of the range."""
+
+    model: ScoreModel
+    t_min: Scalar
+    t_max: Scalar
+    base: AbstractBase
+
+    def drift(self, t, x):
+        return self.model.sde.drift(t, self._nearest(t, x))
+
+    def diffusion(self, t, x):
+        return self.model.sde.diffusion(t, self._nearest(t, x))
+
+    def _nearest(self, t, x):
+        low, high = self.model.scales(t)[-2:]
+        return jnp.clip(x, low.astype(x.dtype), high.astype(x.dtype))
 
 
 @eqx.filter_jit
@@ -190,7 +217,8 @@ def _measure(sde, prior, data, key, steps, pathwise):
     weights = best_weights(sde, ts, both) if pathwise else None
     keys = jax.random.split(last, _PILOT)
     drawn = jax.vmap(lambda k: prior.sample(k, x0.shape[1:], x0.dtype))(keys)
-    return both.mean(1), both.std(1), noise, weights, both[-1], drawn
+    scales = both.mean(1), both.std(1), noise, both.min(1), both.max(1)
+    return *scales, weights, both[-1], drawn
 
 
 def _check_noise(sde, x):

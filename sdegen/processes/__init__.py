@@ -3,8 +3,8 @@
 `LinearSDE` and `CustomSDE` take coefficients instead, from the user.
 """
 
-from .blurring import Blurring as Blurring
 from .block import BlockSDE as BlockSDE
+from .blurring import Blurring as Blurring
 from .cld import CLD as CLD
 from .custom import CustomSDE as CustomSDE
 from .flow import FlowMatching as FlowMatching

@@ -104,7 +104,8 @@ def _noise(s):
     """(Q_xx, Q_xp, Q_pp), equation (3)."""
     y, decay = 2 * s, jnp.exp(-2 * s)
     near = jnp.minimum(s, _NEAR)
-    terms = _WEIGHTS * _NODES**2 * jnp.exp(-2 * near * _NODES)
+    r, weights = jnp.asarray(_NODES, s.dtype), jnp.asarray(_WEIGHTS, s.dtype)
+    inside = 4 * near**3 * jnp.sum(weights * r**2 * jnp.exp(-2 * near * r))
     closed = 1 - decay * (1 + y + y**2 / 2)
-    xx = jnp.where(s < _NEAR, 4 * near**3 * jnp.sum(terms.astype(s.dtype)), closed)
+    xx = jnp.where(s < _NEAR, inside, closed)
     return xx, decay * y**2 / 2, -jnp.expm1(-y) + y * (1 - s) * decay

@@ -31,7 +31,6 @@ from ..block import (
     transition,
     transition_nodes,
 )
-from ..brownian import GridBrownianPath
 from ..reverse import ProbabilityFlow, ReverseSDE
 from ..typing import PyTree, Scalar, is_traced
 
@@ -46,7 +45,7 @@ class BackwardTerm(dfx.AbstractTerm):
 
     process: Callable
     cond: PyTree = None
-    brownian: GridBrownianPath | None = None
+    brownian: dfx.AbstractBrownianPath | None = None
 
     def parts(self) -> ReverseSDE | ProbabilityFlow:
         """The process of the first sample: what does not depend on the sample."""
