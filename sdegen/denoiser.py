@@ -128,8 +128,9 @@ class Denoiser(AbstractDenoiser):
 
     **Arguments:** `network`, any callable pytree on batches (a Flax NNX module is one),
     which is given its time as (batch,), x and cond; `path`; `kind`, a row of
-    `sdegen.prediction`; `sigma_data`, the standard deviation
-    of the data, one number or one for each coordinate; `inputs`, what the network is shown: `edm_inputs` or `raw_inputs`.
+    `sdegen.prediction`; `sigma_data`, the standard deviation of the data, one number or
+    one for each coordinate; `inputs`, what the network is shown: `edm_inputs` or
+    `raw_inputs`.
 
     The state stays in its own precision whatever the network computes in; times are
     never rounded to the network's precision here.

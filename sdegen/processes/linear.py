@@ -21,6 +21,8 @@ from ..basis import AbstractBasis, Standard
 from ..sde import AbstractLinearSDE
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
 
+_GONE = -80.0
+
 
 class LinearSDE(AbstractLinearSDE):
     """dx = f(t, params) x dt + g(t, params) dw; alpha and sigma follow from (1).
@@ -94,7 +96,13 @@ class LinearSDE(AbstractLinearSDE):
 
     def alpha(self, t):
         """exp(int f), from (1)."""
-        return jnp.exp(self._moments(t)[0])
+        log_alpha = self._moments(t)[0]
+        if log_alpha.ndim:
+            # Fast coordinates are gone long before slow ones. Their alpha stays above
+            # what a float can hold, so that alpha' / alpha is f all the way.
+            lift = jnp.maximum(log_alpha, _GONE) - log_alpha
+            log_alpha = log_alpha + jax.lax.stop_gradient(lift)
+        return jnp.exp(log_alpha)
 
     def sigma(self, t):
         """The standard deviation of x_t given x0, from (1)."""
@@ -120,11 +128,24 @@ def _coefficients(f, g, params, t):
     return tuple(jnp.broadcast_arrays(*values))
 
 
+def _most_steps(size):
+    """Steps of the solve: what a table of `size` numbers per node has room for."""
+    return min(max(2**21 // size, 256), 4096)
+
+
 def _solve_moments(f, g, params, t_min, t_max):
     """Solve (1) for (log alpha, log sigma^2) as a function of log t."""
     solution = _integrate(f, g, params, float_array(t_min), float_array(t_max))
     ok = solution.result == dfx.RESULTS.successful
     if not is_traced(ok) and not bool(ok):
+        if bool(solution.result == dfx.RESULTS.max_steps_reached):
+            steps = _most_steps(solution.interpolation.y0_if_trivial.size)
+            raise ValueError(
+                f"LinearSDE did not reach t_max with {steps} steps of its moment "
+                "equations: some rate |f(t, params)| is too large for so long a time. "
+                "Slow it down there, or lower t_max: a coordinate is pure noise after "
+                "about 10 of its own time units."
+            )
         raise ValueError(
             "LinearSDE could not solve its moment equations between t_min and t_max: "
             "f(t, params) or g(t, params) is not finite or not smooth there. Check "
@@ -168,7 +189,7 @@ def _integrate(f, g, params, t_min, t_max):
         y0=start,
         stepsize_controller=dfx.PIDController(rtol=tol, atol=tol),
         saveat=dfx.SaveAt(dense=True),
-        max_steps=2048 if start.ndim == 1 else 512,  # the table holds them all
+        max_steps=_most_steps(start.size),
         throw=False,
     )
 
