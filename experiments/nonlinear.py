@@ -142,7 +142,7 @@ def main(config: Config) -> None:
             flat = {name: np.asarray(x)[:, :2] for name, x in sets.items()}
             pictures.point_clouds(config.out / f"{system}.png", flat, columns=7)
     print("\n" + table(rows))
-    print(f"pictures: {config.out}/well.png, lorenz.png")
+    print(f"pictures: {config.out}/*.png")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from .solvers.solve import (
     solve,
     spread,
 )
+from .solvers.sscs import BackwardTerm
 from .solvers.unipc import UniPC
 from .times import (
     LOGSNR_FLOOR,
@@ -76,6 +77,9 @@ def sample(
     sharding: jax.sharding.Sharding | None = None,
 ) -> Solution:
     """Draw `shape[0]` samples; sample i depends on (key, i), not on the batch or mesh.
+
+    A generator (`sdegen.generator`) runs its own equation on a clock from 0 to 1, by
+    Heun or Euler-Maruyama with 200 steps, unless a solver and a grid say otherwise.
 
     **Arguments:** `shape`, (batch, ...); `solver`, one of `sdegen.solvers` or any
     Diffrax solver (default: that of a learned grid, or UniPC of order 2 in velocity for
@@ -131,6 +135,11 @@ def sample(
     check_sample(path, shape[1:])
     if solver is None:
         solver = getattr(grid, "solver", None) or _default(grid, flow, denoiser)
+    if getattr(solver, "term_structure", None) is BackwardTerm:
+        raise ValueError(
+            f"{type(solver).__name__} moves a whole state, position and velocity: call "
+            "sample(key, sdegen.Augmented(denoiser), shape, solver=...)."
+        )
     check_solver(solver, isinstance(grid, Adaptive), not flow)
     semilinear = isinstance(solver, AbstractSemilinearSolver)
     if semilinear and not flow and not is_traced(stochasticity):

@@ -524,6 +524,9 @@ def test_other_mistakes_are_told_too():
         sdegen.CLD(beta=0.0)
     with pytest.raises(ValueError, match="up to t_max"):
         sdegen.CLD(slope=-5.0)
+    with pytest.raises(ValueError, match="Augmented"):
+        denoiser = PosteriorMean(Exact(sdegen.CLD()), sdegen.CLD())
+        sdegen.sample(KEY, denoiser, (2, 1), solver=SSCS(), stochasticity=1.0)
     with pytest.raises(ValueError, match="splits the reverse"):
         SSCS().check(sdegen.reverse(sdegen.VP(), lambda t, x: -x))
 

@@ -20,7 +20,7 @@ PICTURES = {
     "processes": ["samples.png", "loss.png"],
     "custom_sde": ["samples.png"],
     "likelihood": ["plane.png", "digits.png"],
-    "nonlinear": ["well.png", "lorenz.png"],
+    "nonlinear": ["well.png"],
     "udm": ["restored.png", "drawn.png", "heat.png"],
 }
 

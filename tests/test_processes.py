@@ -110,6 +110,23 @@ def flow_table(sigma_min):
     return table
 
 
+def learned_table(t):
+    # alpha^2 = sigmoid(-gamma), sigma^2 = sigmoid(gamma): f = -gamma' sigma^2 / 2 and
+    # g^2 = gamma' sigma^2; gamma' by the definition, differentiated by hand.
+    gamma = sdegen.Gamma()
+    a, b = (np.log1p(np.exp(np.asarray(v))) for v in (gamma.heights, gamma.slopes))
+    c, (low, high) = np.asarray(gamma.places), np.asarray(gamma.ends)
+
+    def wave(u):
+        return 1 / (1 + np.exp(-b * (np.asarray(u)[..., None] - c)))
+
+    whole = 1 + ((wave(1.0) - wave(0.0)) * a).sum(-1)
+    rise = t + ((wave(t) - wave(0.0)) * a).sum(-1)
+    slope = (high - low) * (1 + (a * b * wave(t) * (1 - wave(t))).sum(-1)) / whole
+    variance = 1 / (1 + np.exp(-(low + (high - low) * rise / whole)))
+    return -slope * variance / 2, slope * variance
+
+
 def ddpm_table(t):
     # Inside step i alpha_bar decays at the constant rate T log(1 - beta_i), and
     # alpha^2 + sigma^2 stays 1: f is half that rate and g^2 = -2 f.
@@ -126,6 +143,9 @@ TABLE = {
     "FlowMatching": (sdegen.FlowMatching, flow_table(1e-3)),
     "FlowMatching(0.1)": (lambda: sdegen.FlowMatching(0.1), flow_table(0.1)),
     "RectifiedFlow": (sdegen.RectifiedFlow, flow_table(0.0)),
+    "LearnedSchedule": (sdegen.LearnedSchedule, learned_table),
+    # without frequencies
+    "Blurring": (sdegen.Blurring, lambda t: TABLE["Cosine"][1](t)),
     # alpha = cos(pi t / 2): f = (log cos)', and sigma^2 = 1 - alpha^2 gives g^2 = -2 f.
     "Cosine": (
         sdegen.Cosine,
@@ -664,7 +684,8 @@ def test_a_negative_time_is_refused(name):
         PROCESSES[name](t_min=-0.1)
 
 
-NOISY_AT_ZERO = {"VE", "FlowMatching", "LinearSDE"}  # the last has its own sentence
+# LinearSDE has its own sentence.
+NOISY_AT_ZERO = {"VE", "FlowMatching", "LinearSDE", "LearnedSchedule"}
 
 
 @pytest.mark.parametrize("name", sorted(set(PROCESSES) - NOISY_AT_ZERO))

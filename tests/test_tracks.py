@@ -469,3 +469,23 @@ REFUSED = {
 def test_mistakes_are_answered_with_a_sentence(message):
     with pytest.raises(ValueError, match=message):
         REFUSED[message]()
+
+
+def test_a_check_of_a_track_sees_its_ends_and_its_law():
+    report = sdegen.check(sdegen.StochasticInterpolant())
+    assert report.ok and {row.part for row in report.rows} == {"ends", "reversal"}
+    assert max(row.residual for row in report.rows if row.part == "reversal") < 1e-6
+
+    def late(t):  # half of the data are left at the other end
+        return 1 - t / 2, t
+
+    report = sdegen.check(sdegen.StochasticInterpolant(weights=late), parts=("ends",))
+    assert [row.what for row in report.failed] == ["the point at t_max is x1"]
+
+    @jax.custom_jvp
+    def bump(t):
+        return jnp.sqrt(t * (1 - t))
+
+    bump.defjvp(lambda t, dt: (bump(*t), 0.5 * dt[0]))  # a wrong derivative
+    wrong = sdegen.StochasticInterpolant(latent=bump)
+    assert not sdegen.check(wrong, parts=("reversal",)).ok

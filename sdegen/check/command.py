@@ -12,6 +12,7 @@ from typing import Any
 
 from ..path import AbstractPath
 from ..sde import AbstractSDE
+from ..track import AbstractTrack
 from .run import check
 
 _DESCRIPTION = """\
@@ -87,14 +88,16 @@ def load(name: str) -> Any:
         hint = f" Did you mean {place}:{near[0]}?" if near else ""
         raise ValueError(f"{place} has no name {attribute}.{hint}")
     found = getattr(module, attribute)
-    if isinstance(found, AbstractSDE | AbstractPath):
+    if isinstance(found, AbstractSDE | AbstractPath | AbstractTrack):
         return found
     if not callable(found):
         raise ValueError(
             f"{name} is {type(found).__name__}; expected a process (an AbstractSDE or "
             "an AbstractPath), its class, or a function that returns one."
         )
-    if inspect.isclass(found) and not issubclass(found, AbstractSDE | AbstractPath):
+    if inspect.isclass(found) and not issubclass(
+        found, AbstractSDE | AbstractPath | AbstractTrack
+    ):
         raise ValueError(
             f"{name} is a class that derives neither from AbstractSDE nor from "
             "AbstractPath. Derive it from one of them."
@@ -116,7 +119,7 @@ def _make(name, factory):
         made = factory()
     except Exception as error:  # the user's code, told in one sentence
         raise ValueError(f"{name}() raised {_told(error)}") from error
-    if not isinstance(made, AbstractSDE | AbstractPath):
+    if not isinstance(made, AbstractSDE | AbstractPath | AbstractTrack):
         raise ValueError(
             f"{name}() returned {type(made).__name__}; expected an AbstractSDE or an "
             "AbstractPath."
@@ -145,9 +148,9 @@ def _candidates(module):
     return [
         name
         for name, value in vars(module).items()
-        if isinstance(value, AbstractSDE | AbstractPath)
+        if isinstance(value, AbstractSDE | AbstractPath | AbstractTrack)
         or inspect.isclass(value)
-        and issubclass(value, AbstractSDE | AbstractPath)
+        and issubclass(value, AbstractSDE | AbstractPath | AbstractTrack)
         and not inspect.isabstract(value)
     ]
 

@@ -21,6 +21,7 @@ import numpy as np
 from ..block import AbstractBlockSDE
 from ..path import AbstractPath
 from ..sde import AbstractSDE
+from ..track import AbstractTrack
 from ..typing import PyTree
 from . import (
     coordinates,
@@ -30,6 +31,7 @@ from . import (
     reversal,
     state,
     terminal,
+    tracks,
     weak_form,
     weak_samples,
 )
@@ -61,17 +63,18 @@ def check(
     is computed in float64 from the numbers that the process holds; how precise these
     are sets the limits.
 
-    **Arguments:** `process`, an `AbstractSDE`, an `AbstractPath` or both, an object;
+    **Arguments:** `process`, an `AbstractSDE`, an `AbstractPath` or both, or an
+    `AbstractTrack`, an object;
     `shape` of one sample (default (2,), or (1,) for an SDE without a path); `seed`;
     `samples` of the random checks; `parts`, a choice of `sdegen.check.PARTS`.
 
     **Returns:** a `Report`: print it, or ask `.ok`, `.rows`, `.failed`, `.advice`. What
     a check finds never raises.
     """
-    if not isinstance(process, AbstractSDE | AbstractPath):
+    if not isinstance(process, AbstractSDE | AbstractPath | AbstractTrack):
         hint = " An object is needed: call the class." if _is_ours(process) else ""
         raise ValueError(
-            "check needs an AbstractSDE or an AbstractPath, got "
+            "check needs an AbstractSDE, an AbstractPath or an AbstractTrack, got "
             f"{_name(process)}.{hint or ' Derive its class from one of them.'}"
         )
     unknown = [part for part in parts if part not in PARTS]
@@ -90,7 +93,9 @@ def check(
         process = _as_float64(process)
         shape = None if shape is None else tuple(shape)
         key, tol = jax.random.key(seed), _TOLERANCE.get(precision, _COARSE)
-        if isinstance(process, AbstractBlockSDE):
+        if isinstance(process, AbstractTrack):
+            rows, advice = tracks.check_track(key, process, shape, parts, tol), []
+        elif isinstance(process, AbstractBlockSDE):
             rows, advice = state.check_state(key, process, samples, parts, tol)
         elif (
             isinstance(process, AbstractPath) and process.scales(process.t_min)[0].ndim

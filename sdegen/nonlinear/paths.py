@@ -32,11 +32,13 @@ would have no variance. So it is cut off at ten times the size of r; that binds 
 else.
 """
 
+import diffrax as dfx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from ..sde import AbstractSDE
+from ..solvers.solve import solve
 
 
 def square_clock(sde: AbstractSDE, steps: int, dtype=None) -> Float[Array, " times"]:
@@ -53,19 +55,16 @@ def chain(
 ) -> Float[Array, "times batch ..."]:
     """The states of (1) at every time; sample i depends on its own key only."""
 
-    def step(x, inputs):
-        t, dt, k = inputs
+    def drift(t, x, args):
+        return jax.vmap(sde.drift, (None, 0))(t, x)
 
-        def one(key, x):
-            z = jax.random.normal(jax.random.fold_in(key, k), x.shape, x.dtype)
-            return x + sde.drift(t, x) * dt + sde.diffusion(t, x) * jnp.sqrt(dt) * z
+    def noise(t, x, args):
+        g = jax.vmap(sde.diffusion, (None, 0))(t, x)
+        return g.reshape(g.shape + (1,) * (x.ndim - g.ndim))
 
-        y = jax.vmap(one)(keys, x)
-        return y, y
-
-    inputs = (ts[:-1], jnp.diff(ts), jnp.arange(len(ts) - 1))
-    xs = jax.lax.scan(step, x0, inputs)[1]
-    return jax.lax.stop_gradient(jnp.concatenate([x0[None], xs]))
+    solver = dfx.Euler()
+    out = solve(drift, x0, ts, solver, noise=noise, keys=keys, trajectory=True)
+    return jax.lax.stop_gradient(out.ys)
 
 
 def targets(
