@@ -36,10 +36,17 @@ LONG = (
     "likelihood",
     "solver_contracts",
     "sample",
+    "block",
+    "nonlinear",
+    "coordinates",
+    "tracks",
     "check",
+    "heavy_tails",
+    "udm",
     "solvers",
     "solver_orders",
     "learn_grid",
+    "green",
 )
 """Files that take minutes, the longest first."""
 

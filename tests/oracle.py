@@ -112,8 +112,7 @@ PROCESSES = finals(sdegen, sdegen.AbstractLinearSDE)
 @functools.cache
 def process(name):
     """The default object of a process, made once in float64."""
-    # also when a test in float32, or inside jit, asks first
-    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+    with jax.enable_x64(True):  # also when a test in float32 asks first
         return PROCESSES[name]()
 
 

@@ -65,7 +65,7 @@ def test_gamma_rises_from_end_to_end_and_gives_the_log_snr():
         values, slopes, alpha, sigma, logsnr, f, g = map(
             np.asarray, described(gamma, ts)
         )
-        np.testing.assert_allclose(values[[0, -1]], [-13.3, 5.0], atol=1e-12)
+        np.testing.assert_allclose(values[[0, -1]], [-13.3, 6.5], atol=1e-12)
         assert (np.diff(values) > 0).all()
         np.testing.assert_allclose(logsnr, -values, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(alpha**2 + sigma**2, 1.0, rtol=1e-12)
@@ -89,7 +89,7 @@ def test_the_bound_does_not_see_the_inside_of_the_schedule():
             ]
             found.append(weights @ np.mean(each, axis=0))
         assert abs(found[1] / found[0] - 1) < 1e-6
-        exact = integral((-13.3, 5.0))
+        exact = integral((-13.3, 6.5))
         assert abs(found[0] / exact - 1) < 1e-6 if w == 0 else found[0] > 1.01 * exact
 
 
@@ -182,6 +182,6 @@ def test_training_lowers_the_variance_and_keeps_the_mean():
     assert relative_variance(inside) - 2 / D < 0.35 * (before - 2 / D)
     l = np.asarray(terms(inside, t, x0, z))
     error = np.sqrt(2 / D / 4096) * l.mean() + 0.01 * l.std()
-    assert abs(l.mean() / D - integral((-13.3, 5.0))) < 5 * error / D
+    assert abs(l.mean() / D - integral((-13.3, 6.5))) < 5 * error / D
     out = sdegen.sample(jax.random.key(2), fit.denoiser.denoiser, (2000, D))
     assert abs(float(out.x.std()) / S - 1) < 5 / np.sqrt(2 * 2000 * D) + 0.01

@@ -32,7 +32,7 @@ class Gamma(eqx.Module):
     `ends` are (gamma_0, gamma_1); `heights` and `slopes` are a and b before softplus.
     """
 
-    ends: Float[Array, "2"] = number((-13.3, 5.0))
+    ends: Float[Array, "2"] = number((-13.3, 6.5))
     heights: Float[Array, " steps"] = eqx.field(
         default_factory=_before_softplus(0.1 / _STEPS), converter=float_array
     )
@@ -61,7 +61,8 @@ class LearnedSchedule(AbstractLinearSDE):
     """Variance preserving, with the monotone log-SNR -gamma(t), equations (1) and (2).
 
     Kingma et al. 2021, "Variational diffusion models", eq. 2 and 3. `sdegen.VDM` trains
-    it with the network. By default nearly linear, from a log-SNR of 13.3 to -5.
+    it with the network. By default nearly linear, from a log-SNR of 13.3 to -6.5; at
+    the paper's -5 the signal that is left would be 8 % of the noise.
     """
 
     gamma: Gamma = eqx.field(default_factory=Gamma)
