@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from ..base import AbstractBase, Gaussian
 from ..basis import DCT, AbstractBasis, Standard, laplacian
 from ..sde import AbstractLinearSDE
-from ..typing import Scalar, float_array
+from ..typing import Scalar, ScalarLike, float_array
 
 
 class Blurring(AbstractLinearSDE):
@@ -37,11 +37,11 @@ class Blurring(AbstractLinearSDE):
         self,
         shape: tuple[int, ...] | None = None,
         *,
-        blur: float = 20.0,
-        floor: float = 1e-3,
+        blur: ScalarLike = 20.0,
+        floor: ScalarLike = 1e-3,
         axes: tuple[int, ...] = (-3, -2),
-        t_min: float = 1e-3,
-        t_max: float = 1.0,
+        t_min: ScalarLike = 1e-3,
+        t_max: ScalarLike = 1.0,
         base: AbstractBase | None = None,
     ):
         if shape is not None and len(shape) < -min(axes):
