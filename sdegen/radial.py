@@ -58,7 +58,7 @@ class Radial(AbstractBase):
         n, r = z.size, jnp.sqrt(jnp.sum(z**2))
         slope = jax.grad(self.psi)(r)
         sphere = np.log(2) + 0.5 * n * np.log(np.pi) - gammaln(n / 2)
-        return jnp.log(slope) - sphere - xlogy(n - 1, r)  # 0 log 0 = 0 on the line
+        return jnp.log(slope) - sphere - xlogy(n - 1.0, r)  # 0 log 0 = 0 on the line
 
     def _invert(self, u):
         """Equation (1) by bisection of log rho, to the last digit."""

@@ -757,14 +757,9 @@ def test_derived_marginals_refuse_half_an_equation():
         sdegen.LinearSDE(g=lambda t, p: 1.0 + t)
 
 
-def test_derived_marginals_refuse_coefficients_that_are_not_scalars():
-    def one(t, p):
-        return jnp.ones_like(t)
-
-    with pytest.raises(ValueError, match=r"a scalar f\(t, params\), got.*\(3,\)"):
-        sdegen.LinearSDE(lambda t, p: -jnp.ones(3) * t, one)
-    with pytest.raises(ValueError, match=r"a scalar g\(t, params\), got.*\(1,\)"):
-        sdegen.LinearSDE(one, lambda t, p: jnp.ones(1))
+def test_derived_marginals_refuse_coefficients_of_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"that broadcast.*\(3,\) and \(2,\)"):
+        sdegen.LinearSDE(lambda t, p: -jnp.ones(3) * t, lambda t, p: jnp.ones(2))
 
 
 def test_derived_marginals_refuse_to_start_at_zero():
@@ -773,5 +768,6 @@ def test_derived_marginals_refuse_to_start_at_zero():
 
 
 def test_derived_marginals_refuse_coefficients_that_blow_up():
-    with pytest.raises(ValueError, match="could not solve its moment equations"):
+    # Where f is infinite a step is hit or not: either sentence names the equations.
+    with pytest.raises(ValueError, match="(could not|did not).*moment equations"):
         sdegen.LinearSDE(lambda t, p: -1 / (0.5 - t) ** 2, lambda t, p: 1.0 + t)

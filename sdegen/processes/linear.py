@@ -142,9 +142,9 @@ def _solve_moments(f, g, params, t_min, t_max):
             steps = _most_steps(solution.interpolation.y0_if_trivial.size)
             raise ValueError(
                 f"LinearSDE did not reach t_max with {steps} steps of its moment "
-                "equations: some rate |f(t, params)| is too large for so long a time. "
-                "Slow it down there, or lower t_max: a coordinate is pure noise after "
-                "about 10 of its own time units."
+                "equations: f or g is infinite on the way, or some rate |f(t, params)| "
+                "too large for so long a time. Lower t_max: a coordinate is pure noise "
+                "after about 10 of its own time units."
             )
         raise ValueError(
             "LinearSDE could not solve its moment equations between t_min and t_max: "
