@@ -8,8 +8,9 @@ built-in process: scalar ones, one with a noise level for each frequency (Blurri
 with momentum (CLD, also run in its whole state), heavy-tailed and compact noise, a
 learned schedule, a stochastic interpolant. All but the interpolant, which learns a
 velocity, and PFGM, whose noise has no variance, have the same prediction, weight and
-law of log(sigma/alpha), so that only the process differs. The table gives exact W2 to fresh data, mean and standard deviation
-over seeds; the floor is the same figure between two sets of real data.
+law of log(sigma/alpha), so that only the process differs. The table gives exact W2 to
+fresh data, mean and standard deviation over seeds; the floor is
+the same figure between two sets of real data.
 
 Expect, in about 15 minutes on two CPU cores, every W2 within 1.5 times the floor, but
 for PFGM, `PoissonFlow(1)`: .6, its modes not yet apart. Pictures: samples.png, loss.png
