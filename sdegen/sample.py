@@ -119,6 +119,12 @@ def sample(
             f"{float(stochasticity):g}."
         )
     if isinstance(denoiser, AbstractGenerator):
+        if denoise or refinable:
+            raise ValueError(
+                "denoise and refinable are for a denoiser on a path, and "
+                f"{type(denoiser).__name__} runs an equation of its own. Leave them "
+                "out; a finer grid ends nearer to the data."
+            )
         return generate(
             key,
             denoiser,

@@ -527,6 +527,8 @@ def test_other_mistakes_are_told_too():
     with pytest.raises(ValueError, match="Augmented"):
         denoiser = PosteriorMean(Exact(sdegen.CLD()), sdegen.CLD())
         sdegen.sample(KEY, denoiser, (2, 1), solver=SSCS(), stochasticity=1.0)
+    with pytest.raises(ValueError, match="denoise and refinable"):
+        sdegen.sample(KEY, sdegen.Augmented(denoiser), (2, 1), denoise=True)
     with pytest.raises(ValueError, match="splits the reverse"):
         SSCS().check(sdegen.reverse(sdegen.VP(), lambda t, x: -x))
 
