@@ -1,0 +1,165 @@
+"""Samples of files, or of any random-access source, as a stream through Grain."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from .stream import AbstractStream, Batch, is_data, row_numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Files(AbstractStream):
+    """Samples of any random-access source, read ahead and decoded by Grain.
+
+    A source has `__len__` and `__getitem__(i)`: `ImageFolder`, `array_records`,
+    `tfds.data_source`, a list. Samples of one batch must have one shape.
+
+    **Arguments:** `source`; `decode`, from an item of the source to `x` or `(x, cond)`,
+    the identity by default; `threads`, that read and decode at the same time (0 for
+    data in memory); `workers`, processes for a `decode` in Python that holds the
+    interpreter's lock, each a copy of the program's imports: the program's own start
+    then belongs under `if __name__ == "__main__":`.
+
+    **Raises:** what `source` and `decode` raise, where the batch would have come;
+    `ImportError` without Grain (`pip install 'sdegen[data]'`).
+    """
+
+    source: Any
+    decode: Callable[[Any], Any] | None = None
+    threads: int = 16
+    workers: int = 0
+
+    def __post_init__(self):
+        _grain()
+        if not all(hasattr(self.source, m) for m in ("__len__", "__getitem__")):
+            raise ValueError(
+                "Files takes a source with __len__ and __getitem__(i), got "
+                f"{type(self.source).__name__}. Wrap it in a class that has both."
+            )
+        if not len(self.source):
+            raise ValueError("the source of Files is empty: its length is 0.")
+        if self.threads < 0 or self.workers < 0:
+            raise ValueError(
+                f"Files needs threads >= 0 and workers >= 0, got {self.threads} and "
+                f"{self.workers}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample x: item 0 is read to find it."""
+        return _sample(self.source[0], self.decode)[0].shape
+
+    def batches(
+        self, seed: int, start: int, *, batch_size: int, rows: slice
+    ) -> Iterator[Batch]:
+        """See `AbstractStream.batches`."""
+        return self._read(seed, start, batch_size, row_numbers(start, batch_size, rows))
+
+    def _read(self, seed, start, batch_size, chosen):
+        grain = _grain()
+        # Of its own, not Grain's, so that runs with neighbouring seeds have nothing in
+        # common: epoch e of Grain's seed s is epoch e - 1 of its seed s + 1.
+        (own,) = np.random.SeedSequence(seed).generate_state(1)
+        order = grain.MapDataset.source(self.source).shuffle(seed=int(own)).repeat()
+        samples = grain.MapDataset.source(
+            _Share(order, self.decode, start, batch_size, chosen)
+        )
+        count = len(chosen)
+        if self.workers:
+            _settle_flags()
+            # Grain deals out elements among its workers: whole batches, to keep them.
+            threads = -(-self.threads // self.workers)
+            options = grain.ReadOptions(threads, threads)
+            batches = (
+                samples.batch(count, batch_fn=_stack)
+                .to_iter_dataset(options)
+                .mp_prefetch(grain.MultiprocessingOptions(self.workers))
+            )
+        else:
+            ahead = max(self.threads, count) if self.threads else 0
+            options = grain.ReadOptions(self.threads, ahead)
+            batches = samples.to_iter_dataset(options).batch(count, batch_fn=_stack)
+        iterator = iter(batches)
+        try:
+            yield from iterator
+        finally:
+            close = getattr(iterator, "close", None)  # not in early versions of Grain
+            if close is not None:
+                close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """The samples of one process, one batch after the other, as a source."""
+
+    order: Any
+    decode: Callable[[Any], Any] | None
+    start: int
+    batch_size: int
+    chosen: Int[np.ndarray, " rows"]
+
+    def __len__(self):
+        return (sys.maxsize // self.batch_size - self.start) * len(self.chosen)
+
+    def __getitem__(self, index):
+        step, row = divmod(int(index), len(self.chosen))
+        place = (self.start + step) * self.batch_size + int(self.chosen[row])
+        return _sample(self.order[place], self.decode)
+
+
+def _sample(item, decode):
+    """(x, cond) of one item, checked: Grain would leave out what is None."""
+    item = item if decode is None else decode(item)
+    pair = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+    x = pair[0]
+    if not isinstance(x, np.ndarray | np.generic | jax.Array) or not is_data(x.dtype):
+        kind = getattr(x, "dtype", type(x).__name__)
+        raise ValueError(
+            "a sample must be x or (x, cond), with x an array of uint8 or floating "
+            f"point, got {type(item).__name__} with x of {kind}. Give Files a "
+            'decode, such as lambda item: (item["image"], None).'
+        )
+    return np.asarray(x), pair[1]
+
+
+def _stack(samples) -> Batch:
+    xs, conds = zip(*samples, strict=True)
+    shapes = sorted({x.shape for x in xs})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"samples of one batch must have one shape, got {shapes[0]} and "
+            f"{shapes[1]}. Crop or resize them in the decode of Files."
+        )
+    return np.stack(xs), jax.tree.map(lambda *leaves: np.stack(leaves), *conds)
+
+
+def _grain():
+    try:
+        import grain
+    except ImportError as error:
+        raise ImportError(
+            "reading files needs Grain, which is not installed: "
+            "pip install 'sdegen[data]'. Arrays in memory do not need it."
+        ) from error
+    return grain
+
+
+def _settle_flags():
+    """Let Grain 0.2.18 start processes in a program that is no absl app.
+
+    It reads a flag there that only `absl.app.run` parses (google/grain issue 1355);
+    unparsed flags then have their defaults.
+    """
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

@@ -1,0 +1,166 @@
+"""Sources of single samples on disk: folders of images, ArrayRecord files.
+
+A source has `__len__` and `__getitem__(i)`, with i from 0: what Grain calls random
+access. It may be read by many threads at once, and be sent to other processes.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+from jaxtyping import UInt8
+
+_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm"))
+_MODES = {"RGB": 3, "L": 1}
+
+
+class ImageFolder:
+    """Images in sub-folders, one for each class, with the class as label.
+
+    Item i is (uint8 image (size, size, channels), int label). `classes` are the names
+    of the sub-folders in sorted order, and files come in sorted order of their paths
+    within a class, however deep. The largest central square is averaged down to
+    `size` pixels (Pillow's box filter; a smaller image is enlarged by the nearest
+    pixel). Rotations in a camera's metadata are not applied.
+
+    **Arguments:** `path`; `size`, pixels along a side; `mode`, "RGB" (3 channels) or
+    "L" (1 channel, luma).
+
+    **Raises:** `FileNotFoundError` without a folder or images in it, `ValueError` for
+    an image that cannot be read, when it is read.
+    """
+
+    def __init__(self, path: str | Path, size: int, mode: str = "RGB"):
+        _pillow()
+        if size < 1 or mode not in _MODES:
+            raise ValueError(
+                f'ImageFolder needs size >= 1 and mode "RGB" or "L", got {size} and '
+                f"{mode!r}."
+            )
+        self.path, self.size, self.mode = Path(path).expanduser(), size, mode
+        if not self.path.is_dir():
+            raise FileNotFoundError(
+                f"{self.path} is no folder. ImageFolder takes a folder with one "
+                "sub-folder of images for each class."
+            )
+        folders = sorted(p for p in self.path.iterdir() if p.is_dir())
+        folders = [p for p in folders if not p.name.startswith(".")]
+        self.classes = tuple(p.name for p in folders)
+        # Text, not Path objects: a million of these are a tenth of the memory.
+        found = [
+            (file, label) for label, p in enumerate(folders) for file in _images_in(p)
+        ]
+        self._files = tuple(file for file, _ in found)
+        self.labels = np.array([label for _, label in found], np.int32)
+        if not found:
+            raise FileNotFoundError(
+                f"there are no images in the sub-folders of {self.path} (sub-folders: "
+                f"{', '.join(self.classes) or 'none'}; endings: "
+                f"{', '.join(sorted(_SUFFIXES))}). Images without classes go into one "
+                "sub-folder."
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(
+        self, index: SupportsIndex
+    ) -> tuple[UInt8[np.ndarray, "size size channels"], int]:
+        """The image and the label of one file."""
+        file = self._files[index]
+        return self._read(file), int(self.labels[index])
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageFolder({str(self.path)!r}, size={self.size}, mode={self.mode!r}, "
+            f"{len(self)} images of {len(self.classes)} classes)"
+        )
+
+    def _read(self, file):
+        pillow = _pillow()
+        try:
+            with pillow.open(file) as image:
+                if image.mode.startswith(("I", "F")):
+                    # Pillow would clip more than 8 bits to white.
+                    raise ValueError(f"its pixels have more than 8 bits: {image.mode}")
+                image = image.convert(self.mode)
+        except Exception as error:
+            raise ValueError(
+                f"{file} cannot be read as an image ({type(error).__name__}: {error}). "
+                "Repair, convert or remove it."
+            ) from error
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.resize(
+            (self.size, self.size),
+            pillow.Resampling.BOX,
+            box=(left, top, left + side, top + side),
+        )
+        return np.asarray(image).reshape(self.size, self.size, _MODES[self.mode])
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """The source whose item i is `decode(source[i])`."""
+
+    source: Any
+    decode: Callable[[Any], Any]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: SupportsIndex) -> Any:
+        return self.decode(self.source[index])
+
+
+def array_records(
+    paths: str | Path | Sequence[str | Path], decode: Callable[[bytes], Any]
+) -> Decoded:
+    """The records of ArrayRecord files, in the order of `paths`, each decoded.
+
+    `decode(record)` takes the bytes and gives `x` or `(x, cond)`. Files are read best
+    when they were written with `group_size:1`. Needs the package array_record, which
+    comes with Grain. https://github.com/google/array_record.
+    """
+    try:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+    except ImportError as error:
+        raise ImportError(
+            "ArrayRecord files need array_record, which is not installed: "
+            "pip install array_record, or pip install 'sdegen[data]'."
+        ) from error
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    files = [os.fspath(path) for path in given]
+    # A name with a scheme (gs://) is for array_record to find.
+    missing = [f for f in files if "://" not in f and not Path(f).is_file()]
+    if missing or not files:
+        raise FileNotFoundError(
+            f"no ArrayRecord file at {', '.join(missing) or 'all: the list is empty'}."
+        )
+    return Decoded(ArrayRecordDataSource(files), decode)
+
+
+def _images_in(folder):
+    found = []
+    for place, _, names in os.walk(folder, followlinks=True):
+        found += [
+            os.path.join(place, name)
+            for name in names
+            if os.path.splitext(name)[1].lower() in _SUFFIXES
+            and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def _pillow():
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "images need Pillow, which is not installed: pip install pillow, or "
+            "pip install 'sdegen[data]'."
+        ) from error
+    return Image

@@ -1,0 +1,157 @@
+"""File formats of the classic image sets: idx, npz, CIFAR's pickled batches.
+
+Each reader checks what it reads; a file that is damaged, or is something else, is
+answered with a ValueError that says what was expected and what to do.
+"""
+
+import gzip
+import io
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+_TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
+CIFAR_BATCHES = {"train": _TRAIN, "test": ("test_batch",)}
+"""The files of CIFAR-10's Python version, of each split."""
+
+
+def damaged(path: Path | str, expected: str, error: object) -> ValueError:
+    """The sentence about a file that cannot be read."""
+    why = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else error
+    return ValueError(
+        f"{path} cannot be read as {expected} ({why}): it is truncated, damaged or "
+        "another kind of file. Copy or download it again."
+    )
+
+
+def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
+    """The array of an idx file of bytes, of any number of axes; `.gz` is unpacked.
+
+    Two zero bytes, the type (8 is uint8), the number of axes, then the axes as
+    big-endian 32-bit integers, then the values (LeCun et al., the MNIST page, 1998).
+    """
+    expected = "an idx file of bytes"
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except Exception as error:
+            raise damaged(path, "a gzip file", error) from error
+    magic = data[:4]
+    if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not magic[3]:
+        raise damaged(path, expected, f"magic number {magic.hex()}, not 000008xx")
+    head = 4 + 4 * magic[3]
+    if len(data) < head:
+        raise damaged(path, expected, f"it ends after {len(data)} bytes")
+    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", magic[3], 4))
+    promised = int(np.prod(shape, dtype=object))
+    if len(data) - head != promised:
+        raise damaged(
+            path,
+            expected,
+            f"the header promises {promised} values of shape {shape}, "
+            f"{len(data) - head} follow",
+        )
+    return np.frombuffer(data, np.uint8, offset=head).reshape(shape).copy()
+
+
+def read_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(`x_<split>`, `y_<split>`) of an npz file; nothing else in it is read."""
+    names = [f"x_{split}", f"y_{split}"]
+    expected = f"an npz file with the arrays {names[0]} and {names[1]}"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [name for name in names if name not in archive.files]
+            if not missing:
+                return archive[names[0]], archive[names[1]]
+            found = f"it holds {sorted(archive.files)}"
+    except Exception as error:
+        raise damaged(path, expected, error) from error
+    raise damaged(path, expected, found)
+
+
+def read_cifar_folder(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of a split from the unpacked `cifar-10-batches-py`."""
+    names = CIFAR_BATCHES[split]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise _incomplete(folder, missing)
+    return _join((folder / name, (folder / name).read_bytes()) for name in names)
+
+
+def read_cifar_archive(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same from `cifar-10-python.tar.gz`, of which nothing is unpacked on disk."""
+    found = {}
+    try:
+        with tarfile.open(path, "r|gz") as archive:
+            for member in archive:
+                name = Path(member.name).name
+                if name in CIFAR_BATCHES[split] and member.isfile():
+                    found[name] = archive.extractfile(member).read()
+    except Exception as error:
+        raise damaged(path, "a .tar.gz archive", error) from error
+    missing = [name for name in CIFAR_BATCHES[split] if name not in found]
+    if missing:
+        raise _incomplete(path, missing)
+    return _join((f"{path}:{name}", found[name]) for name in CIFAR_BATCHES[split])
+
+
+def _incomplete(place, missing):
+    return FileNotFoundError(
+        f"{place} lacks {', '.join(missing)}: CIFAR-10's Python version has "
+        "data_batch_1 to data_batch_5 and test_batch. Unpack or download it again."
+    )
+
+
+def _join(batches):
+    pairs = [_cifar_batch(place, data) for place, data in batches]
+    return tuple(np.concatenate(part) for part in zip(*pairs, strict=True))
+
+
+def _cifar_batch(place, data) -> tuple[np.ndarray, np.ndarray]:
+    """One pickled dictionary: `data` (n, 3072), channels first, and n `labels`."""
+    expected = "a batch of CIFAR-10's Python version"
+    try:
+        batch = _CIFARUnpickler(io.BytesIO(data), encoding="bytes").load()
+        images, labels = batch[b"data"], np.asarray(batch[b"labels"])
+    except Exception as error:
+        raise damaged(place, expected, error) from error
+    right = isinstance(images, np.ndarray) and images.shape == (len(labels), 3072)
+    if not right or images.dtype != np.uint8:
+        raise damaged(place, expected, "its data are not (n, 3072) bytes, with labels")
+    return images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+
+def _bytes_dtype(name, *_) -> np.dtype:
+    if name not in (b"u1", "u1"):
+        raise pickle.UnpicklingError(f"an array of {name!r}, not of bytes")
+    return np.dtype(np.uint8)
+
+
+_CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): _bytes_dtype,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: np.ndarray((0,), np.uint8),
+}
+"""All that a batch of CIFAR asks for. NumPy has since renamed the third."""
+
+
+class _CIFARUnpickler(pickle.Unpickler):
+    """Reads bytes arrays, lists, strings and numbers.
+
+    A pickle is a program: an ordinary unpickler runs whatever function it names.
+    """
+
+    def find_class(self, module, name):
+        try:
+            return _CONSTRUCTORS[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which no batch of CIFAR-10 does; it was "
+                "not run"
+            ) from None

@@ -1,0 +1,92 @@
+"""Batches put on the device while the step before them runs."""
+
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_PATIENCE = 10.0
+"""Seconds that `close` waits for a read that is under way."""
+
+
+def prefetch(
+    iterator: Iterator[Any], put: Callable[[Any], Any], depth: int = 2
+) -> "Prefetch":
+    """`put(batch)` of every batch, up to `depth` of them ahead of their use.
+
+    A background thread reads `iterator` and calls `put` (for instance
+    `jax.device_put`), from now on. An exception of either is raised where its batch
+    would have come. The thread ends with the iterator, with `close()`, at the end of
+    a `with` block, or when the result is dropped; it then closes the iterator too.
+    """
+    if depth < 1:
+        raise ValueError(f"prefetch needs depth >= 1, got {depth}.")
+    return Prefetch(iterator, put, depth)
+
+
+class Prefetch(Iterator[Any]):
+    """An iterator over what a background thread has put; made by `prefetch`."""
+
+    def __init__(self, iterator: Iterator[Any], put: Callable, depth: int):
+        self._ready: queue.SimpleQueue = queue.SimpleQueue()
+        self._room = threading.Semaphore(depth)
+        stop = threading.Event()
+        # The thread knows the queue and not this object, so that dropping the object
+        # ends the thread.
+        thread = threading.Thread(
+            target=_work,
+            args=(iter(iterator), put, self._ready, self._room, stop),
+            name="sdegen-prefetch",
+            daemon=True,
+        )
+        self._end = weakref.finalize(self, _end, thread, self._ready, self._room, stop)
+        thread.start()
+
+    def __next__(self) -> Any:
+        if not self._end.alive:
+            raise StopIteration
+        item, error = self._ready.get()
+        if error is not None:
+            self.close()
+            raise error
+        self._room.release()
+        return item
+
+    def close(self) -> None:
+        """End the thread and drop what it has put; a second call does nothing.
+
+        Waits for the read that is under way, at most ten seconds.
+        """
+        self._end()
+
+    def __enter__(self) -> "Prefetch":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _work(iterator, put, ready, room, stop):
+    try:
+        while True:
+            # Room first: no more than `depth` batches exist ahead of the consumer.
+            room.acquire()
+            if stop.is_set():
+                return
+            ready.put((put(next(iterator)), None))
+    except BaseException as error:  # StopIteration too: it ends the consumer's loop
+        ready.put((None, error))
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
+
+
+def _end(thread, ready, room, stop):
+    stop.set()
+    room.release()
+    if thread is not threading.current_thread():  # where a collection may run
+        thread.join(_PATIENCE)
+    while not ready.empty():
+        ready.get()
