@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import multiprocessing
 import sys
 import threading
 import time
@@ -70,7 +71,7 @@ KINDS = ["Arrays", "Files"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("batch_size", [1, 5, 30])
+@pytest.mark.parametrize("batch_size", [1, 5, 50])
 def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own(kind, batch_size):
     source = stream(kind, threads=2)
     assert len(source) == N
@@ -97,10 +98,10 @@ def test_a_stream_goes_on_at_any_step(kind):
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_the_shares_of_the_processes_are_the_global_batch(kind, processes):
     source = stream(kind, threads=2)
-    whole = take(source, 0, 2, 7, 8)
-    share = 8 // processes
+    whole = take(source, 0, 2, 7, 40)
+    share = 40 // processes
     shares = [
-        take(source, 0, 2, 7, 8, slice(p * share, (p + 1) * share))
+        take(source, 0, 2, 7, 40, slice(p * share, (p + 1) * share))
         for p in range(processes)
     ]
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
@@ -131,6 +132,7 @@ def test_worker_processes_do_not_change_the_order():
     want = take(stream("Files", threads=2), 0, 3, 6, 7, slice(2, 6))
     got = take(stream("Files", threads=2, workers=2), 0, 3, 6, 7, slice(2, 6))
     np.testing.assert_array_equal(got, want)
+    assert until(lambda: not multiprocessing.active_children())
 
 
 def test_memory_mapped_bytes_are_read_as_they_are(tmp_path):

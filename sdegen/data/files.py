@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,9 @@ import numpy as np
 from jaxtyping import Int
 
 from .stream import AbstractStream, Batch, is_data, row_numbers
+
+_PIECE = 16
+"""Samples that a thread reads at a time."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,24 +74,30 @@ class Files(AbstractStream):
         # common: epoch e of Grain's seed s is epoch e - 1 of its seed s + 1.
         (own,) = np.random.SeedSequence(seed).generate_state(1)
         order = grain.MapDataset.source(self.source).shuffle(seed=int(own)).repeat()
-        samples = grain.MapDataset.source(
-            _Share(order, self.decode, start, batch_size, chosen)
+        # Threads take pieces of a batch, of several samples: handing over each sample
+        # cost up to four times as much as reading it. Processes take whole batches, for
+        # Grain deals out what it holds among them.
+        pieces = 1 if self.workers else -(-len(chosen) // _PIECE)
+        share = grain.MapDataset.source(
+            _Share(
+                order,
+                self.decode,
+                start,
+                batch_size,
+                tuple(np.array_split(chosen, pieces)),
+            )
         )
-        count = len(chosen)
         if self.workers:
             _settle_flags()
-            # Grain deals out elements among its workers: whole batches, to keep them.
             threads = -(-self.threads // self.workers)
-            options = grain.ReadOptions(threads, threads)
-            batches = (
-                samples.batch(count, batch_fn=_stack)
-                .to_iter_dataset(options)
-                .mp_prefetch(grain.MultiprocessingOptions(self.workers))
-            )
+            reading = grain.ReadOptions(threads, threads)
+            workers = grain.multiprocessing.MultiprocessingOptions(self.workers)
+            batches = share.batch(1, batch_fn=_stack).to_iter_dataset(reading)
+            batches = batches.mp_prefetch(workers)
         else:
-            ahead = max(self.threads, count) if self.threads else 0
-            options = grain.ReadOptions(self.threads, ahead)
-            batches = samples.to_iter_dataset(options).batch(count, batch_fn=_stack)
+            ahead = max(self.threads, pieces) if self.threads else 0
+            reading = grain.ReadOptions(self.threads, ahead)
+            batches = share.to_iter_dataset(reading).batch(pieces, batch_fn=_stack)
         iterator = iter(batches)
         try:
             yield from iterator
@@ -99,21 +109,22 @@ class Files(AbstractStream):
 
 @dataclasses.dataclass(frozen=True)
 class _Share:
-    """The samples of one process, one batch after the other, as a source."""
+    """The samples of one process, one batch after the other in pieces, as a source."""
 
     order: Any
     decode: Callable[[Any], Any] | None
     start: int
     batch_size: int
-    chosen: Int[np.ndarray, " rows"]
+    pieces: tuple[Int[np.ndarray, " rows"], ...]
 
     def __len__(self):
-        return (sys.maxsize // self.batch_size - self.start) * len(self.chosen)
+        return (sys.maxsize // self.batch_size - self.start) * len(self.pieces)
 
     def __getitem__(self, index):
-        step, row = divmod(int(index), len(self.chosen))
-        place = (self.start + step) * self.batch_size + int(self.chosen[row])
-        return _sample(self.order[place], self.decode)
+        step, piece = divmod(int(index), len(self.pieces))
+        first = (self.start + step) * self.batch_size
+        rows = self.pieces[piece].tolist()
+        return [_sample(self.order[first + row], self.decode) for row in rows]
 
 
 def _sample(item, decode):
@@ -131,8 +142,8 @@ def _sample(item, decode):
     return np.asarray(x), pair[1]
 
 
-def _stack(samples) -> Batch:
-    xs, conds = zip(*samples, strict=True)
+def _stack(pieces) -> Batch:
+    xs, conds = zip(*itertools.chain(*pieces), strict=True)
     shapes = sorted({x.shape for x in xs})
     if len(shapes) > 1:
         raise ValueError(

@@ -49,7 +49,7 @@ class ImageFolder:
         folders = sorted(p for p in self.path.iterdir() if p.is_dir())
         folders = [p for p in folders if not p.name.startswith(".")]
         self.classes = tuple(p.name for p in folders)
-        # Text, not Path objects: a million of these are a tenth of the memory.
+        # Text: for a million files, Path objects would be 300 MB more.
         found = [
             (file, label) for label, p in enumerate(folders) for file in _images_in(p)
         ]
