@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
 
 from .stream import AbstractStream, Batch, is_data, row_numbers
 
@@ -115,7 +114,7 @@ class _Share:
     decode: Callable[[Any], Any] | None
     start: int
     batch_size: int
-    pieces: tuple[Int[np.ndarray, " rows"], ...]
+    pieces: tuple[np.ndarray, ...]
 
     def __len__(self):
         return (sys.maxsize // self.batch_size - self.start) * len(self.pieces)
