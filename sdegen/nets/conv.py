@@ -82,13 +82,14 @@ class Conv(nnx.Module):
         *,
         kernel_init=None,
         dtype=None,
+        param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype = dtype
         kernel_init = kernel_init or nnx.initializers.lecun_normal()
         shape = (size, size, inputs, outputs)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(outputs, param_dtype))
 
     def __call__(self, x):
         """The convolution of x, computed in `dtype`."""

@@ -1,6 +1,9 @@
 """What a network is told about time and condition, as one vector per sample."""
 
+import statistics
+
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -17,6 +20,45 @@ def fourier(t: Time) -> Float[Array, "... features"]:
     frequencies = 2 * jnp.pi * jnp.geomspace(0.125, 4.0, _FREQUENCIES, dtype=t.dtype)
     phase = t[..., None] * frequencies
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase), t[..., None]], axis=-1)
+
+
+def positional(
+    t: Time, features: int, *, endpoint: bool = False
+) -> Float[Array, "... features"]:
+    """cos and sin of t w, for w from 1 down to 1e-4 (reached if `endpoint`).
+
+    Vaswani et al. 2017, as DDPM++, ADM and DiT use it.
+    """
+    half = features // 2
+    steps = np.arange(half) / max(1, half - endpoint)
+    phase = t[..., None] * jnp.asarray(1e-4**steps, t.dtype)
+    return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
+
+
+def normal_frequencies(number: int, scale: float) -> np.ndarray:
+    """2 pi w, for w the `number` mid-quantiles of a Gaussian of deviation `scale`.
+
+    Random Fourier features draw w and keep it in the network (Tancik et al. 2020);
+    quantiles have the same law, less noise, and are nothing that an optimiser, an
+    average or a weight decay could move.
+    """
+    quantile = statistics.NormalDist(sigma=scale).inv_cdf
+    return 2 * np.pi * np.array([quantile((i + 0.5) / number) for i in range(number)])
+
+
+def check_condition(cond: Array | None, cond_dim: int) -> None:
+    """Refuse a condition that is not what the network was made for."""
+    if cond_dim and (cond is None or cond.shape[-1:] != (cond_dim,)):
+        came = "none" if cond is None else f"one of shape {cond.shape}"
+        raise ValueError(
+            f"this network was made for a condition of shape (batch, "
+            f"{cond_dim}), got {came}."
+        )
+    if not cond_dim and cond is not None:
+        raise ValueError(
+            "this network was made without a condition, got one. Make it with "
+            "cond_dim=the length of the condition vector."
+        )
 
 
 class Embedding(nnx.Module):
@@ -40,17 +82,7 @@ class Embedding(nnx.Module):
     ) -> Float[Array, "... width"]:
         """The embedding: (width,) for one time alone, else (batch, width)."""
         h = self.time(fourier(t))
-        if self.cond_dim and (cond is None or cond.shape[-1:] != (self.cond_dim,)):
-            came = "none" if cond is None else f"one of shape {cond.shape}"
-            raise ValueError(
-                f"this network was made for a condition of shape (batch, "
-                f"{self.cond_dim}), got {came}."
-            )
-        if not self.cond_dim and cond is not None:
-            raise ValueError(
-                "this network was made without a condition, got one. Make it with "
-                "cond_dim=the length of the condition vector."
-            )
+        check_condition(cond, self.cond_dim)
         if self.cond is not None:
             h = h + self.cond(cond)
         return nnx.silu(self.out(nnx.silu(h)))

@@ -24,7 +24,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..typing import PyTree, Scalar, Time, number
+from ..typing import PyTree, RandomKey, Scalar, Time, number
 
 _BULK = 4.0  # c in (1)
 
@@ -41,9 +41,15 @@ class Tails(eqx.Module):
     sigma_data: Scalar = number(0.5)
 
     def __call__(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+        self,
+        t: Time,
+        x: Float[Array, "batch ..."],
+        cond: PyTree = None,
+        *,
+        key: RandomKey | None = None,
     ) -> Float[Array, "batch ..."]:
         """E[x0 given x_t], for t = log(sigma / alpha) / 4 and scaled x."""
+        random = {} if key is None else {"key": key}  # not every network takes one
         each = (-1,) + (1,) * (x.ndim - 1)
         m = jnp.mean(x**2, axis=tuple(range(1, x.ndim)), keepdims=True)
         level = jnp.exp(8 * t).reshape(each)
@@ -51,5 +57,5 @@ class Tails(eqx.Module):
         excess = jnp.maximum(m - _BULK, 0.0) ** 2 / jnp.maximum(m, _BULK)
         s2 = level + (level + data) * excess
         skip, out = data / (s2 + data), jnp.sqrt(s2 * data / (s2 + data))
-        f = self.network(t, (x / jnp.sqrt(1 + m)).astype(x.dtype), cond)
+        f = self.network(t, (x / jnp.sqrt(1 + m)).astype(x.dtype), cond, **random)
         return (skip * jnp.sqrt(level + data) * x + out * f).astype(x.dtype)

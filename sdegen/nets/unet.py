@@ -1,25 +1,30 @@
 """A small UNet for images (batch, height, width, channels)."""
 
-import jax
+import itertools
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..typing import Time
+from ..typing import RandomKey, Time
 from .conv import Conv
 from .features import Embedding
+from .layers import attend, call, check_sides, down, dropout, fold_in, up
 from .mlp import check_shape
 
 
 class ResBlock(nnx.Module):
     """Two 3x3 convolutions; the embedding scales and shifts between them (FiLM)."""
 
-    def __init__(self, inputs, outputs, width, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs, outputs, width, *, dropout=0.0, dtype=None, rngs: nnx.Rngs
+    ):
         def group_norm(features):
             groups = max(g for g in (1, 2, 4, 8) if features % g == 0)
             return nnx.GroupNorm(features, groups, dtype=dtype, rngs=rngs)
 
         zeros = nnx.initializers.zeros
+        self.dropout = dropout
         self.norm1 = group_norm(inputs)
         self.conv1 = Conv(inputs, outputs, dtype=dtype, rngs=rngs)
         self.emb = nnx.Linear(width, 2 * outputs, dtype=dtype, rngs=rngs)
@@ -30,11 +35,12 @@ class ResBlock(nnx.Module):
             nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs) if project else None
         )
 
-    def __call__(self, h, emb):
+    def __call__(self, h, emb, key=None):
         """The block at embedding `emb`, (width,) or (batch, width)."""
         r = self.conv1(nnx.silu(self.norm1(h)))
         scale, shift = jnp.split(self.emb(emb)[..., None, None, :], 2, axis=-1)
-        r = self.conv2(nnx.silu(self.norm2(r) * (1 + scale) + shift))
+        r = nnx.silu(self.norm2(r) * (1 + scale) + shift)
+        r = self.conv2(dropout(r, self.dropout, key))
         return r + (h if self.skip is None else self.skip(h))
 
 
@@ -57,8 +63,7 @@ class Attention(nnx.Module):
         """The block on (batch, height, width, features)."""
         batch, height, width, features = h.shape
         qkv = self.qkv(self.norm(h)).reshape(batch, height * width, 3, self.heads, -1)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        return h + self.out(jax.nn.dot_product_attention(q, k, v).reshape(h.shape))
+        return h + self.out(attend(qkv).reshape(h.shape))
 
 
 class UNet(nnx.Module):
@@ -67,7 +72,9 @@ class UNet(nnx.Module):
     **Arguments:** `channels`, features at full resolution; `multiples`, of `channels`
     at each halving of the resolution; `blocks`, residual blocks per resolution;
     attention acts at the lowest resolution; `cond_dim`, the length of the condition
-    vector, 0 for none; `dtype`, to compute in (parameters stay float32).
+    vector, 0 for none; `dropout`, the share of features that a call with a `key` sets
+    to zero; `remat`, to compute each block again for gradients; `dtype`, to compute in
+    (parameters stay float32).
     """
 
     def __init__(
@@ -78,20 +85,20 @@ class UNet(nnx.Module):
         multiples: tuple[int, ...] = (1, 2),
         blocks: int = 2,
         cond_dim: int = 0,
+        dropout: float = 0.0,
+        remat: bool = False,
         dtype=None,
         rngs: nnx.Rngs,
     ):
         self.shape, halvings = tuple(shape), len(multiples) - 1
-        if len(shape) != 3 or shape[0] % 2**halvings or shape[1] % 2**halvings:
-            raise ValueError(
-                f"UNet needs images (height, width, channels) with sides divisible by "
-                f"{2**halvings} (it halves them {halvings} times), got {shape}. Pad "
-                "the images or shorten `multiples`."
-            )
+        check_sides(self, shape, halvings)
+        self.remat = remat
         width = 4 * channels
 
         def res(inputs, outputs):
-            return ResBlock(inputs, outputs, width, dtype=dtype, rngs=rngs)
+            return ResBlock(
+                inputs, outputs, width, dropout=dropout, dtype=dtype, rngs=rngs
+            )
 
         def conv(inputs, outputs, **kwargs):
             return Conv(inputs, outputs, dtype=dtype, rngs=rngs, **kwargs)
@@ -123,26 +130,37 @@ class UNet(nnx.Module):
         self.last = conv(features, shape[-1], kernel_init=nnx.initializers.zeros)
 
     def __call__(
-        self, t: Time, x: Float[Array, "batch h w c"], cond: Array | None = None
+        self,
+        t: Time,
+        x: Float[Array, "batch h w c"],
+        cond: Array | None = None,
+        *,
+        key: RandomKey | None = None,
     ) -> Float[Array, "batch h w c"]:
-        """The prediction at times t, () or (batch,)."""
+        """The prediction at times t, () or (batch,); with a `key`, under dropout."""
         check_shape(self, x, self.shape)
         emb = self.embedding(t, cond)
+        numbers = itertools.count()
+
+        def res(block, h):
+            number = next(numbers)
+            return call(block, h, emb, fold_in(key, number), remat=self.remat)
+
         h = self.first(x)
         skips = [h]
         for level in range(self.levels):
             for i in range(self.blocks):
-                h = self.down[level * self.blocks + i](h, emb)
+                h = res(self.down[level * self.blocks + i], h)
                 skips.append(h)
             if level < self.levels - 1:
-                b, height, width, c = h.shape
-                h = h.reshape(b, height // 2, 2, width // 2, 2, c).mean((2, 4))
+                h = down(h)
                 skips.append(h)
-        h = self.middle2(self.attention(self.middle1(h, emb)), emb)
+        h = call(self.attention, res(self.middle1, h), remat=self.remat)
+        h = res(self.middle2, h)
         for level in range(self.levels):
             for i in range(self.blocks + 1):
                 block = self.up[level * (self.blocks + 1) + i]
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), emb)
+                h = res(block, jnp.concatenate([h, skips.pop()], axis=-1))
             if level < self.levels - 1:
-                h = self.double[level](h.repeat(2, axis=1).repeat(2, axis=2))
+                h = self.double[level](up(h))
         return self.last(nnx.silu(self.norm(h)))

@@ -1,0 +1,117 @@
+"""What the image networks share: resampling, dropout, attention, rematerialisation.
+
+Halving and doubling the resolution are means over 2 x 2 pixels and repeats, or the
+filter f = [1, 3, 3, 1] / 8 each way (StyleGAN2's, Karras et al. 2020, as in NCSN++):
+
+    down:  y_i = sum_k f_k x_{2i + k - 1},   k = 0 .. 3                             (1)
+    up:    y_{2i} = (3 x_i + x_{i-1}) / 4,   y_{2i+1} = (3 x_i + x_{i+1}) / 4       (2)
+
+with zeros beyond the border.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ..typing import RandomKey
+
+
+def check_sides(network, shape: tuple[int, ...], halvings: int) -> None:
+    """Refuse images whose sides cannot be halved `halvings` times."""
+    if len(shape) != 3 or shape[0] % 2**halvings or shape[1] % 2**halvings:
+        raise ValueError(
+            f"{type(network).__name__} needs images (height, width, channels) with "
+            f"sides divisible by {2**halvings} (it halves them {halvings} times), got "
+            f"{shape}. Pad the images or shorten `multiples`."
+        )
+
+
+def down(
+    x: Float[Array, "batch h w c"], fir: bool = False, *, padded: bool = False
+) -> Float[Array, "batch _h _w c"]:
+    """Half the resolution: means over 2 x 2 pixels, or (1) if `fir`.
+
+    With `padded`, x has the one pixel beyond each border that the filter looks at.
+    """
+    if not fir:
+        b, h, w, c = x.shape
+        return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+    for axis in (1, 2):
+        y = x if padded else _pad(x, axis)
+        last = y.shape[axis] - 3
+        taps = [jax.lax.slice_in_dim(y, k, last + k, 2, axis) for k in range(4)]
+        x = (taps[0] + 3 * (taps[1] + taps[2]) + taps[3]) / 8
+    return x
+
+
+def up(
+    x: Float[Array, "batch h w c"], fir: bool = False
+) -> Float[Array, "batch _h _w c"]:
+    """Twice the resolution: every pixel four times, or (2) if `fir`."""
+    for axis in (1, 2):
+        if fir:
+            y, n = _pad(x, axis), x.shape[axis]
+            sides = [jax.lax.slice_in_dim(y, k, n + k, 1, axis) for k in (0, 2)]
+            both = jnp.stack([(3 * x + side) / 4 for side in sides], axis + 1)
+            x = both.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+        else:
+            x = x.repeat(2, axis)
+    return x
+
+
+def _pad(x, axis):
+    return jnp.pad(x, [(int(a == axis),) * 2 for a in range(x.ndim)])
+
+
+def resample(x: Float[Array, "batch h w c"], mode: str, fir: bool = False) -> Array:
+    """x at half ("down"), twice ("up") or the same ("keep") resolution."""
+    return {
+        "keep": lambda x: x,
+        "down": lambda x: down(x, fir),
+        "up": lambda x: up(x, fir),
+    }[mode](x)
+
+
+def dropout(
+    x: Float[Array, "..."], rate: float, key: RandomKey | None
+) -> Float[Array, "..."]:
+    """x with a share `rate` of its numbers set to zero and the others raised to match.
+
+    Without a key, x: evaluation. Sample i of a batch loses the same numbers whatever
+    the size of the batch.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout must be at least 0 and less than 1, got {rate}.")
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def fold_in(key: RandomKey | None, number: int) -> RandomKey | None:
+    """The key of block `number`; no key gives none."""
+    return None if key is None else jax.random.fold_in(key, number)
+
+
+def call(block, *arguments, remat: bool):
+    """block(*arguments); with `remat`, gradients compute what is inside again."""
+    if not remat:
+        return block(*arguments)
+    return jax.checkpoint(lambda block, *a: block(*a))(block, *arguments)
+
+
+def attend(
+    qkv: Float[Array, "batch length 3 heads d"],
+) -> Float[Array, "batch length features"]:
+    """softmax(q k / sqrt(d)) v for every head, the softmax in float32."""
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    out = jax.nn.dot_product_attention(q, k, v)
+    return out.reshape(*out.shape[:2], -1)
+
+
+def group_norm(features: int, eps: float, **options) -> nnx.GroupNorm:
+    """Group normalisation with 32 groups, or fewer of at least 4 features each."""
+    most = min(32, max(1, features // 4))
+    groups = max(g for g in range(1, most + 1) if features % g == 0)
+    return nnx.GroupNorm(features, groups, epsilon=eps, **options)
