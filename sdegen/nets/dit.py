@@ -1,0 +1,212 @@
+"""DiT: a transformer on the patches of an image (Peebles and Xie 2023).
+
+    h <- h + g1 attention(s1 norm(h) + b1),   h <- h + g2 mlp(s2 norm(h) + b2)      (1)
+
+where the embedding of time and condition gives g, s - 1 and b by a linear map that
+starts at zero ("adaLN-zero"): a new block is the identity, a new network says zero.
+Positions are fixed: sines and cosines of the row in one half of the features, of the
+column in the other.
+
+Different on purpose: the paper's times are 0 .. 1000; here t = log(sigma / alpha) / 4
+spans about 4, so it is multiplied by 250. No class is a condition of zeros, not one
+more row of a table: `width` parameters fewer. The fixed positions are constants, where
+the paper's code has parameters that are not trained.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ..typing import RandomKey, Time
+from .features import check_condition, positional
+from .layers import attend, call, dropout, fold_in
+from .mlp import check_shape
+from .recipes import AbstractRecipe
+
+_STEPS = 250.0  # of the paper's times in one of ours
+_FREQUENCIES = 256  # features of time
+_XAVIER = nnx.initializers.glorot_uniform()
+_SMALL = nnx.initializers.normal(0.02)
+_ZEROS = nnx.initializers.zeros
+
+
+def positions(rows: int, columns: int, width: int) -> np.ndarray:
+    """(rows * columns, width): sin and cos of each patch's row and of its column."""
+    w = 1e-4 ** (np.arange(width // 4) / (width // 4))
+
+    def waves(places):
+        return np.concatenate([np.sin(places * w), np.cos(places * w)], axis=-1)
+
+    row, column = np.mgrid[:rows, :columns]
+    both = [waves(each.reshape(-1, 1)) for each in (row, column)]
+    return np.concatenate(both, axis=-1)
+
+
+def patches(x: Float[Array, "batch h w c"], p: int) -> Float[Array, "batch n features"]:
+    """The image as a sequence of patches of p x p pixels, row by row."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3)
+    return x.reshape(b, (h // p) * (w // p), p * p * c)
+
+
+def image(
+    h: Float[Array, "batch n features"], rows: int, columns: int, p: int
+) -> Float[Array, "batch h w c"]:
+    """The inverse of `patches`."""
+    b = h.shape[0]
+    h = h.reshape(b, rows, columns, p, p, -1).swapaxes(2, 3)
+    return h.reshape(b, rows * p, columns * p, -1)
+
+
+class DiTBlock(nnx.Module):
+    """Equation (1), on (batch, patches, width)."""
+
+    def __init__(self, width: int, heads: int, *, dropout: float, **options):
+        def linear(inputs, outputs, init=_XAVIER):
+            return nnx.Linear(inputs, outputs, kernel_init=init, **options)
+
+        self.heads, self.dropout = heads, dropout
+        self.norm1, self.norm2 = plain_norm(width, options), plain_norm(width, options)
+        self.qkv, self.out = linear(width, 3 * width), linear(width, width)
+        self.up, self.down = linear(width, 4 * width), linear(4 * width, width)
+        self.modulation = linear(width, 6 * width, _ZEROS)
+
+    def __call__(self, h, emb, key=None):
+        """The block at embedding (width,) or (batch, width)."""
+        changes = self.modulation(nnx.silu(emb))[..., None, :]
+        b1, s1, g1, b2, s2, g2 = jnp.split(changes, 6, axis=-1)
+        qkv = self.qkv(self.norm1(h) * (1 + s1) + b1)
+        r = self.out(attend(qkv.reshape(*h.shape[:2], 3, self.heads, -1)))
+        h = h + g1 * dropout(r, self.dropout, fold_in(key, 0))
+        r = self.down(nnx.gelu(self.up(self.norm2(h) * (1 + s2) + b2)))
+        return h + g2 * dropout(r, self.dropout, fold_in(key, 1))
+
+
+def plain_norm(width: int, options: dict) -> nnx.LayerNorm:
+    """Layer normalisation without parameters of its own."""
+    return nnx.LayerNorm(
+        width, epsilon=1e-6, use_bias=False, use_scale=False, **options
+    )
+
+
+class DiffusionTransformer(nnx.Module):
+    """(t, x, cond) -> an array of the shape of x, for images of `shape` (h, w, c).
+
+    **Arguments:** `width`, features of a patch, a multiple of 4 and `heads`; `depth`,
+    blocks; `heads`, of the attention; `patch`, its side in pixels; `cond_dim`, the
+    length of the condition vector (one-hot for classes, all zeros is no class), 0 for
+    none; `out_channels`, of the output, where it is not c (the paper's networks say a
+    variance too: 2 c); `dropout`, the share of each branch's output that a call with a
+    `key` sets to zero; `remat`, to compute each block again for gradients; `dtype`, to
+    compute in; `param_dtype`, of the parameters.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        patch: int = 2,
+        cond_dim: int = 0,
+        out_channels: int | None = None,
+        dropout: float = 0.0,
+        remat: bool = False,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if len(shape) != 3 or shape[0] % patch or shape[1] % patch:
+            raise ValueError(
+                "DiffusionTransformer needs images (height, width, channels) with "
+                f"sides divisible by the patch, {patch}, got {shape}. Pad the images "
+                "or take another patch."
+            )
+        if width % heads or width % 4:
+            raise ValueError(
+                f"width must be a multiple of heads and of 4, got {width} and {heads}."
+            )
+        self.shape, self.patch, self.width = tuple(shape), patch, width
+        self.cond_dim, self.remat = cond_dim, remat
+        whole = {"param_dtype": param_dtype, "rngs": rngs}  # time is not rounded
+        options = {"dtype": dtype, **whole}
+
+        def linear(inputs, outputs, init, **options):
+            return nnx.Linear(inputs, outputs, kernel_init=init, **options)
+
+        self.first = linear(patch**2 * shape[-1], width, _XAVIER, **options)
+        self.map1 = linear(_FREQUENCIES, width, _SMALL, **whole)
+        self.map2 = linear(width, width, _SMALL, **whole)
+        self.cond = nnx.data(
+            linear(cond_dim, width, _SMALL, use_bias=False, **whole)
+            if cond_dim
+            else None
+        )
+        self.blocks = nnx.List(
+            [DiTBlock(width, heads, dropout=dropout, **options) for _ in range(depth)]
+        )
+        self.norm = plain_norm(width, options)
+        self.modulation = linear(width, 2 * width, _ZEROS, **options)
+        channels = out_channels or shape[-1]
+        self.last = linear(width, patch**2 * channels, _ZEROS, **options)
+
+    def __call__(
+        self,
+        t: Time,
+        x: Float[Array, "batch h w c"],
+        cond: Array | None = None,
+        *,
+        key: RandomKey | None = None,
+    ) -> Float[Array, "batch h w out"]:
+        """The prediction at times t, () or (batch,); with a `key`, under dropout."""
+        check_shape(self, x, self.shape)
+        check_condition(cond, self.cond_dim)
+        emb = self.map2(nnx.silu(self.map1(positional(_STEPS * t, _FREQUENCIES))))
+        if self.cond is not None:
+            emb = emb + self.cond(cond)
+        rows, columns = (side // self.patch for side in self.shape[:2])
+        h = self.first(patches(x, self.patch))
+        h = h + jnp.asarray(positions(rows, columns, self.width), h.dtype)
+        for number, block in enumerate(self.blocks):
+            h = call(block, h, emb, fold_in(key, number), remat=self.remat)
+        changes = self.modulation(nnx.silu(emb))[..., None, :]
+        shift, scale = jnp.split(changes, 2, axis=-1)
+        h = self.last(self.norm(h) * (1 + scale) + shift)
+        return image(h, rows, columns, self.patch)
+
+
+_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
+_SIZES |= {"XL": (1152, 28, 16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DiT(AbstractRecipe):
+    """DiT; the paper names its networks by size and patch, DiT-XL/2."""
+
+    size: Literal["S", "B", "L", "XL"] = "S"
+    """Width, depth and heads: 384, 12, 6; 768, 12, 12; 1024, 24, 16; 1152, 28, 16."""
+    patch: int = 2
+    """Side of a patch in pixels."""
+    width: int | None = None
+    """Features of a patch, in place of those of `size`."""
+    depth: int | None = None
+    """Blocks, in place of those of `size`."""
+    heads: int | None = None
+    """Heads of the attention, in place of those of `size`."""
+
+    def make(self, shape: tuple[int, int, int], **options) -> DiffusionTransformer:
+        """The network for images of `shape`."""
+        width, depth, heads = _SIZES[self.size]
+        return DiffusionTransformer(
+            shape,
+            width=self.width or width,
+            depth=self.depth or depth,
+            heads=self.heads or heads,
+            patch=self.patch,
+            **options,
+        )

@@ -1,0 +1,187 @@
+"""EDM2: the UNet whose layers keep the magnitude of what passes through them.
+
+Karras et al. 2024, configuration G, figure 21; the layers are those of `magnitude`.
+There are no biases and no group normalisation; what remains of them are a feature of
+ones at the input, pixel normalisation in the encoder, and gains that begin at zero.
+
+Different on purpose: the Fourier frequencies and phases are quantiles and no draws
+(`features.normal_frequencies`); the head for the loss's log-variance, 128 parameters,
+belongs to a loss and is not here.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ..typing import RandomKey, Time
+from .blocks import Place, plan
+from .features import check_condition
+from .layers import attend, call, check_sides, dropout, fold_in, resample
+from .magnitude import MPConv, mp_cat, mp_fourier, mp_silu, mp_sum, normalise
+from .mlp import check_shape
+from .recipes import AbstractRecipe
+
+_CLIP = 256.0  # on activations, for half precision
+_BRANCH = 0.3  # m in (3) of a residual branch and of the attention
+
+
+class MPBlock(nnx.Module):
+    """A residual block with attention, magnitude-preserving (figure 21).
+
+    The encoder's blocks (those that join no skip connection before the turning point)
+    project and normalise every pixel before the branch; the decoder's project after it.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        width: int,
+        *,
+        encodes: bool,
+        head: int,
+        dropout: float,
+        **options,
+    ):
+        inputs, outputs = place.inputs, place.outputs
+        self.resample, self.joins, self.dropout = place.resample, place.joins, dropout
+        self.encodes, self.heads = encodes, max(1, outputs // head)
+        self.conv1 = MPConv(outputs if encodes else inputs, outputs, 3, **options)
+        self.emb = MPConv(width, outputs, **options)
+        self.gain = nnx.Param(jnp.zeros((), options["param_dtype"]))
+        self.conv2 = MPConv(outputs, outputs, 3, **options)
+        self.skip, self.qkv, self.out = (
+            nnx.data(MPConv(n, features, **options) if here else None)
+            for n, features, here in (
+                (inputs, outputs, inputs != outputs),
+                (outputs, 3 * outputs, place.attention),
+                (outputs, outputs, place.attention),
+            )
+        )
+
+    def __call__(self, h, emb, key=None):
+        """The block at embedding `emb`, (width,) or (batch, width)."""
+        h = resample(h, self.resample)
+        if self.encodes:
+            h = normalise(h if self.skip is None else self.skip(h), -1)
+        r = self.conv1(mp_silu(h))
+        r = mp_silu(r * (1 + self.emb(emb, self.gain[...])[..., None, None, :]))
+        r = self.conv2(dropout(r, self.dropout, key))
+        if not self.encodes and self.skip is not None:
+            h = self.skip(h)
+        h = mp_sum(h, r, _BRANCH)
+        if self.qkv is not None:
+            shape = (h.shape[0], -1, 3, self.heads, h.shape[-1] // self.heads)
+            qkv = normalise(self.qkv(h).reshape(shape), -1)
+            h = mp_sum(h, self.out(attend(qkv).reshape(h.shape)), _BRANCH)
+        return jnp.clip(h, -_CLIP, _CLIP)
+
+
+class EDM2UNet(nnx.Module):
+    """(t, x, cond) -> an array of the shape of x, for images of `shape` (h, w, c).
+
+    **Arguments:** `channels`, the unit of features; `multiples`, of `channels` at each
+    halving of the resolution; `blocks`, residual blocks per resolution (one more on the
+    way up); `attention`, the heights in pixels with attention; `head`, features of each
+    of its heads; `cond_dim`, the length of the condition vector (one-hot, or of about
+    unit length; all zeros is no class), 0 for none; `dropout`, the share of features
+    that a call with a `key` sets to zero; `remat`, to compute each block again for
+    gradients; `dtype`, to compute in; `param_dtype`, of the parameters. x is taken to
+    have magnitude about 1, as `edm_inputs` makes it.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        channels: int = 128,
+        multiples: tuple[int, ...] = (1, 2, 3, 4),
+        blocks: int = 3,
+        attention: tuple[int, ...] = (16, 8),
+        head: int = 64,
+        cond_dim: int = 0,
+        dropout: float = 0.0,
+        remat: bool = False,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.shape = tuple(shape)
+        check_sides(self, shape, len(multiples) - 1)
+        self.cond_dim, self.remat = cond_dim, remat
+        widths = [channels * multiple for multiple in multiples]
+        self.features, width = widths[0], max(widths)
+        whole = {"param_dtype": param_dtype, "rngs": rngs}  # time is not rounded
+        options = {"dtype": dtype, **whole}
+        self.time = MPConv(self.features, width, **whole)
+        self.cond = nnx.data(MPConv(cond_dim, width, **whole) if cond_dim else None)
+        self.first = MPConv(shape[-1] + 1, widths[0], 3, **options)
+        places = plan(shape[0], widths[0], widths, blocks, attention)
+        options |= {"head": head, "dropout": dropout}
+        self.encoder, self.decoder = (
+            nnx.List([MPBlock(p, width, encodes=encodes, **options) for p in ps])
+            for ps, encodes in zip(places, (True, False), strict=True)
+        )
+        self.last = MPConv(widths[0], shape[-1], 3, dtype=dtype, **whole)
+        self.gain = nnx.Param(jnp.zeros((), param_dtype))
+
+    def __call__(
+        self,
+        t: Time,
+        x: Float[Array, "batch h w c"],
+        cond: Array | None = None,
+        *,
+        key: RandomKey | None = None,
+    ) -> Float[Array, "batch h w c"]:
+        """The prediction at times t, () or (batch,); with a `key`, under dropout."""
+        check_shape(self, x, self.shape)
+        check_condition(cond, self.cond_dim)
+        emb = self.time(mp_fourier(t, self.features))
+        if self.cond is not None:
+            emb = mp_sum(emb, self.cond(cond * math.sqrt(self.cond_dim)))
+        emb = mp_silu(emb)
+        # A feature of ones does what biases would.
+        h = self.first(jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1))
+        skips, number = [h], 0
+        for block in self.encoder:
+            h = call(block, h, emb, fold_in(key, number), remat=self.remat)
+            skips.append(h)
+            number += 1
+        for block in self.decoder:
+            h = mp_cat(h, skips.pop()) if block.joins else h
+            h = call(block, h, emb, fold_in(key, number), remat=self.remat)
+            number += 1
+        return self.last(h, self.gain[...])
+
+
+_CHANNELS = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
+
+
+@dataclasses.dataclass(frozen=True)
+class EDM2(AbstractRecipe):
+    """EDM2 for 64 x 64 (latents or pixels); from M on the paper has dropout 0.1."""
+
+    size: Literal["XXS", "XS", "S", "M", "L", "XL", "XXL"] = "XS"
+    """64, 128, 192, 256, 320, 384 or 448 channels."""
+    channels: int | None = None
+    """The unit of features, in place of that of `size`."""
+    multiples: tuple[int, ...] = (1, 2, 3, 4)
+    """Multiples of `channels`, one for each halving of the resolution."""
+    blocks: int = 3
+    """Residual blocks per resolution."""
+    attention: tuple[int, ...] = (16, 8)
+    """Heights in pixels at which there is attention."""
+
+    def make(self, shape: tuple[int, int, int], **options) -> EDM2UNet:
+        """The network for images of `shape`."""
+        return EDM2UNet(
+            shape,
+            channels=self.channels or _CHANNELS[self.size],
+            multiples=self.multiples,
+            blocks=self.blocks,
+            attention=self.attention,
+            **options,
+        )
