@@ -83,6 +83,7 @@ from .times import UniformGrid as UniformGrid
 from .track import AbstractTrack as AbstractTrack
 from .train import Fit as Fit
 from .train import NonFiniteError as NonFiniteError
+from .train import Preempted as Preempted
 from .train import TrainState as TrainState
 from .train import fit as fit
 from .train import init_state as init_state

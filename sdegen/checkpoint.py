@@ -1,31 +1,46 @@
-"""Training states on disk, through Orbax."""
+"""Training states on disk, through Orbax: written whole, checked when they are read.
 
+Every array is saved with a fingerprint, a sum over its bits that is the same on any
+mesh. What is read back must have it; a checkpoint that was cut short or damaged is
+named, set aside, and the one before it is taken.
+"""
+
+import dataclasses
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jaxtyping import Array, UInt32
+
+from .record import differing
 
 State = TypeVar("State")
 
 
-def _named(tree) -> dict:
+def named(tree) -> dict[str, Array]:
     """The arrays of `tree` by their place in it, a structure that Orbax knows."""
     return {jax.tree_util.keystr(k): v for k, v in jax.tree.leaves_with_path(tree)}
 
 
-def save(directory: str | Path, state) -> Path:
+def save(directory: str | Path, state, *, replace: bool = False) -> Path:
     """Write the arrays of `state` to `directory`, which must not exist; returns it.
 
-    Orbax writes next to it and renames at the end, so it is whole or absent.
+    Orbax writes next to it and renames at the end, so it is whole or absent. With
+    `replace` it may exist.
     """
     directory = Path(directory).absolute()
-    if directory.exists():
+    if directory.exists() and not replace:
         raise FileExistsError(
             f"{directory} exists already; nothing was written. Save to a new directory."
         )
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory, _named(state))
+        checkpointer.save(directory, named(state), force=replace)
     return directory
 
 
@@ -34,7 +49,7 @@ def restore(directory: str | Path, like: State) -> State:
     directory = Path(directory).absolute()
     if not directory.is_dir():
         raise FileNotFoundError(f"no checkpoint at {directory}.")
-    target = _named(like)
+    target = named(like)
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.metadata(directory).item_metadata
         shapes = {k: tuple(v.shape) for k, v in dict(saved).items()}
@@ -49,3 +64,221 @@ def restore(directory: str | Path, like: State) -> State:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         arrays = checkpointer.restore(directory, abstract)
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[k] for k in target])
+
+
+@jax.jit
+def fingerprint(leaves: Sequence[Array]) -> UInt32[Array, " leaves"]:
+    """For each array a weighted sum of its bits modulo 2^32, the same on any mesh.
+
+    Whole-number sums do not depend on their order; odd weights that differ from place
+    to place see a changed bit, and two values that were exchanged.
+    """
+
+    def one(leaf):
+        if jnp.issubdtype(leaf.dtype, jnp.bool_):
+            leaf = leaf.astype(jnp.uint8)
+        bits = jax.lax.bitcast_convert_type(leaf, _unsigned(leaf.dtype))
+        if bits.dtype.itemsize == 8:
+            bits = (bits ^ (bits >> 32)).astype(jnp.uint32)
+        place = jnp.zeros(leaf.shape, jnp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            iota = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+            place = place * jnp.uint32(size % 2**32) + iota
+        weight = (place * jnp.uint32(2654435761)) ^ (place >> 15)
+        return jnp.sum(bits.astype(jnp.uint32) * (2 * weight + 1), dtype=jnp.uint32)
+
+    return jnp.stack([one(leaf) for leaf in leaves])
+
+
+def _unsigned(dtype):
+    return jnp.dtype(f"uint{8 * dtype.itemsize}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What `Checkpoints.latest` found: the step, the arrays, and what was set aside."""
+
+    step: int
+    arrays: dict[str, Array]
+    damaged: tuple[str, ...]
+
+
+class Checkpoints:
+    """Checkpoints of one run under `directory`, one folder per step.
+
+    Saving is asynchronous: `save` copies the arrays to the host and returns. A folder
+    appears whole, by a rename, or not at all. All processes call everything alike.
+
+    **Arguments:** `keep`, how many of the last are kept (None: all); `identity`, what
+    the run is, as plain JSON, saved along; a directory of another run is refused.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int | None = 3,
+        identity: dict[str, Any] | None = None,
+    ):
+        self.directory = Path(directory).absolute()
+        self.identity = json.loads(json.dumps(identity or {}))
+        self._keep, self._manager = keep, None
+        self._check_identity()
+
+    def steps(self) -> list[int]:
+        """The steps of the whole checkpoints that are there, in order."""
+        if not self.directory.is_dir():
+            return []
+        names = [path.name for path in self.directory.iterdir() if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def save(self, step: int, arrays: dict[str, Array]) -> None:
+        """Begin to write `arrays` as the checkpoint of `step`, if it is not there.
+
+        Raises OSError with a sentence if this or the one before it could not be
+        written; the checkpoints that are there stay.
+        """
+        if step in self.steps():
+            return
+        try:
+            manager = self._open()
+            marks = jax.device_get(fingerprint(list(arrays.values())))
+            meta = {
+                "identity": self.identity,
+                "fingerprint": dict(zip(arrays, map(int, marks), strict=True)),
+            }
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
+                ),
+                force=True,
+            )
+        except Exception as error:
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Return when all that was saved is on disk; raises as `save` does."""
+        if self._manager is not None:
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:
+                raise self._failed(None, error) from error
+
+    def latest(self, like: dict[str, Array]) -> Restored | None:
+        """The last checkpoint that is whole, laid out as `like`; None if there is none.
+
+        A damaged one is renamed to `damaged-STEP`, with a warning, and the one before
+        it is tried; if none is whole, ValueError.
+        """
+        damaged, steps = [], self.steps()
+        for step in reversed(steps):
+            try:
+                return Restored(step, self._read(step, like), tuple(damaged))
+            except _OtherRunError:
+                raise
+            except Exception as error:
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                damaged.append(self._set_aside(step, reason[0]))
+        if damaged:
+            raise ValueError(
+                f"no checkpoint in {self.directory} can be read: "
+                + "; ".join(damaged)
+                + ". Start the run anew in another directory."
+            )
+        return None
+
+    def close(self) -> None:
+        """Wait for what is being written, and close."""
+        if self._manager is not None:
+            manager, self._manager = self._manager, None
+            try:
+                manager.close()
+            except Exception as error:
+                raise self._failed(None, error) from error
+
+    def _open(self):
+        if self._manager is None:
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=self._keep,
+                    create=True,
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=True,
+                ),
+            )
+        return self._manager
+
+    def _read(self, step, like):
+        place = self.directory / str(step)
+        meta = _meta(place)
+        saved = meta["fingerprint"]
+        if set(saved) != set(like):
+            odd = min(set(saved) ^ set(like))
+            raise _OtherRunError(
+                f"the checkpoint at {place} holds another state than this run's: they "
+                f"differ at {odd}. Restore with the network and the optimiser that "
+                "were saved."
+            )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        with ocp.StandardCheckpointer() as checkpointer:
+            arrays = checkpointer.restore(place / "state", abstract)
+        marks = jax.device_get(fingerprint([arrays[name] for name in like]))
+        for name, mark in zip(like, marks, strict=True):
+            if saved[name] != int(mark):
+                raise ValueError(f"the array {name} is not the one that was saved")
+        return {name: arrays[name] for name in like}
+
+    def _set_aside(self, step, reason):
+        place = self.directory / str(step)
+        if jax.process_index() == 0:
+            aside = self.directory / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            place.rename(aside)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(f"damaged-{step}")
+        text = f"the checkpoint of step {step} is damaged ({reason:.200})"
+        warnings.warn(
+            f"{text}; it is now {self.directory.name}/damaged-{step}, and the one "
+            "before it is used.",
+            stacklevel=4,
+        )
+        return text
+
+    def _check_identity(self):
+        """Refuse a directory whose last readable checkpoint is of another run."""
+        for step in reversed(self.steps()):
+            try:
+                saved = _meta(self.directory / str(step))["identity"]
+            except (OSError, ValueError, KeyError):
+                continue
+            difference = differing(saved, self.identity)
+            if difference:
+                raise ValueError(
+                    f"{self.directory} holds another run: {difference}. Go on with "
+                    "the same settings, or choose another directory."
+                )
+            return
+
+    def _failed(self, step, error):
+        what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        whole = self.steps()
+        last = f"step {whole[-1]} is" if whole else "none is"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return OSError(
+            f"{what} could not be written to {self.directory} ({reason:.200}). Nothing "
+            f"that was saved is lost: of the whole ones {last} the last. Free some "
+            "space and start the same command again; it goes on from there."
+        )
+
+
+class _OtherRunError(ValueError):
+    """The checkpoint is whole, but of another run."""
+
+
+def _meta(place):
+    return json.loads((place / "meta" / "metadata").read_text())

@@ -9,30 +9,39 @@ config.
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from .train import NonFiniteError
+from .train import NonFiniteError, Preempted
 
 Config = TypeVar("Config")
 
 
 def run(
-    main: Callable[[Any], None], config: type, argv: list[str] | None = None
+    main: Callable[[Any], None],
+    config: type,
+    argv: list[str] | None = None,
+    *,
+    presets: Mapping[str, Any] | None = None,
 ) -> None:
     """Parse the command line into `config` and call `main` with it.
 
-    A sentence (bad input, a run that went non-finite) ends the program with code 1 and
-    without a traceback; anything unexpected keeps its traceback.
+    With `presets` the first word chooses one of these configs, whose fields are then
+    the defaults. A sentence (bad input, a run that went non-finite, a full disk) ends
+    the program with code 1 and without a traceback, and a run that was told to stop
+    and saved with code 75; anything unexpected keeps its traceback.
     """
-    arguments = parse(config, argv)
+    arguments = parse(config, argv, presets=presets)
     try:
         main(arguments)
-    except (ValueError, FileExistsError, FileNotFoundError, NonFiniteError) as error:
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        raise
+    except (ValueError, OSError, NonFiniteError) as error:
         if isinstance(error, NonFiniteError) or _ours(error):
             sys.exit(f"error: {error}")
         raise
@@ -47,7 +56,25 @@ def _ours(error: BaseException) -> bool:
     return Path(__file__).parent in file.parents
 
 
-def parse(config: type[Config], argv: list[str] | None = None) -> Config:
+def compile_cache(directory: str | Path | None = None) -> None:
+    """Keep compiled programs in `directory`, so that the next start need not compile.
+
+    Default: $JAX_COMPILATION_CACHE_DIR, or ~/.cache/sdegen. Programs are run as they
+    are found there: keep the place private.
+    """
+    if directory is None and jax.config.jax_compilation_cache_dir:
+        return
+    place = Path.home() / ".cache" / "sdegen" if directory is None else Path(directory)
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def parse(
+    config: type[Config],
+    argv: list[str] | None = None,
+    *,
+    presets: Mapping[str, Config] | None = None,
+) -> Config:
     """The command line as a `config`; `--help` and mistakes end the program."""
     try:
         import tyro
@@ -72,7 +99,10 @@ def parse(config: type[Config], argv: list[str] | None = None) -> Config:
         )
 
     # A union is chosen by its component's name; flags of outer fields go anywhere.
-    marked = tyro.conf.CascadeSubcommandArgs[config]
+    chosen = config
+    if presets:
+        chosen = tyro.extras.subcommand_type_from_defaults(presets)
+    marked = tyro.conf.CascadeSubcommandArgs[chosen]
     description = (sys.modules[config.__module__].__doc__ or "").strip()
     return tyro.cli(marked, args=argv, description=description, registry=registry)
 

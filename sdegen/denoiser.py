@@ -11,6 +11,7 @@ Inputs of the network (Karras et al. 2022, table 1, for any path): x / sqrt(sigm
 """
 
 import abc
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from . import prediction
 from .path import AbstractPath, basis_of
@@ -53,6 +54,11 @@ def batched(fn: Callable, t: Time, x: Float[Array, "batch ..."]):
         return a.reshape(a.shape[:1] + (1,) * (x.ndim - a.ndim) + a.shape[1:])
 
     return jax.tree.map(align, values)
+
+
+def takes_key(network: Callable) -> bool:
+    """Whether a network is called with random keys in training."""
+    return "key" in inspect.signature(network).parameters
 
 
 class AbstractDenoiser(eqx.Module):
@@ -143,9 +149,18 @@ class Denoiser(AbstractDenoiser):
     inputs: Callable = eqx.field(default=edm_inputs, static=True)
 
     def predict(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+        self,
+        t: Time,
+        x: Float[Array, "batch ..."],
+        cond: PyTree = None,
+        *,
+        keys: Key[Array, " batch"] | None = None,
     ) -> Float[Array, "batch ..."]:
-        """The network's output at x_t, in the units of its kind."""
+        """The network's output at x_t, in the units of its kind.
+
+        `keys`, one per sample, are for a network that takes `key` (dropout), in
+        training alone; another network never hears of them.
+        """
         t = float_array(t)
         if x.ndim < 2 or t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
             raise ValueError(
@@ -156,7 +171,9 @@ class Denoiser(AbstractDenoiser):
         time = inputs(t)[0] if t.ndim == 0 else jax.vmap(lambda t: inputs(t)[0])(t)
         time = jnp.broadcast_to(time, x.shape[:1])
         scale, basis = batched(lambda t: inputs(t)[1], t, x), basis_of(self.path)
-        out = self.network(time, basis.data((scale * x).astype(x.dtype)), cond)
+        data = basis.data((scale * x).astype(x.dtype))
+        dropout = {} if keys is None or not takes_key(self.network) else {"key": keys}
+        out = self.network(time, data, cond, **dropout)
         if getattr(out, "shape", None) != x.shape:
             raise ValueError(
                 f"the network must return an array of the shape of x, {x.shape}, got "

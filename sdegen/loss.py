@@ -19,7 +19,7 @@ from .coupling import independent
 from .denoiser import AbstractDenoiser, Denoiser, batched
 from .path import basis_of, check_sample
 from .times import AbstractTimes, Uniform
-from .typing import PyTree, RandomKey, Scalar
+from .typing import AxisName, PyTree, RandomKey, Scalar
 
 
 def denoising_loss(
@@ -32,7 +32,7 @@ def denoising_loss(
     times: AbstractTimes | None = None,
     weight: Callable = weights.uniform,
     exact: AbstractDenoiser | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Scalar:
     """The mean weighted squared error per coordinate of the prediction, on a batch.
 
@@ -82,5 +82,6 @@ def denoising_loss(
     x_t = (alpha * x0 + sigma * z).astype(x0.dtype)
     if exact is not None:
         x0, z = exact.ends(t, x_t, cond)
-    error = denoiser.predict(t, x_t, cond) - (a * x0 + b * z)
+    drop = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)  # apart from the noise
+    error = denoiser.predict(t, x_t, cond, keys=drop) - (a * x0 + b * z)
     return jnp.mean(w * error**2)

@@ -17,6 +17,27 @@ def _figure(width: float, height: float):
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def tile(images: Float[np.ndarray, "rows columns h w c"]) -> np.ndarray:
+    """A grid of images in [-1, 1] as one picture, (height, width, 3) uint8."""
+    rows, columns, *shape = np.shape(images)
+    flat = _tile(np.reshape(images, (rows * columns, *shape)), columns)
+    return np.uint8(np.broadcast_to(255 * flat + 0.5, (*flat.shape[:2], 3)))
+
+
+def write(path: str | Path, picture: np.ndarray) -> Path:
+    """A picture, (height, width, 3) uint8, as a PNG file; returns its path."""
+    try:
+        from matplotlib.image import imsave
+    except ImportError as error:
+        raise ImportError(
+            "pictures need matplotlib, which is not installed: pip install matplotlib."
+        ) from error
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imsave(path, picture)
+    return path
+
+
 def _tile(images, columns: int) -> np.ndarray:
     """(n, h, w, c) images as one, `columns` to a row, with a thin border between."""
     images = np.clip((np.asarray(images, np.float32) + 1) / 2, 0, 1)

@@ -1,6 +1,7 @@
-"""What a run leaves behind: config.json and rows.jsonl, written by process 0."""
+"""What a run leaves behind: config.json, rows.jsonl, timing.jsonl, by process 0."""
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -14,36 +15,122 @@ import numpy as np
 class Recorder:
     """Writes rows (JSON lines, one flush per row) and a config into a directory.
 
-    Only process 0 writes; the others may call everything and nothing happens.
+    `rows.jsonl` holds what is a function of the config alone, so that two runs can be
+    compared line by line; what depends on the machine, rates and times, goes to
+    `timing.jsonl`. Only process 0 writes; the others may call everything and nothing
+    happens.
+
+    **Arguments:** `resume`, go on with the rows that are there (`fit` takes back those
+    after the step it starts from) instead of starting anew; the directory must then
+    hold the same config, up to the fields named in `free`; `writers`, see
+    `sdegen.writers`, which get the same rows.
     """
 
-    def __init__(self, directory: str | Path, config: Any = None):
+    def __init__(
+        self,
+        directory: str | Path,
+        config: Any = None,
+        *,
+        resume: bool = False,
+        free: Sequence[str] = ("out", "mesh"),
+        writers: Sequence[Any] = (),
+    ):
         self.directory = Path(directory)
-        self._file = None
+        self._rows = self._timing = None
+        self._writers = writers if jax.process_index() == 0 else ()
+        plain = None if config is None else json.loads(json.dumps(describe(config)))
+        place = self.directory / "config.json"
+        if resume and plain is not None and place.exists():
+            held = json.loads(place.read_text())
+            hide = dict.fromkeys(free)
+            difference = differing(held | hide, plain | hide)
+            if difference:
+                raise ValueError(
+                    f"{self.directory} belongs to another config: {difference}. Give "
+                    "the same settings to go on with it, or another directory."
+                )
         if jax.process_index() != 0:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        if config is not None:
-            text = json.dumps(describe(config), indent=2) + "\n"
-            (self.directory / "config.json").write_text(text)
-        self._file = open(self.directory / "rows.jsonl", "w", buffering=1)
+        if plain is not None:
+            _write(place, json.dumps(plain, indent=2) + "\n")
+        mode = "a" if resume else "w"
+        self._rows = open(self.directory / "rows.jsonl", mode, buffering=1)
+        self._timing = open(self.directory / "timing.jsonl", mode, buffering=1)
 
     def row(self, **values: Any) -> None:
         """One line of JSON; numbers that are not finite become null."""
-        if self._file is not None:
-            self._file.write(json.dumps(describe(values)) + "\n")
+        if self._rows is not None:
+            self._rows.write(json.dumps(describe(values)) + "\n")
+            self._tell(values)
+
+    def timing(self, **values: Any) -> None:
+        """One line about speed, in a file of its own."""
+        if self._timing is not None:
+            self._timing.write(json.dumps(describe(values)) + "\n")
+            self._tell(values)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """A picture, (h, w, 3) uint8, for the writers."""
+        for writer in self._writers:
+            writer.image(step, name, image)
+
+    def rewind(self, step: int) -> None:
+        """Take back the rows after `step`, and those without a step."""
+        if self._rows is None:
+            return
+        self._rows.close()
+        place, kept = self.directory / "rows.jsonl", []
+        for line in place.read_text().splitlines():
+            try:
+                at = json.loads(line).get("step")
+            except ValueError:  # cut short by a crash of the machine
+                break
+            if at is not None and at <= step:
+                kept.append(line + "\n")
+        _write(place, "".join(kept))
+        self._rows = open(place, "a", buffering=1)
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close the files and the writers."""
+        for file in (self._rows, self._timing):
+            if file is not None:
+                file.close()
+        for writer in self._writers:
+            writer.close()
+        self._rows, self._timing, self._writers = None, None, ()
+
+    def _tell(self, values):
+        step = values.get("step")
+        plain = describe(values).items()
+        numbers = {k: v for k, v in plain if isinstance(v, float | int) and k != "step"}
+        if step is not None:
+            for writer in self._writers:
+                writer.scalars(int(step), numbers)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
         self.close()
+
+
+def _write(place, text):
+    """`text` as the whole file, or the file as it was."""
+    beside = place.with_name(place.name + ".new")
+    beside.write_text(text)
+    beside.replace(place)
+
+
+def differing(old: Any, new: Any, name: str = "") -> str:
+    """Where two values of plain JSON differ first, in words; "" if they do not."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(k for k in new if k not in old)]:
+            inner = f"{name}.{key}" if name else str(key)
+            if text := differing(old.get(key), new.get(key), inner):
+                return text
+        return ""
+    return "" if old == new else f"its {name} is {old!r:.80}, this one's {new!r:.80}"
 
 
 def describe(value: Any) -> Any:
@@ -61,7 +148,10 @@ def describe(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
-    return getattr(value, "__name__", None) or str(value)
+    if isinstance(value, functools.partial):
+        return describe([value.func, value.args, value.keywords])
+    name = getattr(value, "__name__", None) or str(value)
+    return type(value).__name__ if " at 0x" in name else name  # no address
 
 
 def table(rows: Sequence[dict], *, digits: int = 3) -> str:
@@ -87,9 +177,10 @@ def table(rows: Sequence[dict], *, digits: int = 3) -> str:
     return "\n".join(lines)
 
 
-def progress_bar(steps: int, progress: bool = True):
-    """A tqdm bar of `steps`, on process 0 only."""
+def progress_bar(steps: int, progress: bool = True, start: int = 0):
+    """A tqdm bar of `steps` that begins at `start`, on process 0 only."""
     from tqdm import tqdm
 
     hidden = not progress or jax.process_index() != 0
-    return tqdm(total=steps, unit="step", disable=hidden, dynamic_ncols=True)
+    options = {"total": steps, "initial": start, "unit": "step", "dynamic_ncols": True}
+    return tqdm(disable=hidden, **options)

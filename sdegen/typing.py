@@ -19,6 +19,10 @@ Levels: TypeAlias = float | int | Shaped[Array, "..."]
 Time: TypeAlias = Float[Array, "..."]
 """A time seen by a network: () for the whole batch, or (batch,)."""
 RandomKey: TypeAlias = Key[Array, ""]
+DropoutKey: TypeAlias = Key[Array, "..."]
+"""One key for a batch, () or one for each sample, (batch,)."""
+AxisName: TypeAlias = str | tuple[str, ...]
+"""The mapped axis, or axes, of which a batch is one device's part."""
 PyTree: TypeAlias = Any
 
 

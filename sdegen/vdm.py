@@ -31,7 +31,7 @@ from .path import AbstractPath
 from .prediction import Kind
 from .processes.learned import LearnedSchedule
 from .times import Uniform
-from .typing import PyTree, RandomKey, Scalar, number
+from .typing import AxisName, PyTree, RandomKey, Scalar, number
 
 
 class VDM(eqx.Module):
@@ -72,7 +72,7 @@ def vdm_loss(
     x0: Float[Array, "batch ..."],
     cond: PyTree = None,
     *,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Scalar:
     """The bound (1) on -log p(x0), nats per coordinate; times are stratified.
 

@@ -34,7 +34,7 @@ from .generator import AbstractGenerator
 from .sde import AbstractSDE
 from .times import Uniform
 from .track import AbstractTrack
-from .typing import PyTree, RandomKey, Scalar, Time, float_array, number
+from .typing import AxisName, PyTree, RandomKey, Scalar, Time, float_array, number
 
 
 class VelocityModel(AbstractGenerator):
@@ -167,7 +167,7 @@ def velocity_loss(
     coupling: Any = independent,
     times: Any = None,
     antithetic: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Scalar:
     """Equation (2) on a batch, per coordinate: `fit(model, data, loss=velocity_loss)`.
 

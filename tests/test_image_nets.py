@@ -126,11 +126,11 @@ def test_ddpmpp_and_ncsnpp_have_the_parameters_of_the_paper():
     n += sum(res(128 * i, 256) for i in (4,) * 10 + up)
     n += 5 * (2 * 256 + weights(256, 768) + weights(256, 256))  # attention at 16 x 16
     ddpmpp = n + weights(128, 512) + weights(512, 512)
-    assert count(nets.DDPMpp(), (32, 32, 3)) == ddpmpp == 55_732_739  # paper: 55.7M
+    assert count(nets.Ddpmpp(), (32, 32, 3)) == ddpmpp == 55_732_739  # paper: 55.7M
     # twice the features of time, and the image at 16 x 16 and 8 x 8
     ncsnpp = n + weights(256, 512) + weights(512, 512)
     ncsnpp += weights(3, 256, 3) + weights(256, 256, 3)
-    assert count(nets.NCSNpp(), (32, 32, 3)) == ncsnpp == 56_395_523  # paper: 56M
+    assert count(nets.Ncsnpp(), (32, 32, 3)) == ncsnpp == 56_395_523  # paper: 56M
 
 
 MULTIPLES = (1, 2, 3, 4)
@@ -149,7 +149,7 @@ def test_adm_has_the_parameters_of_the_paper():
     n += sum(res(m * c, m * c) for m in (1, 2, 3))  # down
     n += sum(res(m * c, m * c) for m in (2, 3, 4))  # up
     n += res(4 * c, 4 * c, attention=True) + res(4 * c, 4 * c)
-    assert count(nets.ADM(), (64, 64, 3), cond_dim=1000) == n == 295_899_267  # 296M
+    assert count(nets.Adm(), (64, 64, 3), cond_dim=1000) == n == 295_899_267  # 296M
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_edm2_has_the_parameters_of_the_paper(size, channels, published):
     # The paper's figure has 128 more: the log-variance of its loss.
     assert round((n + 128) / 1e6, 1) == published
     if size in ("XS", "XXL"):
-        assert count(nets.EDM2(size), (64, 64, 4), cond_dim=1000) == n
+        assert count(nets.Edm2(size), (64, 64, 4), cond_dim=1000) == n
     assert edm2._CHANNELS[size] == channels
 
 
@@ -188,7 +188,7 @@ def test_dit_has_the_parameters_of_the_paper(size, patch, width, depth, publishe
     n = depth * block + 2 * width**2 + 2 * width + weights(width, 8 * patch**2)
     n += weights(4 * patch**2, width) + weights(256, width) + weights(width, width)
     n += 1000 * width
-    made = count(nets.DiT(size, patch), (32, 32, 4), cond_dim=1000, out_channels=8)
+    made = count(nets.Dit(size, patch), (32, 32, 4), cond_dim=1000, out_channels=8)
     assert made == n
     # The published code counts its fixed positions and a row for "no class" too; it
     # prints 675,129,632 for DiT-XL/2.
@@ -295,7 +295,7 @@ def test_times_are_not_rounded_to_the_precision_of_the_layers(cls, float32):
 
 
 def test_a_recipe_hands_on_what_it_is_told(float32):
-    recipe = nets.DiT(
+    recipe = nets.Dit(
         width=8, depth=1, heads=2, dropout=0.25, remat=True, dtype="bfloat16"
     )
     net = recipe(SHAPE, jax.random.key(0), cond_dim=COND)
@@ -303,12 +303,12 @@ def test_a_recipe_hands_on_what_it_is_told(float32):
     t, x, cond = inputs()
     assert jax.eval_shape(net, t, x, cond).dtype == jnp.bfloat16
     assert {p.dtype for p in jax.tree.leaves(net)} == {jnp.dtype("float32")}
-    assert nets.DDPMpp().dropout == 0.13  # as the paper trains it
+    assert nets.Ddpmpp().dropout == 0.13  # as the paper trains it
 
 
 def test_parameters_are_born_on_the_mesh(float32):
     mesh = jax.make_mesh((8,), ("fsdp",), (AxisType.Auto,))
-    recipe, key = nets.DiT(width=128, depth=1, heads=2), jax.random.key(1)
+    recipe, key = nets.Dit(width=128, depth=1, heads=2), jax.random.key(1)
     there, here = recipe(SHAPE, key, mesh=mesh), recipe(SHAPE, key)
     assert jax.tree.structure(there) == jax.tree.structure(here)
     assert all(map(close, jax.tree.leaves(there), jax.tree.leaves(here)))

@@ -33,8 +33,8 @@ RANKS = {
     6: ["generate.py", "sample.py", "simulate.py", "likelihood/", "score_error.py"]
     + ["check/", "nonlinear/"],
     7: ["nets/", "data/", "metrics/", "checkpoint.py", "record.py", "pictures.py"]
-    + ["optimizer.py", "learn.py"],
-    8: ["train.py"],
+    + ["optimizer.py", "learn.py", "average.py", "speed.py", "writers.py"],
+    8: ["train/", "posthoc_ema.py", "report.py"],
     9: ["cli.py", "sweep.py"],
     10: ["__init__.py"],
 }
@@ -108,7 +108,7 @@ def test_the_reader_of_imports_sees_what_it_should():
     # Guards the tests above against a reader that finds nothing.
     assert {"path.py", "base.py", "brownian.py", "typing.py"} <= imported("sde.py")
     assert {"prediction.py", "sde.py"} <= imported("weight.py")
-    assert {"data/batches.py", "checkpoint.py"} <= imported("train.py")
+    assert {"data/batches.py", "mesh.py"} <= imported("train/feed.py")
     assert {"base.py", "sde.py"} <= imported("processes/vp.py")
     assert "processes/__init__.py" in imported("__init__.py")
 

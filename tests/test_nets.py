@@ -37,11 +37,11 @@ IMAGE = (4, 4, 1)
 RECIPES = {
     Mlp: (MLP, (3,), Mlp(width=8, depth=1)),
     Unet: (UNet, IMAGE, Unet(**TINY)),
-    nets.DDPMpp: (nets.ScoreUNet, IMAGE, nets.DDPMpp(**TINY)),
-    nets.NCSNpp: (nets.ScoreUNet, IMAGE, nets.NCSNpp(**TINY)),
-    nets.ADM: (nets.ADMUNet, IMAGE, nets.ADM(**TINY)),
-    nets.EDM2: (nets.EDM2UNet, IMAGE, nets.EDM2(**TINY)),
-    nets.DiT: (nets.DiffusionTransformer, IMAGE, nets.DiT(width=8, depth=1, heads=2)),
+    nets.Ddpmpp: (nets.ScoreUNet, IMAGE, nets.Ddpmpp(**TINY)),
+    nets.Ncsnpp: (nets.ScoreUNet, IMAGE, nets.Ncsnpp(**TINY)),
+    nets.Adm: (nets.ADMUNet, IMAGE, nets.Adm(**TINY)),
+    nets.Edm2: (nets.EDM2UNet, IMAGE, nets.Edm2(**TINY)),
+    nets.Dit: (nets.DiffusionTransformer, IMAGE, nets.Dit(width=8, depth=1, heads=2)),
 }
 EXPORTED = {n: c for n, c in sorted(vars(sdegen.nets).items()) if inspect.isclass(c)}
 NETWORKS = {n: c for n, c in EXPORTED.items() if issubclass(c, nnx.Module)}

@@ -1,15 +1,15 @@
 """Networks in Flax NNX: callable pytrees (t, x, cond) -> an array of the shape of x."""
 
-from .adm import ADM as ADM
+from .adm import Adm as Adm
 from .adm import ADMUNet as ADMUNet
 from .dit import DiffusionTransformer as DiffusionTransformer
-from .dit import DiT as DiT
-from .edm2 import EDM2 as EDM2
+from .dit import Dit as Dit
+from .edm2 import Edm2 as Edm2
 from .edm2 import EDM2UNet as EDM2UNet
 from .magnitude import normalise_weights as normalise_weights
 from .mlp import MLP as MLP
-from .ncsnpp import DDPMpp as DDPMpp
-from .ncsnpp import NCSNpp as NCSNpp
+from .ncsnpp import Ddpmpp as Ddpmpp
+from .ncsnpp import Ncsnpp as Ncsnpp
 from .ncsnpp import ScoreUNet as ScoreUNet
 from .recipes import Mlp as Mlp
 from .recipes import Unet as Unet

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..typing import RandomKey, Time
+from ..typing import DropoutKey, Time
 from .blocks import ResBlock, Style, plan
 from .conv import Conv
 from .features import check_condition, positional
@@ -93,7 +93,7 @@ class ADMUNet(nnx.Module):
         x: Float[Array, "batch h w c"],
         cond: Array | None = None,
         *,
-        key: RandomKey | None = None,
+        key: DropoutKey | None = None,
     ) -> Float[Array, "batch h w c"]:
         """The prediction at times t, () or (batch,); with a `key`, under dropout."""
         check_shape(self, x, self.shape)
@@ -116,7 +116,7 @@ class ADMUNet(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class ADM(AbstractRecipe):
+class Adm(AbstractRecipe):
     """ADM with the sizes for ImageNet at 64 x 64."""
 
     channels: int = 192

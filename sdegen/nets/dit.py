@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..typing import RandomKey, Time
+from ..typing import DropoutKey, Time
 from .features import check_condition, positional
 from .layers import attend, call, dropout, fold_in
 from .mlp import check_shape
@@ -161,7 +161,7 @@ class DiffusionTransformer(nnx.Module):
         x: Float[Array, "batch h w c"],
         cond: Array | None = None,
         *,
-        key: RandomKey | None = None,
+        key: DropoutKey | None = None,
     ) -> Float[Array, "batch h w out"]:
         """The prediction at times t, () or (batch,); with a `key`, under dropout."""
         check_shape(self, x, self.shape)
@@ -185,7 +185,7 @@ _SIZES |= {"XL": (1152, 28, 16)}
 
 
 @dataclasses.dataclass(frozen=True)
-class DiT(AbstractRecipe):
+class Dit(AbstractRecipe):
     """DiT; the paper names its networks by size and patch, DiT-XL/2."""
 
     size: Literal["S", "B", "L", "XL"] = "S"

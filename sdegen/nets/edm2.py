@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..typing import RandomKey, Time
+from ..typing import DropoutKey, Time
 from .blocks import Place, plan
 from .features import check_condition
 from .layers import attend, call, check_sides, dropout, fold_in, resample
@@ -134,7 +134,7 @@ class EDM2UNet(nnx.Module):
         x: Float[Array, "batch h w c"],
         cond: Array | None = None,
         *,
-        key: RandomKey | None = None,
+        key: DropoutKey | None = None,
     ) -> Float[Array, "batch h w c"]:
         """The prediction at times t, () or (batch,); with a `key`, under dropout."""
         check_shape(self, x, self.shape)
@@ -161,7 +161,7 @@ _CHANNELS = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL
 
 
 @dataclasses.dataclass(frozen=True)
-class EDM2(AbstractRecipe):
+class Edm2(AbstractRecipe):
     """EDM2 for 64 x 64 (latents or pixels); from M on the paper has dropout 0.1."""
 
     size: Literal["XXS", "XS", "S", "M", "L", "XL", "XXL"] = "XS"

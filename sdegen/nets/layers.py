@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..typing import RandomKey
+from ..typing import DropoutKey
 
 
 def check_sides(network, shape: tuple[int, ...], halvings: int) -> None:
@@ -74,7 +74,7 @@ def resample(x: Float[Array, "batch h w c"], mode: str, fir: bool = False) -> Ar
 
 
 def dropout(
-    x: Float[Array, "..."], rate: float, key: RandomKey | None
+    x: Float[Array, "..."], rate: float, key: DropoutKey | None
 ) -> Float[Array, "..."]:
     """x with a share `rate` of its numbers set to zero and the others raised to match.
 
@@ -85,13 +85,19 @@ def dropout(
         raise ValueError(f"dropout must be at least 0 and less than 1, got {rate}.")
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    if key.ndim:  # one key per sample
+        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, x.shape[1:]))(key)
+    else:
+        keep = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0)
 
 
-def fold_in(key: RandomKey | None, number: int) -> RandomKey | None:
-    """The key of block `number`; no key gives none."""
-    return None if key is None else jax.random.fold_in(key, number)
+def fold_in(key: DropoutKey | None, number: int) -> DropoutKey | None:
+    """The key of block `number`, or one for each sample; no key gives none."""
+    if key is None:
+        return None
+    fold = jax.random.fold_in
+    return jax.vmap(fold, (0, None))(key, number) if key.ndim else fold(key, number)
 
 
 def call(block, *arguments, remat: bool):

@@ -5,7 +5,7 @@ import math
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..typing import RandomKey, Time
+from ..typing import DropoutKey, Time
 from .features import Embedding
 from .layers import call, dropout, fold_in
 
@@ -68,7 +68,7 @@ class MLP(nnx.Module):
         x: Float[Array, "batch ..."],
         cond: Array | None = None,
         *,
-        key: RandomKey | None = None,
+        key: DropoutKey | None = None,
     ) -> Float[Array, "batch ..."]:
         """The prediction at times t, () or (batch,); with a `key`, under dropout."""
         check_shape(self, x, self.shape)

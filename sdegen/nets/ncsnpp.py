@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..typing import RandomKey, Time
+from ..typing import DropoutKey, Time
 from .blocks import ResBlock, Style, plan
 from .conv import Conv
 from .features import check_condition, normal_frequencies, positional
@@ -122,7 +122,7 @@ class ScoreUNet(nnx.Module):
         x: Float[Array, "batch h w c"],
         cond: Array | None = None,
         *,
-        key: RandomKey | None = None,
+        key: DropoutKey | None = None,
     ) -> Float[Array, "batch h w c"]:
         """The prediction at times t, () or (batch,); with a `key`, under dropout."""
         check_shape(self, x, self.shape)
@@ -176,14 +176,14 @@ class AbstractScoreRecipe(AbstractRecipe):
 
 
 @dataclasses.dataclass(frozen=True)
-class DDPMpp(AbstractScoreRecipe):
+class Ddpmpp(AbstractScoreRecipe):
     """DDPM++ for CIFAR-10; the paper's for 64 x 64 has the multiples 1 2 2 2."""
 
     ncsn: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True)
-class NCSNpp(AbstractScoreRecipe):
+class Ncsnpp(AbstractScoreRecipe):
     """NCSN++ for CIFAR-10; the paper's for 64 x 64 has the multiples 1 2 2 2."""
 
     ncsn: ClassVar[bool] = True

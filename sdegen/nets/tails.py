@@ -24,7 +24,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..typing import PyTree, RandomKey, Scalar, Time, number
+from ..typing import DropoutKey, PyTree, Scalar, Time, number
 
 _BULK = 4.0  # c in (1)
 
@@ -46,7 +46,7 @@ class Tails(eqx.Module):
         x: Float[Array, "batch ..."],
         cond: PyTree = None,
         *,
-        key: RandomKey | None = None,
+        key: DropoutKey | None = None,
     ) -> Float[Array, "batch ..."]:
         """E[x0 given x_t], for t = log(sigma / alpha) / 4 and scaled x."""
         random = {} if key is None else {"key": key}  # not every network takes one

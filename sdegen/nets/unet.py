@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..typing import RandomKey, Time
+from ..typing import DropoutKey, Time
 from .conv import Conv
 from .features import Embedding
 from .layers import attend, call, check_sides, down, dropout, fold_in, up
@@ -135,7 +135,7 @@ class UNet(nnx.Module):
         x: Float[Array, "batch h w c"],
         cond: Array | None = None,
         *,
-        key: RandomKey | None = None,
+        key: DropoutKey | None = None,
     ) -> Float[Array, "batch h w c"]:
         """The prediction at times t, () or (batch,); with a `key`, under dropout."""
         check_shape(self, x, self.shape)

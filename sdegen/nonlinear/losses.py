@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..typing import PyTree, RandomKey, Scalar
+from ..typing import AxisName, PyTree, RandomKey, Scalar
 from .paths import chain, targets
 from .score_model import ScoreModel
 
@@ -31,7 +31,7 @@ def simulated_score_loss(
     cond: PyTree = None,
     *,
     draws: int = 8,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Scalar:
     """Equation (1): regression on unbiased targets; no derivative of the network.
 
@@ -51,7 +51,7 @@ def implicit_score_loss(
     cond: PyTree = None,
     *,
     draws: int = 8,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Scalar:
     """Equation (2), the trace exact: one derivative per coordinate, forward mode."""
     _, t, x, cond, _, sigma = _visited(model, key, x0, cond, draws, axis_name)
@@ -67,7 +67,7 @@ def sliced_score_loss(
     cond: PyTree = None,
     *,
     draws: int = 8,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Scalar:
     """Equation (3), with one v of signs per state: for many coordinates."""
     keys, t, x, cond, _, sigma = _visited(model, key, x0, cond, draws, axis_name)

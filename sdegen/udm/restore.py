@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from ..typing import (
+    AxisName,
     PyTree,
     RandomKey,
     Scalar,
@@ -92,7 +93,7 @@ def restoration_loss(
     x0: Num[Array, "batch ..."],
     cond: PyTree = None,
     *,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Scalar:
     """The mean of the system's `error` on a batch, at stratified training times.
 

@@ -1,0 +1,164 @@
+"""What training sees: the batch of step n as a function of (seed, n), on any mesh.
+
+Data that fit on a device stay there, and a step is told its rows; anything else comes
+as an `AbstractStream`, read and sent ahead by a thread. Both are handed to the compiled
+loop in chunks of several steps.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ..data.batches import batch_indices
+from ..data.prefetch import prefetch
+from ..data.stream import AbstractStream
+from ..mesh import batch_axes, batch_sharding, place, replicated
+from ..typing import PyTree
+
+
+class Feed:
+    """The data of a run: arrays on the device, or a stream.
+
+    `arrays` is (x, cond) on the device, or None for a stream; `chunks(start, counts)`
+    yields, for each count, what `count` steps from the step reached need: rows
+    (count, batch) of `arrays`, or batches (count, batch, ...) themselves.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        cond: PyTree,
+        *,
+        batch_size: int,
+        seed: int,
+        mesh: Mesh | None,
+        accumulate: int = 1,
+    ):
+        check_batch(batch_size, mesh, accumulate)
+        self.batch_size, self.seed, self.mesh = batch_size, seed, mesh
+        self.stream = data if isinstance(data, AbstractStream) else None
+        self.length = len(data)
+        if self.stream is None:
+            data = check_data(data, cond)
+            self.arrays = (jnp.asarray(data), jax.tree.map(jnp.asarray, cond))
+            if mesh is not None:
+                whole = jax.tree.map(lambda _: replicated(mesh), self.arrays)
+                self.arrays = place(self.arrays, whole)
+        elif cond is not None:
+            raise ValueError(
+                "a stream brings its conditions with it: leave out cond, or give it to "
+                "the stream."
+            )
+        else:
+            self.arrays = None
+
+    def chunks(self, start: int, counts: Iterator[int]):
+        """A context of an iterator over what each call of `counts` steps needs."""
+        if self.stream is None:
+            return nullcontext(self._rows(start, counts))
+        return closing(prefetch(self._batches(start, counts), self._put))
+
+    def _rows(self, step, counts):
+        for count in counts:
+            rows = batch_indices(
+                self.seed, step, count, n=self.length, batch_size=self.batch_size
+            )
+            step += count
+            if self.mesh is None:
+                yield jnp.asarray(rows)
+            else:
+                yield place(rows, batch_sharding(self.mesh, axis=1))
+
+    def _batches(self, step, counts):
+        mine = self._my_rows()
+        batches = self.stream.batches(
+            self.seed, step, batch_size=self.batch_size, rows=mine
+        )
+        for count in counts:
+            several = [next(batches) for _ in range(count)]
+            yield jax.tree.map(lambda *a: np.stack(a), *several)
+
+    def _put(self, chunk):
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, chunk)
+        sharding = batch_sharding(self.mesh, axis=1)
+
+        def put(a):
+            shape = (a.shape[0], self.batch_size, *a.shape[2:])
+            return jax.make_array_from_process_local_data(sharding, a, shape)
+
+        return jax.tree.map(put, chunk)
+
+    def _my_rows(self):
+        """The rows of a global batch that this process's devices hold, contiguous."""
+        if self.mesh is None:
+            return slice(0, self.batch_size)
+        index = batch_sharding(self.mesh).addressable_devices_indices_map(
+            (self.batch_size,)
+        )
+        spans = [s[0].indices(self.batch_size)[:2] for s in index.values()]
+        return slice(min(a for a, _ in spans), max(b for _, b in spans))
+
+
+def take(arrays: PyTree, fed: PyTree) -> tuple[Any, PyTree]:
+    """(x, cond) of one step from what the feed gave for it."""
+    if arrays is None:
+        return fed
+    return jax.tree.map(lambda a: a[fed], arrays)
+
+
+def as_float(x):
+    """Bytes 0 .. 255 as float32 in [-1, 1]; floating-point data as they are."""
+    if x.dtype != jnp.uint8:
+        return x
+    return x.astype(jnp.float32) / 127.5 - 1
+
+
+def check_batch(batch_size: int, mesh: Mesh | None, accumulate: int) -> None:
+    """Refuse a batch that the mesh, or accumulation, cannot divide."""
+    if mesh is not None and not batch_axes(mesh):
+        raise ValueError(
+            'fit needs a mesh with an axis "data" or "fsdp", got axes '
+            f"{mesh.axis_names}. See sdegen.mesh.make_mesh()."
+        )
+    parts = 1 if mesh is None else np.prod([mesh.shape[a] for a in batch_axes(mesh)])
+    if accumulate < 1 or batch_size < 1 or batch_size % (parts * accumulate):
+        times = f" times accumulate={accumulate}" if accumulate != 1 else ""
+        raise ValueError(
+            f"batch_size must be positive and divisible by the {parts} devices of the "
+            f"mesh{times}, got {batch_size}."
+        )
+
+
+def check_data(data, cond) -> np.ndarray | jax.Array:
+    """Refuse arrays that cannot be trained on, with a sentence."""
+    host = np.asarray(data)
+    image = host.dtype == np.uint8 and host.ndim >= 3
+    if host.ndim < 2 or not (jnp.issubdtype(host.dtype, jnp.floating) or image):
+        raise ValueError(
+            "fit takes floating-point data of shape (n, ...), at least two axes, or "
+            f"uint8 images (n, h, w, c), got {host.dtype} of shape {host.shape}. Use "
+            "data[:, None] for 1-D data."
+        )
+    if not len(host):
+        raise ValueError(f"the data are empty: an array of shape {host.shape}.")
+    if not image and not np.isfinite(host).all():
+        row = int(np.argmin(np.isfinite(host.reshape(len(host), -1)).all(axis=1)))
+        raise ValueError(
+            f"the data must be finite, but row {row} holds NaN or infinity. Remove or "
+            "repair it; nothing was trained or written."
+        )
+    for leaf in map(np.asarray, jax.tree.leaves(cond)):
+        if leaf.shape[:1] != host.shape[:1]:
+            raise ValueError(
+                f"cond must have one row per sample: {len(host)} samples, got an array "
+                f"of shape {leaf.shape}."
+            )
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
+            raise ValueError("cond must be finite, but it holds NaN or infinity.")
+    return data

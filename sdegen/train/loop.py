@@ -1,0 +1,258 @@
+"""`fit`: the loop that trains, saves, resumes, stops in good order, and tells.
+
+Every quantity of step n is a function of (seed, n), and every compiled call starts at a
+multiple of `steps_per_call`, interrupted or not: a run that was killed and started
+again runs the same programs on the same numbers, and ends in the same bits.
+"""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from .. import checkpoint
+from ..average import AbstractAverage, as_averages
+from ..data.stream import AbstractStream
+from ..loss import denoising_loss
+from ..optimizer import AbstractOptimizer
+from ..record import Recorder, progress_bar
+from ..speed import Speedometer, Trace
+from ..typing import PyTree, ScalarLike
+from .disk import Disk
+from .feed import Feed
+from .program import as_optimizer
+from .run import Run
+from .state import TrainState
+from .stop import Preempted, Preemption
+
+_COPY_EVERY = 10.0  # seconds between copies of a good state, where none is on disk
+_AHEAD = 2  # calls in flight; more can deadlock collectives on simulated devices
+
+
+class NonFiniteError(FloatingPointError):
+    """Training met a loss or a gradient that is not finite.
+
+    `step` is the first such step; `state` is the state just before it, all finite;
+    `checkpoint` is where it was saved, or None.
+    """
+
+    def __init__(self, message: str, step: int, state: TrainState, path: Path | None):
+        super().__init__(message)
+        self.step, self.state, self.checkpoint = step, state, path
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What `fit` returns.
+
+    `denoiser` has the averaged network (the first of them); `state` is the last;
+    `losses` are those of the steps from `start` on, where this process began or went
+    on.
+    """
+
+    denoiser: Any
+    state: TrainState
+    losses: Float[np.ndarray, " steps"]
+    start: int = 0
+
+
+def fit(
+    denoiser: eqx.Module,
+    data: Array | np.ndarray | AbstractStream,
+    *,
+    steps: int,
+    batch_size: int = 128,
+    seed: int = 0,
+    optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
+    cond: PyTree = None,
+    loss: Callable = denoising_loss,
+    ema: ScalarLike | AbstractAverage | Sequence = 0.999,
+    augment: Callable | None = None,
+    accumulate: int = 1,
+    steps_per_call: int = 50,
+    mesh: jax.sharding.Mesh | None = None,
+    recorder: Recorder | None = None,
+    directory: str | Path | None = None,
+    save_every: int | None = None,
+    keep: int | None = 3,
+    snapshot_every: int | None = None,
+    watch: Callable[[int, Any], None] | None = None,
+    watch_every: int | None = None,
+    profile: str | Path | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Train the denoiser's network; the path is left as it is.
+
+    What is trained:
+
+    **Arguments:** `denoiser`, or any module with a field `network` that `loss` takes;
+    `data`, floating point (n, ...) or uint8 images (n, h, w, c), which become [-1, 1],
+    kept on the device, or an `AbstractStream` (see `sdegen.data`); `cond`, arrays with
+    leading axis n, or None; `optimizer`, a module of `sdegen.optimizer` or any Optax
+    transformation; `loss`, for instance `eqx.Partial(denoising_loss,
+    times=LogNormal())`; `ema`, a decay, an average of `sdegen.average`, or several;
+    `augment(key, x) -> x`, on one sample, before bytes become floats.
+
+    How: `accumulate`, parts that a batch is worked off in; `steps_per_call`, steps in
+    one compiled call; `mesh`, see `sdegen.mesh.make_mesh`: "data" splits the batch,
+    "fsdp" the parameters too.
+
+    What remains: `recorder`, gets one row per call; `directory`, where checkpoints are
+    written every `save_every` steps (default: twenty in all), the last `keep` of them
+    kept, and from which the same call goes on after it was stopped; every
+    `snapshot_every` steps (default: 32 in all) the power-function averages are saved
+    for `python -m sdegen.posthoc_ema`; `watch(step, denoiser)` is called every
+    `watch_every` steps with the averaged network, to look at samples say; `profile`, a
+    directory for a profiler's trace of three calls. Steps are rounded up to whole
+    calls.
+
+    **Raises:** `NonFiniteError` when the loss stops being finite; the last good state
+    is in it, and in `directory` as `last_good`, if one was given. `Preempted`, which
+    ends the program with code 75, after SIGTERM, once the state is saved (only with a
+    `directory`). OSError if a checkpoint cannot be written.
+    """
+    if steps < 1 or steps_per_call < 1:
+        raise ValueError(
+            f"fit needs steps >= 1 and steps_per_call >= 1, got {steps} and "
+            f"{steps_per_call}."
+        )
+    optimizer, averages = as_optimizer(optimizer), as_averages(ema)
+    feed = Feed(
+        data, cond, batch_size=batch_size, seed=seed, mesh=mesh, accumulate=accumulate
+    )
+    run = Run(
+        denoiser,
+        feed,
+        steps=steps,
+        steps_per_call=steps_per_call,
+        options={
+            "optimizer": optimizer,
+            "loss": loss,
+            "ema": averages,
+            "augment": augment,
+            "accumulate": accumulate,
+        },
+    )
+    disk = Disk(directory, run, data, keep, save_every, snapshot_every)
+    return _loop(run, disk, recorder, watch, watch_every, profile, progress)
+
+
+def _loop(run, disk, recorder, watch, watch_every, profile, progress):
+    start, losses, pending = run.done, [], deque()
+    if recorder is not None:
+        recorder.rewind(start)
+    good, copied = None, time.perf_counter()
+    if not disk.here:
+        good = (0, _copy(run.leaves))
+    speed, flops_known = Speedometer(run.feed.batch_size), False
+    watch_every = watch_every or max(run.steps // 10, 1)
+
+    def settle():
+        """Look at the oldest call in flight: finite? then a row."""
+        first, count, metrics = pending.popleft()
+        metrics = jax.device_get(metrics)
+        finite = np.logical_and.reduce([np.isfinite(m) for m in metrics.values()])
+        if not finite.all():
+            bad = int(np.argmin(finite))
+            _non_finite(first + bad, metrics["loss"][bad], run, disk, good)
+        losses.append(metrics["loss"])
+        mean, norm = float(metrics["loss"].mean()), float(metrics["grad_norm"].mean())
+        rates = speed.passed(count)
+        bar.set_postfix_str(_postfix(mean, rates), refresh=False)
+        bar.update(count)
+        if recorder is not None:
+            recorder.row(step=first + count, loss=mean, grad_norm=norm)
+            recorder.timing(step=first + count, **rates)
+
+    guard = Preemption() if disk.here else nullcontext()
+    counts = run.counts(start, run.steps)
+    chunks = run.feed.chunks(start, run.counts(start, run.steps))
+    with (
+        guard as stop,
+        progress_bar(run.steps, progress, start) as bar,
+        chunks as fed_chunks,
+        Trace(profile) as trace,
+    ):
+        for fed, count in zip(fed_chunks, counts, strict=False):
+            if not flops_known and (recorder is not None or progress):
+                speed.flops, flops_known = run.flops(fed), True
+            trace.call()
+            pending.append((run.done, count, run.advance(fed, count)))
+            save, snap = disk.due(count)
+            look = watch is not None and (
+                run.crossed(watch_every, count) or run.done == run.steps
+            )
+            told = disk.here and stop.requested(run.done)
+            now = time.perf_counter()
+            copy = good is not None and now - copied > _COPY_EVERY
+            # What is kept or shown is known to be finite first.
+            bound = 0 if save or snap or look or told or copy else _AHEAD - 1
+            while len(pending) > bound:
+                settle()
+            if copy:
+                good, copied = (run.done, _copy(run.leaves)), now
+            if snap:
+                disk.snapshot()
+            if save or told:
+                disk.save()
+            if told and run.done < run.steps:
+                disk.close()
+                raise Preempted(
+                    f"told to stop: step {run.done} of {run.steps} is saved in "
+                    f"{disk.directory}; the same command goes on from there.",
+                    run.done,
+                )
+            if look:
+                watch(run.done, run.averaged())
+        while pending:
+            settle()
+    disk.close()
+    losses = np.concatenate(losses) if losses else np.zeros(0, np.float32)
+    return Fit(run.averaged(), run.state, losses, start)
+
+
+def _postfix(loss, rates):
+    words = [f"loss {loss:.4f}"]
+    if "samples_per_second" in rates:
+        words.append(f"{rates['samples_per_second']:,.0f} samples/s")
+    if "utilisation" in rates:
+        words.append(f"{100 * rates['utilisation']:.0f} % of peak")
+    return ", ".join(words)
+
+
+@jax.jit
+def _copy(leaves):
+    return [jnp.copy(leaf) for leaf in leaves]
+
+
+def _non_finite(step, value, run, disk, good):
+    """Go back to the last good state, on to the step before the bad one, and stop."""
+    if disk.here:
+        disk.checkpoints.wait()
+        disk.restore()
+    else:
+        run.done, run.leaves = good
+    run.replay(step)
+    saved = None
+    if disk.here:
+        saved = checkpoint.save(disk.directory / "last_good", run.state, replace=True)
+        disk.close()
+    place = "it is in this error's `state`" if saved is None else f"saved in {saved}"
+    raise NonFiniteError(
+        f"step {step} gave a loss of {value}, or a gradient or update that is not "
+        f"finite; training stopped there. The last good state, after {step} steps, is "
+        f"kept: {place}. Try a smaller learning rate or more warm-up.",
+        step,
+        run.state,
+        saved,
+    )

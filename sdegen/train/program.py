@@ -1,0 +1,276 @@
+"""The compiled loop: many steps to one dispatch, on one device or on a mesh.
+
+On a mesh the gradient is taken per device, under `shard_map`, so that what is
+communicated is what is written here and nothing else:
+
+    "data"   one sum of the gradients over the devices;
+    "fsdp"   every parameter is gathered before use, and again for the backward pass,
+             and its gradient is summed and scattered in one.
+
+The update then acts on arrays as they lie, part by part.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from ..average import AbstractAverage, as_averages
+from ..loss import denoising_loss
+from ..mesh import batch_axes, parameter_sharding, place, replicated
+from ..optimizer import AbstractOptimizer, AdamW, Given
+from ..typing import ScalarLike
+from .feed import Feed, as_float, take
+from .state import apply_gradients, gradients, init_state
+
+
+def as_optimizer(
+    optimizer: AbstractOptimizer | optax.GradientTransformation | None,
+) -> AbstractOptimizer:
+    """A module of `sdegen.optimizer` from what a user may hand in."""
+    optimizer = AdamW() if optimizer is None else optimizer
+    if isinstance(optimizer, optax.GradientTransformation):
+        optimizer = Given(optimizer)
+    if not isinstance(optimizer, AbstractOptimizer):
+        raise ValueError(
+            "optimizer must be a module such as sdegen.AdamW(), or an Optax "
+            f"transformation such as optax.adam(1e-3), got {optimizer!r:.60}."
+        )
+    return optimizer
+
+
+def make_call(
+    denoiser: eqx.Module,
+    feed: Feed,
+    *,
+    steps: int,
+    optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
+    loss: Callable = denoising_loss,
+    ema: ScalarLike | AbstractAverage | Sequence = 0.999,
+    augment: Callable | None = None,
+    accumulate: int = 1,
+) -> tuple[Callable, list[Array], Any]:
+    """The compiled loop of `fit`: many steps of a run of `steps` steps to one dispatch.
+
+    **Returns:** (call, leaves, structure): `call(leaves, fed) -> (leaves, metrics)`
+    runs one step for each row of a chunk of `feed` and donates `leaves`; the state is
+    `jax.tree.unflatten(structure, leaves)`. `call.lower` lowers without running.
+    Leaves, because a network crosses the jit boundary far faster as a flat list than as
+    a tree of objects.
+    """
+    optimizer, averages, mesh = as_optimizer(optimizer), as_averages(ema), feed.mesh
+    network, transform = denoiser.network, optimizer.transform(steps)
+    # The same seed gives the noise of the steps and, apart, their augmentation.
+    extras = (
+        dataclasses.replace(denoiser, network=None),
+        optimizer,
+        loss,
+        averages,
+        augment,
+        jax.random.key(feed.seed),
+    )
+    if mesh is None:
+        state = init_state(network, transform, averages=len(averages))
+    else:
+        network = place(network, parameter_sharding(network, mesh))
+        extras = place(extras, jax.tree.map(lambda _: replicated(mesh), extras))
+        arrays, static = eqx.partition(network, eqx.is_array)
+
+        def init(arrays):
+            full = eqx.combine(arrays, static)
+            state = init_state(full, transform, averages=len(averages))
+            return eqx.filter(state, eqx.is_array)
+
+        shape = jax.eval_shape(init, arrays)
+        born = jax.jit(init, out_shardings=parameter_sharding(shape, mesh))(arrays)
+        like = eqx.filter_eval_shape(
+            lambda: init_state(network, transform, averages=len(averages))
+        )
+        state = eqx.combine(born, eqx.filter(like, _is_static))
+    leaves, structure = jax.tree.flatten(state)
+    arrays, static = eqx.partition((extras, feed.arrays), eqx.is_array)
+    static_leaves, static_structure = jax.tree.flatten(static)
+    static = (
+        structure,
+        tuple(static_leaves),
+        static_structure,
+        steps,
+        accumulate,
+        feed.batch_size,
+        mesh,
+    )
+
+    class Call:
+        def __call__(self, leaves, fed):
+            return _run(leaves, arrays, fed, static)
+
+        def lower(self, leaves, fed):
+            return _run.lower(leaves, arrays, fed, static)
+
+    return Call(), leaves, structure
+
+
+def _is_static(leaf):
+    return not isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+@functools.partial(jax.jit, static_argnums=(3,), donate_argnums=(0,))
+def _run(leaves, arrays, fed, static):
+    """Scan the step over the rows of `fed`."""
+    structure, static_leaves, static_structure, steps, accumulate, batch, mesh = static
+    static = jax.tree.unflatten(static_structure, static_leaves)
+    extras, held = eqx.combine(arrays, static)
+    shell, optimizer, loss, averages, augment, key = extras
+    transform = optimizer.transform(steps)
+    given = (shell, loss, augment, key, held)
+
+    def body(leaves, fed):
+        state = jax.tree.unflatten(structure, leaves)
+        arguments = (state.network, given, fed, state.step)
+        if mesh is None:
+            value, grads = _part(*arguments, accumulate=accumulate)
+        else:
+            value, grads = _on_mesh(*arguments, mesh=mesh, accumulate=accumulate)
+        state, metrics = apply_gradients(state, value, grads, transform, averages)
+        leaves = jax.tree.leaves(state)
+        if mesh is not None:
+            shardings = parameter_sharding(leaves, mesh)
+            leaves = jax.lax.with_sharding_constraint(leaves, shardings)
+        return leaves, metrics
+
+    return jax.lax.scan(body, leaves, fed)
+
+
+def _part(network, given, fed, step, *, accumulate, axes=None, dims=None):
+    """(loss, gradient) of the batch of `step`, or of this device's part of it."""
+    shell, loss, augment, key, held = given
+    x0, cond = take(held, fed)
+    if augment is not None:
+        rows = jnp.arange(x0.shape[0])
+        if axes is not None:
+            rows = rows + x0.shape[0] * jax.lax.axis_index(axes)
+        # Apart from the keys of the steps: no run has so many.
+        here = jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(here, rows)
+        x0 = jax.vmap(augment)(keys, x0)
+    x0, key = as_float(x0), jax.random.fold_in(key, step)
+    loss = loss if dims is None else _gathering(loss, dims)
+    if axes is not None:
+        full = dataclasses.replace(shell, network=network)
+        _check_loss(lambda key: loss(full, key, x0, cond, axis_name=axes), key)
+    return gradients(
+        network,
+        shell,
+        x0,
+        cond,
+        key,
+        loss=loss,
+        axis_name=axes,
+        accumulate=accumulate,
+    )
+
+
+def _check_loss(loss, key):
+    """Refuse a loss that would draw the same numbers on every device."""
+    seen = set()
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            seen.add(equation.primitive.name)
+            for value in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
+            ):
+                inner = getattr(value, "jaxpr", value)  # closed ones hold another
+                if hasattr(inner, "eqns"):
+                    visit(inner)
+
+    visit(jax.make_jaxpr(loss)(key).jaxpr)
+    if "random_bits" in seen and "axis_index" not in seen:
+        raise ValueError(
+            "on a mesh every device would draw the same random numbers with this loss, "
+            "because it does not look at axis_name. Draw sample i of the whole batch "
+            "from fold_in(key, i), with i counted from jax.lax.axis_index(axis_name) "
+            "times the samples of one device, as sdegen.denoising_loss does."
+        )
+
+
+def _gathering(loss, dims):
+    """`loss` of a network whose arrays are one device's parts of the parameters."""
+    if all(dim < 0 for dim in jax.tree.leaves(dims)):
+        return loss
+
+    def gather(shard, dim):
+        if dim < 0:
+            return shard
+        whole = jax.lax.all_gather(shard, "fsdp", axis=dim, tiled=True)
+        return checkpoint_name(whole, "gathered")
+
+    def gathered(denoiser, key, x0, cond, axis_name=None):
+        parts, static = eqx.partition(denoiser, eqx.is_array)
+
+        # Whole parameters are not kept for the backward pass but gathered again.
+        @functools.partial(
+            jax.checkpoint,
+            policy=jax.checkpoint_policies.save_anything_except_these_names("gathered"),
+        )
+        def inner(parts, key, x0, cond):
+            full = eqx.combine(parts, static)
+            network = jax.tree.map(gather, full.network, dims)
+            full = dataclasses.replace(full, network=network)
+            return loss(full, key, x0, cond, axis_name=axis_name)
+
+        return inner(parts, key, x0, cond)
+
+    return gathered
+
+
+def _dimensions(network, mesh):
+    """For each leaf the dimension that is split over "fsdp", or -1."""
+
+    def dimension(sharding):
+        spec = tuple(sharding.spec)
+        return spec.index("fsdp") if "fsdp" in spec else -1
+
+    return jax.tree.map(dimension, parameter_sharding(network, mesh))
+
+
+def _on_mesh(network, given, fed, step, *, mesh, accumulate):
+    """`_part` on every device; the gradients averaged over all."""
+    axes, spread = batch_axes(mesh), mesh.shape.get("fsdp", 1)
+    others = tuple(a for a in axes if a != "fsdp")
+    arrays, static = eqx.partition((network, given), eqx.is_array)
+    trained = eqx.filter(network, eqx.is_inexact_array)
+    # From the whole shapes: inside, an array is one device's part.
+    dims, trained_dims = _dimensions(network, mesh), _dimensions(trained, mesh)
+
+    def specs(tree):
+        return jax.tree.map(lambda s: s.spec, parameter_sharding(tree, mesh))
+
+    def average(g, dim):
+        if dim < 0:
+            return jax.lax.pmean(g, axes)
+        # The gather's transpose has summed over "fsdp" already.
+        return (jax.lax.pmean(g, others) if others else g) / spread
+
+    def per_device(arrays, fed, step):
+        network, given = eqx.combine(arrays, static)
+        value, grads = _part(
+            network, given, fed, step, accumulate=accumulate, axes=axes, dims=dims
+        )
+        return value, jax.tree.map(average, grads, trained_dims)
+
+    return jax.shard_map(
+        per_device,
+        mesh=mesh,
+        in_specs=((specs(arrays[0]), P()), P(axes), P()),
+        out_specs=(P(), specs(trained)),
+        check_vma=False,
+    )(arrays, fed, step)
