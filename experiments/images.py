@@ -71,7 +71,7 @@ class Config:
         default_factory=lambda: sdegen.AdamW(learning_rate=2e-3)
     )
     """How it learns."""
-    steps: int = 3000
+    steps: int = 1400
     """Training steps."""
     batch_size: int = 64
     """Images per step, over all devices."""
@@ -81,7 +81,7 @@ class Config:
     """Whether the network is told the class."""
     flip: bool = False
     """Whether images are mirrored at random."""
-    ema: float = 0.05
+    ema: float = 0.10
     """Relative width of the averaged network that samples (power function)."""
     sampling_steps: int = 40
     """Steps of the flow, one evaluation each."""
@@ -232,7 +232,7 @@ def main(config: Config) -> None:
             seed=config.seed,
             optimizer=config.optimizer,
             loss=eqx.Partial(sdegen.denoising_loss, times=law),
-            ema=[average.Power(config.ema), average.Power(0.15)],
+            ema=[average.Power(config.ema), average.Power(config.ema / 2)],
             augment=augment.flip if config.flip else None,
             accumulate=config.accumulate,
             steps_per_call=config.steps_per_call,

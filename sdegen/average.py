@@ -109,13 +109,13 @@ def posthoc_weights(
     stds: Sequence[float],
     target_step: float,
     target_std: float,
-) -> Float[np.ndarray, " snapshots"]:
-    """The weights of saved power averages that give another one, in float64.
+) -> tuple[Float[np.ndarray, " snapshots"], float]:
+    """(weights, error): the sum of saved averages that is nearest to another one.
 
     **Arguments:** `steps` and `stds`, of each saved average: the step at which it was
     saved and its sigma_rel; `target_step` and `target_std`, of the one wanted. Least
-    squares between the profiles, equation (3); the weights sum to 1 up to the error of
-    the fit.
+    squares between the profiles, equation (3), in float64; `error` is what is left of
+    the wanted profile, relative to its norm.
     """
     steps = np.append(np.asarray(steps, np.float64), target_step)
     g = np.array([float(_exponent64(s)) for s in (*stds, target_std)])
@@ -130,8 +130,10 @@ def posthoc_weights(
     # Rows and columns are scaled to a unit diagonal: late profiles are small numbers.
     scale = np.sqrt(np.diag(products))
     products = products / np.outer(scale, scale)
-    weights = np.linalg.lstsq(products[:-1, :-1], products[:-1, -1], rcond=1e-12)[0]
-    return weights * scale[-1] / scale[:-1]
+    among, wanted = products[:-1, :-1], products[:-1, -1]
+    weights = np.linalg.lstsq(among, wanted, rcond=1e-12)[0]
+    left = 1 - 2 * weights @ wanted + weights @ among @ weights
+    return weights * scale[-1] / scale[:-1], float(np.sqrt(max(left, 0.0)))
 
 
 def _exponent64(std):

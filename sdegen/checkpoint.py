@@ -39,8 +39,14 @@ def save(directory: str | Path, state, *, replace: bool = False) -> Path:
         raise FileExistsError(
             f"{directory} exists already; nothing was written. Save to a new directory."
         )
+    return save_named(directory, named(state))
+
+
+def save_named(directory: str | Path, arrays: dict[str, Array]) -> Path:
+    """Write `arrays`, by the names that `named` gives, over what is in `directory`."""
+    directory = Path(directory).absolute()
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory, named(state), force=replace)
+        checkpointer.save(directory, arrays, force=True)
     return directory
 
 
@@ -110,7 +116,8 @@ class Checkpoints:
     appears whole, by a rename, or not at all. All processes call everything alike.
 
     **Arguments:** `keep`, how many of the last are kept (None: all); `identity`, what
-    the run is, as plain JSON, saved along; a directory of another run is refused.
+    the run is, as plain JSON, saved along; a directory of another run is refused
+    (None: any will do).
     """
 
     def __init__(
@@ -121,9 +128,10 @@ class Checkpoints:
         identity: dict[str, Any] | None = None,
     ):
         self.directory = Path(directory).absolute()
-        self.identity = json.loads(json.dumps(identity or {}))
+        self.identity = json.loads(json.dumps(identity))
         self._keep, self._manager = keep, None
-        self._check_identity()
+        if identity is not None:
+            self._check_identity()
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints that are there, in order."""
@@ -157,6 +165,12 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(step, error) from error
 
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What is saved along with the arrays of `step`: identity and fingerprints."""
+        return json.loads(
+            (self.directory / str(step) / "meta" / "metadata").read_text()
+        )
+
     def wait(self) -> None:
         """Return when all that was saved is on disk; raises as `save` does."""
         if self._manager is not None:
@@ -174,7 +188,7 @@ class Checkpoints:
         damaged, steps = [], self.steps()
         for step in reversed(steps):
             try:
-                return Restored(step, self._read(step, like), tuple(damaged))
+                return Restored(step, self.read(step, like), tuple(damaged))
             except _OtherRunError:
                 raise
             except Exception as error:
@@ -211,10 +225,15 @@ class Checkpoints:
             )
         return self._manager
 
-    def _read(self, step, like):
+    def read(self, step: int, like: dict[str, Array] | None = None) -> dict[str, Array]:
+        """The arrays of the checkpoint of `step`, compared with their fingerprints.
+
+        Laid out as `like`, or on one device. Raises if it is not whole.
+        """
         place = self.directory / str(step)
-        meta = _meta(place)
-        saved = meta["fingerprint"]
+        saved = self.metadata(step)["fingerprint"]
+        if like is None:
+            like = _shapes(place)
         if set(saved) != set(like):
             odd = min(set(saved) ^ set(like))
             raise _OtherRunError(
@@ -223,8 +242,9 @@ class Checkpoints:
                 "were saved."
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        with ocp.StandardCheckpointer() as checkpointer:
-            arrays = checkpointer.restore(place / "state", abstract)
+        with ocp.Checkpointer(_handler()) as checkpointer:
+            wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            arrays = checkpointer.restore(place, args=wanted).state
         marks = jax.device_get(fingerprint([arrays[name] for name in like]))
         for name, mark in zip(like, marks, strict=True):
             if saved[name] != int(mark):
@@ -253,7 +273,7 @@ class Checkpoints:
         """Refuse a directory whose last readable checkpoint is of another run."""
         for step in reversed(self.steps()):
             try:
-                saved = _meta(self.directory / str(step))["identity"]
+                saved = self.metadata(step)["identity"]
             except (OSError, ValueError, KeyError):
                 continue
             difference = differing(saved, self.identity)
@@ -280,5 +300,18 @@ class _OtherRunError(ValueError):
     """The checkpoint is whole, but of another run."""
 
 
-def _meta(place):
-    return json.loads((place / "meta" / "metadata").read_text())
+def _handler():
+    return ocp.CompositeCheckpointHandler(
+        state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+    )
+
+
+def _shapes(place):
+    """Shapes and types of the arrays in `place`, for one device."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.Checkpointer(_handler()) as checkpointer:
+        saved = dict(checkpointer.metadata(place).item_metadata.state)
+    return {
+        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device)
+        for name, a in saved.items()
+    }

@@ -127,20 +127,22 @@ def point_clouds(
 
 def curves(
     path: str | Path,
-    groups: Mapping[str, Sequence[float]],
+    groups: Mapping[str, Sequence[float] | tuple],
     *,
     xlabel: str,
     ylabel: str,
     smooth: int = 1,
 ) -> Path:
-    """Curves over 1, 2, 3, ..., each averaged over windows of `smooth`."""
+    """Curves over 1, 2, 3, ..., or (x, y), each averaged over windows of `smooth`."""
     figure = _figure(6, 3.5)
     axis = figure.subplots()
     for label, values in groups.items():
-        values = np.asarray(values)
-        window = max(1, min(smooth, len(values)))
-        values = values[: len(values) // window * window].reshape(-1, window).mean(1)
-        axis.plot(window * np.arange(1, len(values) + 1), values, label=label)
+        given = isinstance(values, tuple)
+        x, y = values if given else (np.arange(1, len(values) + 1), values)
+        window = max(1, min(smooth, len(y)))
+        whole = len(y) // window * window
+        y = np.asarray(y)[:whole].reshape(-1, window).mean(1)
+        axis.plot(np.asarray(x)[window - 1 : whole : window], y, label=label)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     if len(groups) > 1:
         axis.legend(fontsize=8)
