@@ -106,7 +106,7 @@ class Restored:
 
     step: int
     arrays: dict[str, Array]
-    damaged: tuple[str, ...]
+    damaged: tuple[int, ...]
 
 
 class Checkpoints:
@@ -153,6 +153,7 @@ class Checkpoints:
             marks = jax.device_get(fingerprint(list(arrays.values())))
             meta = {
                 "identity": self.identity,
+                "shapes": _describe(arrays),
                 "fingerprint": dict(zip(arrays, map(int, marks), strict=True)),
             }
             manager.save(
@@ -183,22 +184,25 @@ class Checkpoints:
         """The last checkpoint that is whole, laid out as `like`; None if there is none.
 
         A damaged one is renamed to `damaged-STEP`, with a warning, and the one before
-        it is tried; if none is whole, ValueError.
+        it is taken; if none is whole, ValueError, and all stay as they are.
         """
-        damaged, steps = [], self.steps()
-        for step in reversed(steps):
+        damaged = {}
+        for step in reversed(self.steps()):
             try:
-                return Restored(step, self.read(step, like), tuple(damaged))
+                arrays = self.read(step, like)
             except _OtherRunError:
                 raise
-            except Exception as error:
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                damaged.append(self._set_aside(step, reason[0]))
+            except Exception as error:  # whatever a damaged file may lead to
+                damaged[step] = _first_line(error)
+                continue
+            for bad, reason in damaged.items():
+                self._set_aside(bad, reason, step)
+            return Restored(step, arrays, tuple(damaged))
         if damaged:
+            reasons = (f"step {n} ({reason})" for n, reason in damaged.items())
             raise ValueError(
                 f"no checkpoint in {self.directory} can be read: "
-                + "; ".join(damaged)
-                + ". Start the run anew in another directory."
+                f"{'; '.join(reasons)}. Start the run anew in another directory."
             )
         return None
 
@@ -231,15 +235,15 @@ class Checkpoints:
         Laid out as `like`, or on one device. Raises if it is not whole.
         """
         place = self.directory / str(step)
-        saved = self.metadata(step)["fingerprint"]
+        meta = self.metadata(step)
         if like is None:
             like = _shapes(place)
-        if set(saved) != set(like):
-            odd = min(set(saved) ^ set(like))
+        difference = differing(meta["shapes"], _describe(like))
+        if difference:
             raise _OtherRunError(
-                f"the checkpoint at {place} holds another state than this run's: they "
-                f"differ at {odd}. Restore with the network and the optimiser that "
-                "were saved."
+                f"the checkpoint at {place} holds another state than this run's: "
+                f"{difference}. Restore with the network and the optimiser that were "
+                "saved."
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         with ocp.Checkpointer(_handler()) as checkpointer:
@@ -247,11 +251,11 @@ class Checkpoints:
             arrays = checkpointer.restore(place, args=wanted).state
         marks = jax.device_get(fingerprint([arrays[name] for name in like]))
         for name, mark in zip(like, marks, strict=True):
-            if saved[name] != int(mark):
+            if meta["fingerprint"][name] != int(mark):
                 raise ValueError(f"the array {name} is not the one that was saved")
         return {name: arrays[name] for name in like}
 
-    def _set_aside(self, step, reason):
+    def _set_aside(self, step, reason, instead):
         place = self.directory / str(step)
         if jax.process_index() == 0:
             aside = self.directory / f"damaged-{step}"
@@ -261,13 +265,11 @@ class Checkpoints:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices(f"damaged-{step}")
-        text = f"the checkpoint of step {step} is damaged ({reason:.200})"
         warnings.warn(
-            f"{text}; it is now {self.directory.name}/damaged-{step}, and the one "
-            "before it is used.",
+            f"the checkpoint of step {step} is damaged ({reason}); it is now called "
+            f"damaged-{step}, and that of step {instead} is used.",
             stacklevel=4,
         )
-        return text
 
     def _check_identity(self):
         """Refuse a directory whose last readable checkpoint is of another run."""
@@ -288,16 +290,25 @@ class Checkpoints:
         what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
         whole = self.steps()
         last = f"step {whole[-1]} is" if whole else "none is"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return OSError(
-            f"{what} could not be written to {self.directory} ({reason:.200}). Nothing "
-            f"that was saved is lost: of the whole ones {last} the last. Free some "
-            "space and start the same command again; it goes on from there."
+            f"{what} could not be written to {self.directory} "
+            f"({_first_line(error)}). Nothing that was saved is lost: of the whole "
+            f"ones {last} the last. Free some space and start the same command again; "
+            "it goes on from there."
         )
 
 
 class _OtherRunError(ValueError):
     """The checkpoint is whole, but of another run."""
+
+
+def _first_line(error):
+    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0]:.200}"
+
+
+def _describe(arrays):
+    """Shape and type of each array, as plain JSON."""
+    return {name: f"{a.dtype}{list(a.shape)}" for name, a in arrays.items()}
 
 
 def _handler():

@@ -7,11 +7,16 @@ costs no start of Python; the JAX backend is only started in the children. Calle
 
 it kills the run in DIRECTORY by each SIGNAL in turn, at random moments spread over the
 whole run, and lets it end. It prints the exit codes of all lives as JSON.
+
+    python nursery.py DIRECTORY --process NUMBER PORT
+
+is one of two processes of one run, which is told to stop half-way.
 """
 
 import json
 import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -25,7 +30,7 @@ from sdegen import average, mesh, nets, prediction
 STEPS, CALL = 240, 4
 
 
-def train(directory, steps=STEPS):
+def train(directory, **options):
     """The run: a small flow with two averages, augmentation and labels."""
     random_, spec = np.random.default_rng(0), os.environ.get("NURSERY_MESH")
     data = random_.integers(0, 256, (60, 4, 4, 1), dtype=np.uint8)
@@ -40,7 +45,7 @@ def train(directory, steps=STEPS):
             model,
             data,
             cond=cond,
-            steps=steps,
+            steps=STEPS,
             batch_size=16,
             steps_per_call=CALL,
             ema=[0.99, average.Power(0.05), average.Power(0.10)],
@@ -52,6 +57,7 @@ def train(directory, steps=STEPS):
             snapshot_every=5 * CALL,
             recorder=recorder,
             progress=False,
+            **options,
         )
 
 
@@ -82,6 +88,18 @@ def rows(directory):
     return place.read_text().count("\n") if place.exists() else 0
 
 
+def together(directory, number, port):
+    """One of two processes of a run; process 0 is told to stop half-way."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number))
+
+    def watch(step, _):
+        if step >= STEPS // 2 and int(number) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train(directory, watch=watch, watch_every=CALL)
+
+
 def main(directory, seed, *signals):
     draw, codes = random.Random(int(seed)), []
     total = STEPS // CALL
@@ -104,4 +122,7 @@ def main(directory, seed, *signals):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[2] == "--process":
+        together(sys.argv[1], *sys.argv[3:])
+    else:
+        main(*sys.argv[1:])

@@ -6,6 +6,7 @@ from .loop import NonFiniteError as NonFiniteError
 from .loop import fit as fit
 from .program import make_call as make_call
 from .state import TrainState as TrainState
+from .state import gradients as gradients
 from .state import init_state as init_state
 from .state import train_step as train_step
 from .stop import PREEMPTED as PREEMPTED

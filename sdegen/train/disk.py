@@ -72,6 +72,18 @@ class Disk:
         """Write a checkpoint."""
         self.checkpoints.save(self.run.done, self.run.named())
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        # What was begun is finished, also when the run ends by an exception.
+        try:
+            self.close()
+        except OSError as failed:
+            if error is None:
+                raise
+            error.add_note(str(failed))
+
     def close(self):
         """Wait for what is being written, and close."""
         if self.here:

@@ -144,7 +144,8 @@ def fit(
         },
     )
     disk = Disk(directory, run, data, keep, save_every, snapshot_every)
-    return _loop(run, disk, recorder, watch, watch_every, profile, progress)
+    with disk:
+        return _loop(run, disk, recorder, watch, watch_every, profile, progress)
 
 
 def _loop(run, disk, recorder, watch, watch_every, profile, progress):
@@ -246,7 +247,6 @@ def _non_finite(step, value, run, disk, good):
     saved = None
     if disk.here:
         saved = checkpoint.save(disk.directory / "last_good", run.state, replace=True)
-        disk.close()
     place = "it is in this error's `state`" if saved is None else f"saved in {saved}"
     raise NonFiniteError(
         f"step {step} gave a loss of {value}, or a gradient or update that is not "
