@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from . import checkpoint
-from .average import posthoc_weights
+from .average import is_averaged, posthoc_weights
 
 
 def snapshots(run: str | Path) -> tuple[list[int], list[float]]:
@@ -70,21 +70,29 @@ def reconstruct(
     for (n, j), share in zip(pairs, weights, strict=True):
         if j == 0:
             arrays = kept.read(n, layout)
-        part = {k[1:]: a for k, a in arrays.items() if k[0] == str(j)}
+        part = _part(arrays, j)
         total = _add(total, part, share)
+    total = {name: a.astype(part[name].dtype) for name, a in total.items()}
     if like is not None:
         leaves = [total[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), error
     return total, error
 
 
+def _part(arrays, j):
+    """The arrays of average number j, whose names begin with it."""
+    places = {name: name.lstrip("0123456789") for name in arrays}
+    return {p: arrays[n] for n, p in places.items() if n == f"{j}{p}"}
+
+
 def _add(total, part, share):
     """total + share * part; whole numbers (counters) are those of the last snapshot."""
 
     def one(name, array):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
+        if not is_averaged(array):
             return array
-        scaled = jnp.asarray(share, jnp.float32) * array
+        wide = jnp.promote_types(array.dtype, jnp.float32)
+        scaled = float(share) * array.astype(wide)
         return scaled if total is None else total[name] + scaled
 
     return {name: one(name, array) for name, array in part.items()}
@@ -108,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         widths = ", ".join(f"{std:g}" for std in stds)
         print(f"{len(steps)} snapshots of the widths {widths}, to step {steps[-1]:,}")
         for std in arguments.std:
-            step = arguments.step or steps[-1]
+            step = steps[-1] if arguments.step is None else arguments.step
             network, error = reconstruct(arguments.run, std, step=step)
             out = (arguments.out or arguments.run / "posthoc").absolute()
             place = out / f"std-{std:.3f}-step-{step}"
