@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 
-def _figure(width: float, height: float):
+def _figure(width: float | int, height: float | int):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

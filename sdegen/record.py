@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -55,6 +56,9 @@ class Recorder:
         if plain is not None:
             _write(place, json.dumps(plain, indent=2) + "\n")
         mode = "a" if resume else "w"
+        if resume:
+            for name in ("rows.jsonl", "timing.jsonl"):
+                _drop_half_a_line(self.directory / name)
         self._rows = open(self.directory / "rows.jsonl", mode, buffering=1)
         self._timing = open(self.directory / "timing.jsonl", mode, buffering=1)
 
@@ -122,6 +126,13 @@ def _write(place, text):
     beside.replace(place)
 
 
+def _drop_half_a_line(place):
+    """Take back a line that a crash of the machine cut short: the next one begins."""
+    text = place.read_bytes() if place.exists() else b""
+    if text and not text.endswith(b"\n"):
+        _write(place, text[: text.rfind(b"\n") + 1].decode())
+
+
 def differing(old: Any, new: Any, name: str = "") -> str:
     """Where two values of plain JSON differ first, in words; "" if they do not."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -142,6 +153,10 @@ def describe(value: Any) -> Any:
         return {str(k): describe(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [describe(v) for v in value]
+    if isinstance(value, set | frozenset):  # whose order differs between processes
+        return sorted((describe(v) for v in value), key=json.dumps)
+    if jnp.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key):
+        return describe(jax.random.key_data(value))
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return describe(np.asarray(value).tolist())
     if isinstance(value, float):

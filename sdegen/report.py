@@ -3,8 +3,8 @@
     python -m sdegen.report RUN RUN ... [--out report.png]
 
 A run is a directory with config.json and rows.jsonl. The table has what differs between
-the configs, the loss over the last tenth of the rows, the rate, and the last value of
-every figure that a run's final rows hold; the picture has the loss curves.
+the configs, the loss over the last tenth of the rows, the rate, and the figures of the
+first row after training, one without a step; the picture has the loss curves.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def _lines(place):
         try:
             rows.append(json.loads(line))
         except ValueError:  # cut short by a crash of the machine
-            break
+            continue
     return rows
 
 
@@ -82,14 +82,18 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         tail = losses[-max(1, len(losses) // 10) :]
         row["step"] = run["rows"][-1]["step"] if run["rows"] else 0
         row["loss"] = float(np.mean(tail)) if tail else "-"
-        rates = [t["samples_per_second"] for t in run["timing"] if len(t) > 1]
+        rates = [t.get("samples_per_second") for t in run["timing"]]
+        rates = [rate for rate in rates if rate is not None]
         row["samples/s"] = f"{rates[-1]:,.0f}" if rates else "-"
         for final in run["final"][:1]:
-            numbers = {k: v for k, v in final.items() if isinstance(v, float)}
-            row |= numbers
+            row |= {k: v for k, v in final.items() if _is_number(v) and k not in row}
         rows.append(row)
     columns = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key, "-") for key in columns} for row in rows]
+
+
+def _is_number(value):
+    return isinstance(value, float | int) and not isinstance(value, bool)
 
 
 def _text(value):
@@ -108,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         runs = [read(directory) for directory in arguments.runs]
+        if len({run["name"] for run in runs}) < len(runs):
+            for run, directory in zip(runs, arguments.runs, strict=True):
+                run["name"] = str(directory)
         print(table(summary(runs)))
         curves = {
             run["name"]: (
