@@ -12,7 +12,11 @@ _PEAK = {
     "TPU v6 lite": 918e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA GH200": 989e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 836e12,
     "NVIDIA B200": 2250e12,
 }
 """Dense bfloat16 operations per second of one device, by its data sheet."""
