@@ -10,6 +10,7 @@ mesh.
 """
 
 import math
+import re
 
 import jax
 import numpy as np
@@ -60,9 +61,10 @@ def _parse(text):
     axes = {}
     for word in filter(None, (word.strip() for word in text.split(","))):
         name, _, size = word.partition(":")
-        if not name.isidentifier() or not (size or "-1").lstrip("-").isdigit():
+        known = re.fullmatch(r"-1|[0-9]*", size)
+        if not name.isidentifier() or not known or name in axes:
             raise ValueError(
-                'a mesh is written as its axes with their sizes, "data:2,fsdp:4" or '
+                'a mesh is written as its axes with their sizes, "data:2,fsdp:4", or '
                 f'"fsdp" for all devices along one axis, got {text!r}.'
             )
         axes[name] = int(size or -1)
