@@ -30,10 +30,11 @@ def run(
 ) -> None:
     """Parse the command line into `config` and call `main` with it.
 
-    With `presets` the first word chooses one of these configs, whose fields are then
-    the defaults. A sentence (bad input, a run that went non-finite, a full disk) ends
-    the program with code 1 and without a traceback, and a run that was told to stop
-    and saved with code 75; anything unexpected keeps its traceback.
+    With `presets` the first word chooses one of these configs (without one, the
+    first), whose fields are then the defaults. A sentence (bad input, a run that went
+    non-finite, a full disk) ends the program with code 1 and without a traceback, and a
+    run that was told to stop and saved with code 75; anything unexpected keeps its
+    traceback.
     """
     arguments = parse(config, argv, presets=presets)
     try:
@@ -101,6 +102,9 @@ def parse(
     # A union is chosen by its component's name; flags of outer fields go anywhere.
     chosen = config
     if presets:
+        argv = sys.argv[1:] if argv is None else argv
+        if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+            argv = [next(iter(presets)), *argv]
         chosen = tyro.extras.subcommand_type_from_defaults(presets)
     marked = tyro.conf.CascadeSubcommandArgs[chosen]
     description = (sys.modules[config.__module__].__doc__ or "").strip()

@@ -83,8 +83,8 @@ def live(directory):
     os._exit(0)
 
 
-def rows(directory):
-    place = Path(directory) / "rows.jsonl"
+def lines(directory, name="rows.jsonl"):
+    place = Path(directory) / name
     return place.read_text().count("\n") if place.exists() else 0
 
 
@@ -107,8 +107,13 @@ def main(directory, seed, *signals):
         # Anywhere from the first call to nearly the last, in between two writes or in
         # the middle of one.
         target = 1 + int((total - 3) * (k + draw.random()) / len(signals))
+        # Told before it trains, a run just ends; then it would have nothing to save.
+        told, before = number == signal.SIGTERM, lines(directory, "timing.jsonl")
         pid, ended = live(directory), 0
-        while not ended and rows(directory) < target:
+        while not ended and (
+            lines(directory) < target
+            or (told and lines(directory, "timing.jsonl") <= before)
+        ):
             ended, status = os.waitpid(pid, os.WNOHANG)
             time.sleep(0.002)
         time.sleep(0.05 * draw.random())

@@ -193,7 +193,7 @@ def _loop(run, disk, recorder, watch, watch_every, profile, progress):
             look = watch is not None and (
                 run.crossed(watch_every, count) or run.done == run.steps
             )
-            told = disk.here and stop.requested(run.done)
+            told = disk.here and stop.requested(run.calls)
             now = time.perf_counter()
             copy = good is not None and now - copied > _COPY_EVERY
             # What is kept or shown is known to be finite first.

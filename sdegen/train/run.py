@@ -31,6 +31,11 @@ class Run:
         )
         self.done = 0
 
+    @property
+    def calls(self) -> int:
+        """How many calls led to where the run stands."""
+        return -(-self.done // self.steps_per_call)
+
     def counts(self, start: int, end: int) -> Iterator[int]:
         """Steps of each call from `start` to `end`, at multiples of steps_per_call."""
         while start < end:

@@ -41,13 +41,17 @@ class Preemption:
         self._told = True
         signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
-    def requested(self, step: int) -> bool:
-        """Whether to save and stop now; every process asks at every step it reaches."""
+    def requested(self, call: int) -> bool:
+        """Whether to save and stop after call number `call`.
+
+        Every process asks after every call: JAX chooses a number not yet reached by
+        any, and says yes at that one alone.
+        """
         if jax.process_count() == 1:
             return self._told
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+        return multihost_utils.reached_preemption_sync_point(call)
 
     def __exit__(self, *error):
         if self._before is not None and not self._told:
