@@ -1,6 +1,7 @@
 """The cost of the training loop over a bare hand-written scan: a ratio, from one run.
 
     python experiments/bench_train.py
+    python experiments/bench_train.py network:unet --batch-size 64 --steps-per-call 3
 
 Both train the same MLP on the same batches (rectified flow, velocity, AdamW with
 clipping and EMA), many steps to a compiled call, in turn in one process; the ratio is
@@ -20,13 +21,13 @@ import sdegen
 from sdegen import cli, nets, prediction
 from sdegen.data import batch_indices, ring
 from sdegen.record import table
-from sdegen.train import make_call
+from sdegen.train import Feed, make_call
 
 
 @dataclass(frozen=True)
 class Config:
-    network: nets.Mlp = nets.Mlp(width=128, depth=3)
-    """The network of both."""
+    network: nets.Mlp | nets.Unet = nets.Mlp(width=128, depth=3)
+    """The network of both: a perceptron on points, or a UNet on images 32 x 32 x 1."""
     batch_size: int = 256
     """Points per step."""
     steps_per_call: int = 200
@@ -51,11 +52,12 @@ def hand_written(network, data, config):
         t = (jax.random.uniform(t_key) + jnp.arange(len(x0))) / len(x0)
         t = 1e-3 + (1 - 1e-3) * t
         z = jax.random.normal(z_key, x0.shape)
-        x = (1 - t[:, None]) * x0 + t[:, None] * z
-        scale = 1 / jnp.sqrt(t**2 + (1 - t) ** 2 * 1.4**2)
         time = (jnp.log(t) - jnp.log(jnp.maximum(1 - t, 1e-3 * t))) / 4
+        t = t.reshape(-1, *[1] * (x0.ndim - 1))
+        x = (1 - t) * x0 + t * z
+        scale = 1 / jnp.sqrt(t**2 + (1 - t) ** 2 * 1.4**2)
         network = jax.tree.unflatten(structure, leaves)
-        out = network(time, scale[:, None] * x, None)
+        out = network(time, scale * x, None)
         return jnp.mean((out - (z - x0)) ** 2)
 
     def body(state, rows):
@@ -75,13 +77,18 @@ def hand_written(network, data, config):
 
 def main(config: Config) -> None:
     config = cli.shrink(config, steps_per_call=5, rounds=3)
-    data = jnp.asarray(ring().sample(jax.random.key(0), 10_000))
-    network = config.network((2,), jax.random.key(1))
+    images = isinstance(config.network, nets.Unet)
+    shape, key = (32, 32, 1) if images else (2,), jax.random.key(0)
+    data = ring().sample(key, 10_000)
+    if images:
+        data = jax.random.normal(key, (512, *shape))
+    network = config.network(shape, jax.random.key(1))
     denoiser = sdegen.Denoiser(
         network, sdegen.RectifiedFlow(), prediction.velocity, sigma_data=1.4
     )
     optimizer = sdegen.AdamW(warmup=0, decay=False)
-    ours, our_state, _ = make_call(denoiser, data, steps=10**6, optimizer=optimizer)
+    feed = Feed(data, None, batch_size=config.batch_size, seed=0, mesh=None)
+    ours, our_state, _ = make_call(denoiser, feed, steps=10**6, optimizer=optimizer)
     hand, hand_state = hand_written(network, data, config)
 
     def index(call):
@@ -113,7 +120,7 @@ def main(config: Config) -> None:
             costs.append((spent["ours"], spent["hand"]))
     costs = np.median(costs, axis=0) / config.steps_per_call
     low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-    row = {"network": f"MLP {config.network.width}", "batch": config.batch_size}
+    row = {"network": type(network).__name__, "batch": config.batch_size}
     row |= {"ours, CPU us/step": 1e6 * costs[0], "hand": 1e6 * costs[1]}
     row |= {"ratio": median, "quartiles": f"{low:.3f} to {high:.3f}"}
     print(table([row]))

@@ -38,7 +38,7 @@ from sdegen import (
     writers,
 )
 from sdegen.data import augment
-from sdegen.mesh import batch_sharding, make_mesh
+from sdegen.mesh import batch_sharding, make_mesh, to_host
 from sdegen.record import table
 
 
@@ -171,7 +171,7 @@ def sampler(config, shape, classes, mesh):
 
     def images(key, denoiser, labels):
         cond = data.one_hot(labels, classes)
-        return np.clip(np.asarray(draw(key, denoiser, cond)), -1, 1)
+        return np.clip(to_host(draw(key, denoiser, cond)), -1, 1)
 
     return images
 

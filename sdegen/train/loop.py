@@ -149,7 +149,7 @@ def fit(
 
 
 def _loop(run, disk, recorder, watch, watch_every, profile, progress):
-    start, losses, pending = run.done, [], deque()
+    start, losses, pending, heard = run.done, [], deque(), False
     if recorder is not None:
         recorder.rewind(start)
     good, copied = None, time.perf_counter()
@@ -160,8 +160,10 @@ def _loop(run, disk, recorder, watch, watch_every, profile, progress):
 
     def settle():
         """Look at the oldest call in flight: finite? then a row."""
+        nonlocal heard
         first, count, metrics = pending.popleft()
         metrics = jax.device_get(metrics)
+        heard = bool(metrics.pop("heard", False)) or heard
         finite = np.logical_and.reduce([np.isfinite(m) for m in metrics.values()])
         if not finite.all():
             bad = int(np.argmin(finite))
@@ -175,7 +177,7 @@ def _loop(run, disk, recorder, watch, watch_every, profile, progress):
             recorder.row(step=first + count, loss=mean, grad_norm=norm)
             recorder.timing(step=first + count, **rates)
 
-    guard = Preemption() if disk.here else nullcontext()
+    guard = Preemption(run.feed.mesh) if disk.here else nullcontext()
     counts = run.counts(start, run.steps)
     chunks = run.feed.chunks(start, run.counts(start, run.steps))
     with (
@@ -188,17 +190,20 @@ def _loop(run, disk, recorder, watch, watch_every, profile, progress):
             if not flops_known and (recorder is not None or progress):
                 speed.flops, flops_known = run.flops(fed), True
             trace.call()
-            pending.append((run.done, count, run.advance(fed, count)))
+            notes = stop.notes() if disk.here else None
+            pending.append((run.done, count, run.advance(fed, count, notes)))
             save, snap = disk.due(count)
             look = watch is not None and (
                 run.crossed(watch_every, count) or run.done == run.steps
             )
-            told = disk.here and stop.requested(run.calls)
             now = time.perf_counter()
             copy = good is not None and now - copied > _COPY_EVERY
             # What is kept or shown is known to be finite first.
-            bound = 0 if save or snap or look or told or copy else _AHEAD - 1
+            bound = 0 if save or snap or look or copy else _AHEAD - 1
             while len(pending) > bound:
+                settle()
+            told = disk.here and stop.requested(heard)
+            while told and pending:
                 settle()
             if copy:
                 good, copied = (run.done, _copy(run.leaves)), now

@@ -63,6 +63,8 @@ def make_call(
     **Returns:** (call, leaves, structure): `call(leaves, fed) -> (leaves, metrics)`
     runs one step for each row of a chunk of `feed` and donates `leaves`; the state is
     `jax.tree.unflatten(structure, leaves)`. `call.lower` lowers without running.
+    A third argument, one number for each device, comes back as its largest in
+    metrics["heard"].
     Leaves, because a network crosses the jit boundary far faster as a flat list than as
     a tree of objects.
     """
@@ -109,11 +111,11 @@ def make_call(
     )
 
     class Call:
-        def __call__(self, leaves, fed):
-            return _run(leaves, arrays, fed, static)
+        def __call__(self, leaves, fed, notes=None):
+            return _run(leaves, arrays, fed, notes, static)
 
-        def lower(self, leaves, fed):
-            return _run.lower(leaves, arrays, fed, static)
+        def lower(self, leaves, fed, notes=None):
+            return _run.lower(leaves, arrays, fed, notes, static)
 
     return Call(), leaves, structure
 
@@ -122,8 +124,8 @@ def _is_static(leaf):
     return not isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-@functools.partial(jax.jit, static_argnums=(3,), donate_argnums=(0,))
-def _run(leaves, arrays, fed, static):
+@functools.partial(jax.jit, static_argnums=(4,), donate_argnums=(0,))
+def _run(leaves, arrays, fed, notes, static):
     """Scan the step over the rows of `fed`."""
     structure, static_leaves, static_structure, steps, accumulate, batch, mesh = static
     static = jax.tree.unflatten(static_structure, static_leaves)
@@ -146,7 +148,8 @@ def _run(leaves, arrays, fed, static):
             leaves = jax.lax.with_sharding_constraint(leaves, shardings)
         return leaves, metrics
 
-    return jax.lax.scan(body, leaves, fed)
+    leaves, metrics = jax.lax.scan(body, leaves, fed)
+    return leaves, metrics if notes is None else metrics | {"heard": jnp.max(notes)}
 
 
 def _part(network, given, fed, step, *, accumulate, axes=None, dims=None):

@@ -31,11 +31,6 @@ class Run:
         )
         self.done = 0
 
-    @property
-    def calls(self) -> int:
-        """How many calls led to where the run stands."""
-        return -(-self.done // self.steps_per_call)
-
     def counts(self, start: int, end: int) -> Iterator[int]:
         """Steps of each call from `start` to `end`, at multiples of steps_per_call."""
         while start < end:
@@ -43,9 +38,9 @@ class Run:
             yield count
             start += count
 
-    def advance(self, fed, count):
+    def advance(self, fed, count, notes=None):
         """`count` steps; their metrics, perhaps still under way."""
-        self.leaves, metrics = self.call(self.leaves, fed)
+        self.leaves, metrics = self.call(self.leaves, fed, notes)
         self.done += count
         return metrics
 
