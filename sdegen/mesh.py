@@ -125,3 +125,12 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
         return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 
     return jax.tree.map(put, tree, shardings)
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """An array, however it lies on the devices of all processes, whole on the host."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
