@@ -28,14 +28,6 @@ from sdegen.typing import Scalar, number
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Many programs that run once each: compile them quickly rather than well."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def matrix(t, p):
     return (p["beta"] + p["slope"] * t) / (1 - p["pole"] * t) * p["f"]
 

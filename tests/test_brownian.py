@@ -50,14 +50,6 @@ def over(path, times, use_levy=False):
     return between(path, times[:-1], times[1:], use_levy)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Programs that run once: compile them quickly rather than well."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def uncorrelated(a, b):
     correlation = np.mean(a * b) / np.sqrt(np.mean(a**2) * np.mean(b**2))
     print(f"correlation {correlation:.4f}, bar {5 / np.sqrt(a.size):.4f}")

@@ -32,14 +32,6 @@ SHAPE, BATCH, COND = (4, 4, 2), 5, 3
 every_network = pytest.mark.parametrize("cls", MAKE, ids=lambda c: c.__name__)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Tiny networks run for microseconds and compile for seconds: compile less well."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def noisy(make, seed=0):
     """A network with noise on every parameter, without compiling its initialisers."""
     rng = np.random.default_rng(seed)

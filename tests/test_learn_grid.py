@@ -10,8 +10,6 @@ from flows import KEY, exact
 import sdegen
 from sdegen import prediction, solvers
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def plane():

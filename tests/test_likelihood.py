@@ -355,6 +355,7 @@ def test_bits_can_be_computed_under_jit():
     assert np.allclose(jax.jit(run)(whole), run(whole))
 
 
+@pytest.mark.usefixtures("well_compiled")
 def test_training_by_likelihood_finds_the_law():
     """A continuous normalising flow: a network fitted by the likelihood alone."""
     path = process("RectifiedFlow")

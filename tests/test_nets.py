@@ -48,14 +48,6 @@ NETWORKS = {n: c for n, c in EXPORTED.items() if issubclass(c, nnx.Module)}
 BATCH, COND = 5, 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Tiny networks run for microseconds and compile for seconds: compile less well."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 every_network = pytest.mark.parametrize("cls", NETWORKS.values(), ids=NETWORKS)
 
 
@@ -408,9 +400,9 @@ def test_conv_keeps_bfloat16():
     assert close(out, exact, 2**-8)
 
 
-def test_gradients_inside_a_scan_are_as_fast_as_at_top_level(float32):
+@pytest.mark.usefixtures("float32", "well_compiled")
+def test_gradients_inside_a_scan_are_as_fast_as_at_top_level():
     """lax's own are 30 times slower there on a CPU; 5 leaves room for a busy one."""
-    jax.config.update("jax_disable_most_optimizations", False)
     calls = 5
     x, w = images((8, 16, 16, 32), (3, 3, 32, 32))
     w = 0.05 * w
@@ -444,6 +436,5 @@ def test_gradients_inside_a_scan_are_as_fast_as_at_top_level(float32):
             run(w).block_until_ready()
             seconds.append(time.perf_counter() - began)
         ratios.append(seconds[0] / seconds[1])
-    jax.config.update("jax_disable_most_optimizations", True)
     print("scan / top level:", np.round(sorted(ratios), 2))
     assert np.median(ratios) < 5

@@ -358,6 +358,7 @@ def test_the_law_of_euler_maruyama_tends_to_the_path(name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("well_compiled")
 def test_a_large_cloud_has_the_law_of_the_path():
     # A1(d): 2e5 paths, 1000 steps, against the transition law within 4 SE + O(h).
     path, paths, x0 = process("VP"), 200_000, 1.5

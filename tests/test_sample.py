@@ -36,9 +36,6 @@ import sdegen
 from sdegen.denoiser import PosteriorMean
 from sdegen.solvers.solve import evaluations
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-
 # -- the flow --------------------------------------------------------------------------
 
 

@@ -92,7 +92,9 @@ def test_the_average_follows_its_warmed_up_decay():
         d = min(decay, (1 + n) / (10 + n))
         pairs = zip(average, leaves(state.network), strict=True)
         average = [d * a + (1 - d) * b for a, b in pairs]
-    chex.assert_trees_all_close(leaves(states[-1].averages[0]), average, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(
+        leaves(states[-1].averages[0]), average, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("optimizer", [sdegen.AdamW(), sdegen.Lion(), optax.adam(3e-3)])
