@@ -212,7 +212,11 @@ def main(config: Config) -> None:
         config,
         resume=True,
         free=("out", "mesh", "distributed", "data_dir", "writers", "profile"),
-        writers=[writers.KINDS[w](config.out, config) for w in config.writers],
+        writers=[
+            writers.KINDS[w](config.out, config)
+            for w in config.writers
+            if jax.process_index() == 0
+        ],
     )
 
     def look(step, model):

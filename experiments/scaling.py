@@ -9,7 +9,7 @@ array of X bytes each of n devices in a ring sends
     all-reduce 2 (n - 1)/n X,   all-gather and reduce-scatter (n - 1)/n X.          (1)
 
 Shapes and the makers' figures then give the share of computation in a step of larger
-networks. Nothing was measured on a pod; docs/scaling.md. Five minutes on two busy cores.
+networks. Nothing was measured on a pod; docs/scaling.md. Five minutes on two cores.
 """
 
 import dataclasses

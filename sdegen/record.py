@@ -37,7 +37,7 @@ class Recorder:
         writers: Sequence[Any] = (),
     ):
         self.directory = Path(directory)
-        self._rows = self._timing = None
+        self._rows, self._timing, self._resume = None, None, resume
         self._writers = writers if jax.process_index() == 0 else ()
         plain = None if config is None else json.loads(json.dumps(describe(config)))
         place = self.directory / "config.json"
@@ -55,12 +55,7 @@ class Recorder:
         self.directory.mkdir(parents=True, exist_ok=True)
         if plain is not None:
             _write(place, json.dumps(plain, indent=2) + "\n")
-        mode = "a" if resume else "w"
-        if resume:
-            for name in ("rows.jsonl", "timing.jsonl"):
-                _drop_half_a_line(self.directory / name)
-        self._rows = open(self.directory / "rows.jsonl", mode, buffering=1)
-        self._timing = open(self.directory / "timing.jsonl", mode, buffering=1)
+        self._open("a" if resume else "w")
 
     def row(self, **values: Any) -> None:
         """One line of JSON; numbers that are not finite become null."""
@@ -79,10 +74,22 @@ class Recorder:
         for writer in self._writers:
             writer.image(step, name, image)
 
+    def _open(self, mode):
+        if mode == "a":
+            for name in ("rows.jsonl", "timing.jsonl"):
+                _drop_half_a_line(self.directory / name)
+        self._rows = open(self.directory / "rows.jsonl", mode, buffering=1)
+        self._timing = open(self.directory / "timing.jsonl", mode, buffering=1)
+
     def rewind(self, step: int) -> None:
         """Take back the rows after `step`, and those without a step."""
         if self._rows is None:
             return
+        if step and not self._resume:
+            raise ValueError(
+                f"the run in {self.directory} goes on from step {step}, but its rows "
+                "were begun anew: make the recorder with resume=True."
+            )
         self._rows.close()
         place, kept = self.directory / "rows.jsonl", []
         for line in place.read_text().splitlines():

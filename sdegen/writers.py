@@ -4,6 +4,7 @@ A writer has three methods, `scalars(step, values)`, `image(step, name, array)` 
 `close()`; a `Recorder` hands every row to each of its writers.
 """
 
+import hashlib
 import importlib
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,7 +77,11 @@ class Wandb(_Tracker):
 
     def __init__(self, directory: str | Path, config: Any = None):
         module = _load("wandb", "Weights & Biases needs wandb")
-        super().__init__(directory, config, module, dir=str(directory), resume="allow")
+        # The same directory is the same run, also when it goes on.
+        place = str(Path(directory).absolute())
+        name = hashlib.sha1(place.encode()).hexdigest()[:16]
+        options = {"dir": str(directory), "resume": "allow", "id": name}
+        super().__init__(directory, config, module, **options)
 
 
 class Trackio(_Tracker):

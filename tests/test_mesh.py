@@ -436,7 +436,6 @@ def test_split_parameters_are_gathered_and_their_gradients_scattered(spec, parts
     check_sums(found, small + [size // 4 for size in large] * (parts == 4))
 
 
-@pytest.mark.xfail(strict=True, reason="gathered parameters are kept: not yet ZeRO 3")
 def test_whole_parameters_are_not_kept_for_the_backward_pass():
     """Every split array is gathered twice, and none is a residual."""
     text = lowered("fsdp:8").as_text()

@@ -17,7 +17,6 @@ import sdegen
 from sdegen import nets, prediction, solvers
 from sdegen.solvers.base import AbstractSemilinearSolver
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 FINALS = {
     name: cls
     for name, cls in vars(solvers).items()

@@ -14,7 +14,6 @@ from oracle import G1, PROBES, PROCESSES, process
 import sdegen
 from sdegen import prediction, solvers
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 KINDS = ("x0", "eps", "velocity", "edm")
 
 

@@ -26,8 +26,6 @@ from oracle import G1, PROBES, Mixture1D, process
 import sdegen
 from sdegen import prediction, solvers
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def row(kind):
     return getattr(prediction, kind)

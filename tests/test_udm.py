@@ -23,14 +23,6 @@ KEY = jax.random.key(5)
 MANY = 20_000
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Tiny programs: compile less well."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 loss = eqx.filter_jit(udm.restoration_loss)
 
 

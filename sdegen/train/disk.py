@@ -13,7 +13,7 @@ class Disk:
 
     def __init__(self, directory, run, data, keep, save_every, snapshot_every):
         self.here = directory is not None
-        self.run, self.found = run, None
+        self.run = run
         if not self.here:
             return
         self.directory = Path(directory).absolute()
@@ -35,18 +35,16 @@ class Disk:
                 keep=None,
                 identity=identity | {"stds": [std for _, std in power]},
             )
-        self.found = self.checkpoints.latest(run.named())
-        if self.found is not None:
-            self.restore()
+        self.restore()
 
     def restore(self):
         """The last checkpoint, or the state of step 0."""
         found = self.checkpoints.latest(self.run.named())
-        if found is None:
-            self.run.begin()
-        else:
+        if found is not None:
             self.run.leaves = list(found.arrays.values())
             self.run.done = found.step
+        elif self.run.done:
+            self.run.begin()
 
     def due(self, count):
         """Whether this call ends at a checkpoint, or at a snapshot."""

@@ -150,7 +150,7 @@ def fit(
 
 def _loop(run, disk, recorder, watch, watch_every, profile, progress):
     start, losses, pending, heard = run.done, [], deque(), False
-    if recorder is not None:
+    if recorder is not None and disk.here:
         recorder.rewind(start)
     good, copied = None, time.perf_counter()
     if not disk.here:
@@ -219,7 +219,7 @@ def _loop(run, disk, recorder, watch, watch_every, profile, progress):
                     run.done,
                 )
             if look:
-                watch(run.done, run.averaged())
+                watch(run.done, run.averaged(copy=True))
         while pending:
             settle()
     disk.close()

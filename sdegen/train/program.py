@@ -12,6 +12,7 @@ The update then acts on arrays as they lie, part by part.
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
@@ -82,6 +82,7 @@ def make_call(
     if mesh is None:
         state = init_state(network, transform, averages=len(averages))
     else:
+        _warn_of_whole_arrays(network, mesh)
         network = place(network, parameter_sharding(network, mesh))
         extras = place(extras, jax.tree.map(lambda _: replicated(mesh), extras))
         arrays, static = eqx.partition(network, eqx.is_array)
@@ -118,6 +119,23 @@ def make_call(
             return _run.lower(leaves, arrays, fed, notes, static)
 
     return Call(), leaves, structure
+
+
+def _warn_of_whole_arrays(network, mesh):
+    """Say so where "fsdp" leaves much of the parameters on every device."""
+    if mesh.shape.get("fsdp", 1) == 1:
+        return
+    arrays = jax.tree.leaves(eqx.filter(network, eqx.is_array))
+    pairs = zip(arrays, parameter_sharding(arrays, mesh), strict=True)
+    whole = sum(a.size for a, s in pairs if s.is_fully_replicated)
+    share = whole / max(sum(a.size for a in arrays), 1)
+    if whole > 10**7 and share > 0.2:
+        warnings.warn(
+            f"{share:.0%} of the parameters stay whole on every device: no axis of "
+            f"their arrays is divisible by the {mesh.shape['fsdp']} devices of "
+            '"fsdp". A smaller "fsdp" with "data" beside it splits more of them.',
+            stacklevel=3,
+        )
 
 
 def _is_static(leaf):
@@ -213,17 +231,12 @@ def _gathering(loss, dims):
     def gather(shard, dim):
         if dim < 0:
             return shard
-        whole = jax.lax.all_gather(shard, "fsdp", axis=dim, tiled=True)
-        return checkpoint_name(whole, "gathered")
+        return jax.lax.all_gather(shard, "fsdp", axis=dim, tiled=True)
 
     def gathered(denoiser, key, x0, cond, axis_name=None):
         parts, static = eqx.partition(denoiser, eqx.is_array)
 
-        # Whole parameters are not kept for the backward pass but gathered again.
-        @functools.partial(
-            jax.checkpoint,
-            policy=jax.checkpoint_policies.save_anything_except_these_names("gathered"),
-        )
+        @functools.partial(jax.checkpoint, policy=_keep)
         def inner(parts, key, x0, cond):
             full = eqx.combine(parts, static)
             network = jax.tree.map(gather, full.network, dims)
@@ -233,6 +246,18 @@ def _gathering(loss, dims):
         return inner(parts, key, x0, cond)
 
     return gathered
+
+
+def _keep(primitive, *_, **__):
+    """What is kept for the backward pass: all but whole parameters, in any guise."""
+    return primitive.name not in (
+        "all_gather",
+        "convert_element_type",
+        "transpose",
+        "reshape",
+        "broadcast_in_dim",
+        "squeeze",
+    )
 
 
 def _dimensions(network, mesh):

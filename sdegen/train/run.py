@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -59,9 +60,15 @@ class Run:
         """The arrays of the state by their place in it."""
         return checkpoint.named(self.state)
 
-    def averaged(self):
-        """The denoiser with the first average as its network."""
-        return dataclasses.replace(self.denoiser, network=self.state.averages[0])
+    def averaged(self, copy: bool = False):
+        """The denoiser with the first average as its network.
+
+        The next call takes the arrays: a copy outlives it.
+        """
+        network = self.state.averages[0]
+        if copy:
+            network = jax.tree.map(jnp.copy, network)
+        return dataclasses.replace(self.denoiser, network=network)
 
     def crossed(self, every: int, count: int) -> bool:
         """Whether the last `count` steps reached a multiple of `every`."""
