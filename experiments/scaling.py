@@ -67,9 +67,9 @@ def split(network, layout):
     return sums
 
 
-def collectives(parts, whole, data, fsdp, gathers):
+def collectives(parts, whole, data, fsdp):
     """(kind, bytes, size of the ring, distance of neighbours in it) of one step."""
-    yield "all-gather", gathers * parts, fsdp, 1
+    yield "all-gather", 2 * parts, fsdp, 1  # forward, and again for backward
     yield "reduce-scatter", parts, fsdp, 1
     yield "all-reduce", parts / fsdp, data, fsdp
     yield "all-reduce", whole, data * fsdp, 1
@@ -123,16 +123,16 @@ def compiled(layout):
     )
     found, (parts, whole) = json.loads(text.splitlines()[-1])
     formula = dict.fromkeys(KINDS, 0.0)
-    for kind, size, ring, _ in collectives(parts, whole, *layout, 1):
+    for kind, size, ring, _ in collectives(parts, whole, *layout):
         formula[kind] += sent(kind, size, ring)
     row = {"mesh": spec, "whole": f"{whole / (parts + whole):.0%}"}
     return row | {k: f"{found[k] / 1e3:.1f} ({formula[k] / 1e3:.1f})" for k in KINDS}
 
 
 def seconds(parts, whole, layout, machine):
-    """Of communication: within groups, then between them; two gathers."""
+    """Of communication: within groups, then between them."""
     (_, near, fast, slow), total = machine, 0.0
-    for kind, size, ring, distance in collectives(parts, whole, *layout, 2):
+    for kind, size, ring, distance in collectives(parts, whole, *layout):
         inside = max(1, min(ring, near // distance))
         total += sent(kind, size, inside) / fast
         total += sent(kind, size / inside, ring // inside) / slow

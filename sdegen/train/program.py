@@ -101,14 +101,8 @@ def make_call(
     leaves, structure = jax.tree.flatten(state)
     arrays, static = eqx.partition((extras, feed.arrays), eqx.is_array)
     static_leaves, static_structure = jax.tree.flatten(static)
-    static = (
-        structure,
-        tuple(static_leaves),
-        static_structure,
-        steps,
-        accumulate,
-        feed.batch_size,
-        mesh,
+    static = _Static(
+        structure, tuple(static_leaves), static_structure, steps, accumulate, mesh
     )
 
     class Call:
@@ -119,6 +113,23 @@ def make_call(
             return _run.lower(leaves, arrays, fed, notes, static)
 
     return Call(), leaves, structure
+
+
+class _Static:
+    """What a program depends on besides arrays; its hash is taken once, not per call.
+
+    The structure of a network has hundreds of nodes: hashing it took most of the
+    host's time for a step.
+    """
+
+    def __init__(self, *parts):
+        self.parts, self._hash = parts, hash(parts)
+
+    def __hash__(self):
+        return self._hash
+
+    def __eq__(self, other):
+        return self is other or self.parts == other.parts
 
 
 def _warn_of_whole_arrays(network, mesh):
@@ -145,7 +156,7 @@ def _is_static(leaf):
 @functools.partial(jax.jit, static_argnums=(4,), donate_argnums=(0,))
 def _run(leaves, arrays, fed, notes, static):
     """Scan the step over the rows of `fed`."""
-    structure, static_leaves, static_structure, steps, accumulate, batch, mesh = static
+    structure, static_leaves, static_structure, steps, accumulate, mesh = static.parts
     static = jax.tree.unflatten(static_structure, static_leaves)
     extras, held = eqx.combine(arrays, static)
     shell, optimizer, loss, averages, augment, key = extras
