@@ -14,7 +14,11 @@ share of images whose class, by the nearest of 10,000 training images, is the on
 for; W2 (exact, over 1,000 images in [-1, 1]) has a floor, the same figure of real
 training images against real test images.
 
-MEASURED
+Expect of `mnist`, 1,400 steps of 64 images on two CPU cores (18 minutes of training, 37
+CPU-minutes in all): samples that are read at a glance, W2 13.2 (floor 12.9), agreement
+.89 (real test images .92). `cifar10` is EDM's network for a machine with accelerators
+(200,000 steps of 512 images, as in the paper, which reports an FID of 1.97 without
+classes and 1.79 with them); it has not been run here.
 """
 
 from dataclasses import dataclass, field
@@ -267,8 +271,18 @@ def main(config: Config) -> None:
                 row["agreement"] = float(np.mean(found == asked))
             rows.append(row)
             recorder.row(**row)
+    if jax.process_index() == 0:
+        rows_of_loss = report.read(config.out)["rows"]
+        steps, losses = zip(
+            *((r["step"], r["loss"]) for r in rows_of_loss), strict=True
+        )
+        curve = {"loss": (np.array(steps), np.array(losses))}
+        smooth = max(1, len(steps) // 50)
+        pictures.curves(
+            config.out / "loss.png", curve, xlabel="step", ylabel="loss", smooth=smooth
+        )
     print("\n" + table(rows))
-    print(f"pictures: {config.out}/samples/*.png; rows: {config.out}/rows.jsonl")
+    print(f"pictures: {config.out}/samples/*.png, loss.png; rows: rows.jsonl")
 
 
 if __name__ == "__main__":
