@@ -55,7 +55,9 @@ class Radial(AbstractBase):
 
     def log_prob(self, z):
         """The log-density of the whole of `z`, in nats, equation (2)."""
-        n, r = z.size, jnp.sqrt(jnp.sum(z**2))
+        n, square = z.size, jnp.sum(z**2)
+        # The root's slope at 0 is infinite; the law is even there, so its own is 0.
+        r = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
         slope = jax.grad(self.psi)(r)
         sphere = np.log(2) + 0.5 * n * np.log(np.pi) - gammaln(n / 2)
         return jnp.log(slope) - sphere - xlogy(n - 1.0, r)  # 0 log 0 = 0 on the line

@@ -92,6 +92,13 @@ def test_draws_in_single_precision(float32):
     assert scipy.stats.kstest(r, np.tanh).pvalue > 1e-3
 
 
+def test_the_score_at_the_middle_of_an_even_law_is_zero():
+    base = sdegen.Radial()
+    assert jax.grad(base.log_prob)(jnp.zeros(1)) == 0
+    near = jax.grad(base.log_prob)(jnp.array([1e-6]))
+    assert abs(near + 2e-6) < 1e-12  # log sech^2 = -r^2 + ...
+
+
 def test_the_field_of_many_sources_moves_their_law():
     # weak form on the line: d/dt E phi(x_t) = E phi'(x_t) v(x_t)
     path = sdegen.GreenFlow()
