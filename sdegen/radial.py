@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaln, xlogy
+from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
 from .base import AbstractBase
@@ -60,7 +60,9 @@ class Radial(AbstractBase):
         r = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
         slope = jax.grad(self.psi)(r)
         sphere = np.log(2) + 0.5 * n * np.log(np.pi) - gammaln(n / 2)
-        return jnp.log(slope) - sphere - xlogy(n - 1.0, r)  # 0 log 0 = 0 on the line
+        # On the line nothing is divided by: no 0 log 0, nor its derivative.
+        shell = (n - 1) * jnp.log(r) if n > 1 else 0.0
+        return jnp.log(slope) - sphere - shell
 
     def _invert(self, u):
         """Equation (1) by bisection of log rho, to the last digit."""

@@ -97,6 +97,8 @@ def test_the_score_at_the_middle_of_an_even_law_is_zero():
     assert jax.grad(base.log_prob)(jnp.zeros(1)) == 0
     near = jax.grad(base.log_prob)(jnp.array([1e-6]))
     assert abs(near + 2e-6) < 1e-12  # log sech^2 = -r^2 + ...
+    _, forward = jax.jvp(base.log_prob, (jnp.zeros(1),), (jnp.ones(1),))
+    assert forward == 0
 
 
 def test_the_field_of_many_sources_moves_their_law():
