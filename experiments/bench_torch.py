@@ -8,8 +8,9 @@ evaluation without gradients; training is loss, gradient and an AdamW step, ours
 clipping, average and all that `fit` does, PyTorch's with AdamW alone. PyTorch runs
 eagerly, in channels-last memory, its faster layout on a CPU (--compile adds
 torch.compile, which needs a C++ compiler). On an accelerator, if both see one, the unit
-is images per second. Expect on CPUs a ratio above 1 for sampling, and for training as
-experiments/LOG.md has it: XLA's backward convolutions are the slow part.
+is images per second. Expect ratios of about .75 and .45 on two quiet CPU cores: XLA's
+convolutions are the slow part. On a loaded machine PyTorch's waiting threads count as
+CPU time, and the ratios mean nothing.
 """
 
 import time
