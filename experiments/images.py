@@ -16,7 +16,8 @@ training images against real test images.
 
 Expect on two CPU cores, 1,400 steps of 64 images in 24 minutes (read at a glance after
 15): `mnist` W2 13.2 (floor 12.9), agreement .89 (real test images .92); `fashion-mnist`
-W2 12.4 (floor 10.8), agreement .61 (.80). `cifar10` is EDM's network for a machine with accelerators
+W2 12.4 (floor 10.8), agreement .61 (.80).
+`cifar10` is EDM's network for a machine with accelerators
 (200 million images, as in the paper, whose FID is 1.97 without classes and 1.79 with
 them); it has not been run here.
 """
