@@ -27,9 +27,9 @@ from ..average import AbstractAverage, as_averages
 from ..loss import denoising_loss
 from ..mesh import batch_axes, parameter_sharding, place, replicated
 from ..optimizer import AbstractOptimizer, AdamW, Given
-from ..typing import ScalarLike
+from ..typing import PyTree, RandomKey, ScalarLike
 from .feed import Feed, as_float, take
-from .state import apply_gradients, gradients, init_state
+from .state import TrainState, apply_gradients, gradients, init_state
 
 
 def as_optimizer(
@@ -99,11 +99,9 @@ def make_call(
         )
         state = eqx.combine(born, eqx.filter(like, _is_static))
     leaves, structure = jax.tree.flatten(state)
-    arrays, static = eqx.partition((extras, feed.arrays), eqx.is_array)
-    static_leaves, static_structure = jax.tree.flatten(static)
-    static = _Static(
-        structure, tuple(static_leaves), static_structure, steps, accumulate, mesh
-    )
+    extras, static = eqx.partition(extras, eqx.is_array)
+    arrays = (extras, feed.arrays)
+    static = _static(structure, static, steps, accumulate, mesh)
 
     class Call:
         def __call__(self, leaves, fed, notes=None):
@@ -115,6 +113,38 @@ def make_call(
     return Call(), leaves, structure
 
 
+def begin(
+    denoiser: eqx.Module,
+    key: RandomKey,
+    *,
+    steps: int,
+    optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
+    loss: Callable = denoising_loss,
+    ema: ScalarLike | AbstractAverage | Sequence = 0.999,
+    augment: Callable | None = None,
+    accumulate: int = 1,
+) -> tuple[list[Array], PyTree, Any]:
+    """What `advance` needs for a run on one device: (leaves, extras, static).
+
+    A pure function of the arrays in its arguments: under `vmap` it begins many runs,
+    and `advance` under `vmap` goes on with them.
+    """
+    optimizer, averages = as_optimizer(optimizer), as_averages(ema)
+    state = init_state(
+        denoiser.network, optimizer.transform(steps), averages=len(averages)
+    )
+    shell = dataclasses.replace(denoiser, network=None)
+    extras = (shell, optimizer, loss, averages, augment, key)
+    extras, static = eqx.partition(extras, eqx.is_array)
+    leaves, structure = jax.tree.flatten(state)
+    return leaves, extras, _static(structure, static, steps, accumulate, None)
+
+
+def _static(structure, static, steps, accumulate, mesh):
+    leaves, inner = jax.tree.flatten(static)
+    return _Static(structure, tuple(leaves), inner, steps, accumulate, mesh)
+
+
 class _Static:
     """What a program depends on besides arrays; its hash is taken once, not per call.
 
@@ -124,6 +154,10 @@ class _Static:
 
     def __init__(self, *parts):
         self.parts, self._hash = parts, hash(parts)
+
+    def state(self, leaves: Sequence[Array]) -> TrainState:
+        """The state whose leaves these are."""
+        return jax.tree.unflatten(self.parts[0], leaves)
 
     def __hash__(self):
         return self._hash
@@ -155,10 +189,18 @@ def _is_static(leaf):
 
 @functools.partial(jax.jit, static_argnums=(4,), donate_argnums=(0,))
 def _run(leaves, arrays, fed, notes, static):
-    """Scan the step over the rows of `fed`."""
+    leaves, metrics = advance(leaves, arrays, fed, static)
+    return leaves, metrics if notes is None else metrics | {"heard": jnp.max(notes)}
+
+
+def advance(leaves, arrays, fed, static):
+    """Scan the step over the rows of `fed`: (leaves, metrics of every step).
+
+    `arrays` are the extras of `begin` and the data that the rows are of, or None.
+    """
     structure, static_leaves, static_structure, steps, accumulate, mesh = static.parts
     static = jax.tree.unflatten(static_structure, static_leaves)
-    extras, held = eqx.combine(arrays, static)
+    extras, held = eqx.combine(arrays[0], static), arrays[1]
     shell, optimizer, loss, averages, augment, key = extras
     transform = optimizer.transform(steps)
     given = (shell, loss, augment, key, held)
@@ -177,8 +219,7 @@ def _run(leaves, arrays, fed, notes, static):
             leaves = jax.lax.with_sharding_constraint(leaves, shardings)
         return leaves, metrics
 
-    leaves, metrics = jax.lax.scan(body, leaves, fed)
-    return leaves, metrics if notes is None else metrics | {"heard": jnp.max(notes)}
+    return jax.lax.scan(body, leaves, fed)
 
 
 def _part(network, given, fed, step, *, accumulate, axes=None, dims=None):

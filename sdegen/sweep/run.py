@@ -1,0 +1,199 @@
+"""`sweep`: every trial of a space, in this process or as one of several shards."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from .folder import Folder
+from .halving import Halving
+from .job import Orders, run_job
+from .results import Results
+from .space import SEED, Job, Point, Space
+from .trial import check_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What is swept; a sweep file makes one. The fields are those of `sweep`."""
+
+    trial: Callable
+    space: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    _: dataclasses.KW_ONLY
+    base: Any = None
+    metric: str | None = None
+    goal: str = "min"
+    trials: int | None = None
+    chunk: int | None = None
+    lanes: int | None = None
+    halving: Halving | None = None
+    seed: int = 0
+    axes: Space = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "axes", Space(self.space))
+        check_names(self.trial, self.base, self.axes)
+        if self.goal not in ("min", "max"):
+            raise ValueError(f'goal is "min" or "max", got {self.goal!r}.')
+        for name in ("trials", "chunk", "lanes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}.")
+        if self.halving is not None and self.metric is None:
+            raise ValueError("halving compares trials: say by which metric=.")
+
+    def points(self) -> list[Point]:
+        """The trials: the grid, or `trials` points drawn at random, with every seed."""
+        if self.trials is None:
+            return self.axes.grid()
+        return self.axes.draw(self.trials, self.seed)
+
+    def jobs(self, parts: int = 1) -> list[Job]:
+        """The trials as programs: at least `parts`, if there are so many trials."""
+        points, chunk = self.points(), self.chunk
+        if chunk is None and parts > 1:
+            chunk = -(-len(points) // parts)
+        return self.axes.jobs(points, chunk)
+
+    def orders(self, **options: Any) -> Orders:
+        """How the jobs of this sweep are run."""
+        if self.halving is not None:
+            halving, goal = self.halving, self.goal
+            options.setdefault("rungs", halving.steps)
+            options.setdefault("stop", lambda _, values: halving.stop(values, goal))
+        names = ("trial", "base", "metric", "lanes")
+        return Orders(**{name: getattr(self, name) for name in names}, **options)
+
+    def identity(self, **more: Any) -> dict[str, Any]:
+        """What the numbers of the sweep depend on."""
+        trial = f"{self.trial.__module__}.{self.trial.__qualname__}"
+        names = ("base", "metric", "goal", "trials", "halving", "seed")
+        fields = {name: getattr(self, name) for name in names}
+        # A file that is run and a file that is imported have other modules' names.
+        return {"trial": trial.rpartition(".")[2], "space": self.axes.describe()} | (
+            fields | more
+        )
+
+    def results(self, rows: Sequence[dict[str, Any]]) -> Results:
+        """Rows of this sweep as a table."""
+        names = (name for part in self.axes.parts for name in part if name != SEED)
+        return Results(rows, list(dict.fromkeys(names)), self.metric, self.goal)
+
+
+def sweep(
+    trial: Callable,
+    space: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    *,
+    mesh: Mesh | None = None,
+    directory: str | Path | None = None,
+    save_every: int | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Results:
+    """Run `trial` for every point of `space`, as many at once as one program holds.
+
+    `trial(key, **hyperparameters)` is pure: it returns scalar metrics, or a `Training`,
+    whose steps are then run side by side. It is traced once; what it does for one point
+    is what it would do alone, and a trial that goes non-finite is reported and hurts no
+    other.
+
+    **Arguments:** `space`, see `sdegen.sweep.space`: lists of numbers are traced,
+    `Static` values make a program each, the axis "seed" is the key's; `mesh`, over all
+    of whose devices the trials are split; `directory`, where finished jobs and the
+    states of a job under way are kept, and from which the same sweep goes on;
+    `save_every`, steps between two of its checkpoints (default: ten in all).
+
+    The rest are fields of `Sweep`: `base`, a config whose fields the axes name by
+    dotted paths, the trial then being `trial(key, config)`; `metric` and `goal` ("min"
+    or "max"), by which trials are ranked; `trials`, so many points drawn at random
+    instead of the grid, and `seed`, of the draw; `chunk`, the most trials to one
+    program; `lanes`, trials side by side on a device (default: all; on a CPU one after
+    the other, which is as fast there and takes less memory); `halving`, stop the worse
+    ones early.
+
+    **Returns:** `Results`. **Raises:** ValueError with a sentence for a space or a
+    trial that will not do, before anything runs; `Preempted` after SIGTERM, once all is
+    saved (with a `directory`).
+    """
+    plan = Sweep(trial, space, **options)
+    return run(
+        plan, mesh=mesh, directory=directory, save_every=save_every, progress=progress
+    )
+
+
+def run(
+    plan: Sweep,
+    *,
+    mesh: Mesh | None = None,
+    directory: str | Path | None = None,
+    shard: tuple[int, int] = (0, 1),
+    save_every: int | None = None,
+    progress: bool = True,
+    watch: Callable[[Results], None] | None = None,
+) -> Results:
+    """The jobs of `plan` that shard i of n has, one after the other.
+
+    Job j belongs to shard j modulo n; no storage is needed but the shared directory.
+    `watch` is called with the results so far after every job. **Returns:** all results
+    that are there, those of other shards too.
+    """
+    index, parts = shard
+    if not 0 <= index < parts:
+        raise ValueError(
+            f"a shard is i/n with 0 <= i < n, as in 0/4 to 3/4, got {index}/{parts}."
+        )
+    jobs, folder, rows = plan.jobs(parts), None, []
+    if directory is not None:
+        folder = Folder(directory, plan.identity(chunk=plan.chunk, parts=parts))
+    orders = plan.orders(mesh=mesh, save_every=save_every, progress=progress)
+    for job in jobs:
+        if job.number % parts != index:
+            continue
+        name = f"{job.number:04d}"
+        found = None if folder is None else folder.finished(name)
+        if found is None:
+            found = run_and_keep(job, orders, folder, name, len(jobs))
+        rows += found
+        if watch is not None and jax.process_index() == 0:
+            watch(plan.results(rows if folder is None else folder.rows()))
+    rows = sorted(rows, key=lambda row: row["trial"])
+    return plan.results(rows if folder is None else folder.rows())
+
+
+def run_and_keep(
+    job: Job, orders: Orders, folder: Folder | None, name: str, total: int | None
+) -> list[dict[str, Any]]:
+    """The rows of a job, written to its folder; the ledger tells how it went."""
+    of = "" if total is None else f" of {total}"
+    title = f"job {job.number + 1}{of}, {_trials(job)}"
+    if folder is None:
+        return run_job(job, orders, None, title)
+    again = "goes on" if folder.job(name).exists() else "begins"
+    folder.log(f"job {name} {again}: {_what(job)}")
+    try:
+        rows = run_job(job, orders, folder.job(name), title)
+    except SystemExit:
+        folder.log(f"job {name} told to stop, saved")
+        raise
+    except Exception as error:
+        folder.log(f"job {name} failed: {str(error).splitlines()[0]:.200}")
+        raise
+    folder.finish(name, rows)
+    kinds = [row["status"] for row in rows]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    folder.log(f"job {name} done: {counts}")
+    return rows
+
+
+def _trials(job):
+    n = len(job.points)
+    return f"{n} trial{'s' if n > 1 else ''}"
+
+
+def _what(job):
+    first, last = job.points[0].number, job.points[-1].number
+    static = ", ".join(f"{k}={v}" for k, v in job.points[0].static.items())
+    return f"trials {first} to {last}{' with ' + static if static else ''}"

@@ -1,0 +1,34 @@
+"""Several processes that are one worker: process 0 speaks, all of them know.
+
+An SPMD job (one slice of a pod, say) has one process per host. Only process 0 talks to
+the storage and writes files; what it learns is broadcast as JSON.
+"""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def broadcast(value: Any) -> Any:
+    """Process 0's `value`, plain JSON, on every process."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    # The same shape everywhere: only process 0 knows the text.
+    text = data if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    text = np.asarray(multihost_utils.broadcast_one_to_all(text)).astype(np.uint8)
+    return json.loads(text.tobytes().decode())
+
+
+def any_process(told: bool) -> bool:
+    """Whether any process says so."""
+    if jax.process_count() == 1:
+        return told
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.int32(told)).any())
