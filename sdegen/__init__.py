@@ -74,6 +74,9 @@ from .sde import AbstractLinearSDE as AbstractLinearSDE
 from .sde import AbstractSDE as AbstractSDE
 from .simulate import simulate as simulate
 from .solvers import Solution as Solution
+from .sweep import Sweep as Sweep
+from .sweep import Training as Training
+from .sweep import sweep as sweep
 from .times import Adaptive as Adaptive
 from .times import CosineGrid as CosineGrid
 from .times import FlowTimeGrid as FlowTimeGrid

@@ -1,7 +1,6 @@
 """A first sweep: which learning rate, by how many seeds? Half a minute on a laptop."""
 
 from experiments.sweeps.denoising import Config, trial
-
 from sdegen.sweep import Sweep
 
 sweep = Sweep(

@@ -108,7 +108,7 @@ class _Run:
         self.program = Program(trial, points, orders.mesh, orders.lanes)
         self.directory, self.pending = directory, deque()
         places = list(range(len(points)))
-        self.now = _Progress(0, places, {}, {i: [0.0, 0] for i in places})
+        self.now = _Progress(0, places, {}, {i: [0.0, 0.0] for i in places})
 
     def rows(self) -> list[dict[str, Any]]:
         """Run, and return a row for each trial."""
@@ -214,7 +214,9 @@ class _Run:
         self.leaves = leaves
         metric = self.orders.metric
         found = self._measure()
-        values = {self.points[i].number: m.get(metric, math.nan) for i, m in found.items()}
+        values = {
+            self.points[i].number: m.get(metric, math.nan) for i, m in found.items()
+        }
         out = self.orders.stop(step, values)
         for place, metrics in found.items():
             if self.points[place].number in out:

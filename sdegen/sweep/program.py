@@ -8,6 +8,7 @@ other; nothing is communicated. What one trial computes does not depend on the o
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -21,7 +22,6 @@ from ..mesh import place, replicated, to_host
 from ..train.program import advance, begin
 from ..typing import PyTree
 from .space import Point
-from .trial import Training
 
 _SHARE = 0.8
 """Share of a device's memory that a program may take."""
@@ -54,6 +54,7 @@ class Program:
         self.width = -(-len(self.points) // self.devices) * self.devices
         self.lanes = lanes or (1 if one[0].platform == "cpu" else self.width)
         self.spec: Any = None
+        self.feed: Any = None
         self.inputs = self._inputs()
         self._compiled: dict[Any, Any] = {}
 
@@ -121,14 +122,17 @@ class Program:
             key = jax.random.key(seed)
             spec = self.trial(key, values)
             leaves, extras, static = begin(spec.denoiser, key, **spec.rules)
-            self.spec, self.static = _without_arrays(spec), static
+            # What a trace may leave behind: nothing of its arrays.
+            names = ("steps", "steps_per_call", "batch_size", "measure")
+            kept = {name: getattr(spec, name) for name in names}
+            kept["judged"] = spec.evaluate is not None
+            self.spec, self.static = SimpleNamespace(**kept), static
+            self.feed = spec.feed
             return leaves, extras
 
-        # Traced even if nothing runs: the spec is known from then on.
         leaves, self.extras = self._run("begin", one, self.inputs, ())
-        feed = self.spec.feed()
-        self.length = feed.length
-        self.held = feed.arrays
+        feed = self.feed()  # outside of the trace
+        self.length, self.held = feed.length, feed.arrays
         if self.mesh is not None:
             whole = jax.tree.map(lambda _: replicated(self.mesh), self.held)
             self.held = place(self.held, whole)
@@ -158,7 +162,7 @@ class Program:
 
     def judge(self, leaves: list) -> PyTree:
         """What `evaluate` of every trial's Training gives, on the host."""
-        if self.spec.evaluate is None:
+        if not self.spec.judged:
             return {}
 
         def one(tree, _):
@@ -192,7 +196,7 @@ class Program:
         return jax.tree.map(lambda a: to_host(a)[: len(self.points)], tree)
 
     def _run(self, name, function, trees, shared, donate=False):
-        """`function` for every trial, compiled once, in the lanes that memory allows."""
+        """`function` for every trial, compiled once, in lanes that the memory holds."""
         shapes = tuple(np.shape(a) for a in jax.tree.leaves(trees))
         if (name, shapes) not in self._compiled:
             self._compiled[name, shapes] = self._compile(
@@ -244,10 +248,3 @@ def _memory(compiled) -> float:
         + stats.temp_size_in_bytes
         - stats.alias_size_in_bytes
     )
-
-
-def _without_arrays(spec: Training) -> Training:
-    """A Training with nothing that was traced: its statics and its data."""
-    traced = {"denoiser": None, "optimizer": None, "loss": None, "ema": None}
-    return dataclasses.replace(spec, **traced)
-

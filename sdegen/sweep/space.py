@@ -2,8 +2,11 @@
 
 A space is a dict from the name of a hyperparameter to its values:
 
-    {"process": Static(vp=VP(), edm=EDM()), "optimizer.learning_rate": [1e-3, 3e-3],
-     "seed": range(5)}
+    {
+        "process": Static(vp=VP(), edm=EDM()),
+        "optimizer.learning_rate": [1e-3, 3e-3],
+        "seed": range(5),
+    }
 
 Numbers are traced: trials that differ in them alone are one program. `Static` values
 (a process, a network, a width, a batch size) make another program each. `Between` is a
@@ -51,8 +54,8 @@ class Static:
 class Between:
     """A range of numbers to draw from, evenly in the number or in its logarithm."""
 
-    low: float
-    high: float
+    low: float | int
+    high: float | int
     log: bool = False
 
     def __post_init__(self):
@@ -75,7 +78,7 @@ class Point:
     """One trial: its number, its traced values, its static labels, its seed."""
 
     number: int
-    values: Mapping[str, float]
+    values: Mapping[str, float | int]
     static: Mapping[str, str]
     seed: int
 
@@ -129,8 +132,10 @@ class Space:
                 f"axis {names[0]!r} is a range: say how many points are to be drawn "
                 "(trials=50, or --trials 50), or list its values."
             )
-        return self._points(itertools.product(*map(_labels, part.values()))
-                            for part in map(_without_seed, self.parts))
+        return self._points(
+            itertools.product(*map(_labels, part.values()))
+            for part in map(_without_seed, self.parts)
+        )
 
     def draw(self, n: int, seed: int = 0) -> list[Point]:
         """`n` points drawn from the space, each with every seed: random search."""
@@ -179,6 +184,7 @@ class Space:
 
     def describe(self) -> Any:
         """The space as plain JSON, to tell it from another one."""
+
         def plain(values):
             return {"static": values.values} if isinstance(values, Static) else values
 
@@ -258,8 +264,8 @@ def override(config: Any, values: Mapping[str, Any]) -> Any:
 def _replace(config, parts, value, name):
     if not dataclasses.is_dataclass(config):
         raise ValueError(
-            f"axis {name!r}: {parts[0]!r} is looked for in {config!r:.60}, which has no "
-            "fields."
+            f"axis {name!r}: {parts[0]!r} is looked for in {config!r:.60}, which has "
+            "no fields."
         )
     known = [field.name for field in dataclasses.fields(config)]
     if parts[0] not in known:

@@ -5,6 +5,7 @@ and resumes. All of it is traced once for all trials that share their static val
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -67,15 +68,17 @@ class Training:
         names = ("steps", "optimizer", "loss", "ema", "augment", "accumulate")
         return {name: getattr(self, name) for name in names}
 
-    def feed(self) -> Feed:
-        """The data of a program: the same for every trial."""
+    @property
+    def feed(self) -> Callable[[], Feed]:
+        """Makes the data of a program, the same for every trial."""
         held = jax.tree.leaves((self.data, self.cond))
         if any(isinstance(leaf, jax.core.Tracer) for leaf in held):
             raise ValueError(
                 "the data of a Training must be the same for all trials of a program: "
                 "make them outside of the trial, not from its key or hyperparameters."
             )
-        return Feed(
+        return functools.partial(
+            Feed,
             self.data,
             self.cond,
             batch_size=self.batch_size,
@@ -137,7 +140,7 @@ def outcome(trial: Callable, values: Mapping[str, Any], metric: str | None) -> A
         return result
 
     key = jax.random.key(0)
-    values = {name: jnp.asarray(value) for name, value in values.items()}
+    values = {name: jnp.asarray(np.asarray(value)) for name, value in values.items()}
     try:
         shapes = jax.eval_shape(run, key, values)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError) as error:
@@ -201,13 +204,14 @@ def _blame(trial, key, values, error):
             return wrong
         return None
 
-    if (wrong := traced(None)) is not None:
+    wrong = traced(None)
+    if isinstance(wrong, jax.errors.JAXTypeError):
         raise ValueError(
             f"the trial cannot be traced whatever its axes are ({_first_line(wrong)}): "
             "make arrays of data outside of it, and keep to JAX on what depends on the "
             "key."
         ) from error
-    for name in values:
+    for name in values if wrong is None else ():
         if (wrong := traced(name)) is not None:
             raise ValueError(
                 f"axis {name!r} cannot be traced: the trial needs its value as a "

@@ -1,0 +1,120 @@
+"""The Optuna storage of a sweep: opened, sampled from, and kept told who is alive."""
+
+import itertools
+import random
+import threading
+import time
+import warnings
+from typing import Any
+
+SAMPLERS = ("tpe", "random")
+RETRIES = 10
+"""How often a job is given to another worker: it may be what kills them."""
+
+
+def load_optuna() -> Any:
+    """Optuna, or a sentence about where it comes from."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError(
+            "workers need Optuna, which is not installed: pip install 'sdegen[sweep]'. "
+            "Without it a static grid runs anywhere: --shard 0/4 to --shard 3/4."
+        ) from error
+    return optuna
+
+
+def make_sampler(optuna: Any, name: str | None) -> Any:
+    """Who chooses points; for a grid nobody asks it."""
+    if name == "tpe":
+        # Points under way count as bad ones: batches do not crowd one place.
+        return optuna.samplers.TPESampler(constant_liar=True)
+    return optuna.samplers.RandomSampler()
+
+
+def fail_stale(study: Any) -> None:
+    """Fail the trials whose workers are silent; a copy of each waits in its place."""
+    optuna = load_optuna()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
+
+
+def open_storage(url: str, heartbeat: int, grace: int) -> Any:
+    """The storage; workers that start at once may all try to make its tables."""
+    optuna = load_optuna()
+    for attempt in itertools.count():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                callback = optuna.storages.RetryHeartbeatStaleTrialCallback(
+                    max_retry=RETRIES, inherit_intermediate_values=True
+                )
+                return optuna.storages.RDBStorage(
+                    url,
+                    heartbeat_interval=heartbeat,
+                    grace_period=grace,
+                    heartbeat_stale_trial_callback=callback,
+                )
+        except ImportError as error:
+            raise ImportError(
+                f"the storage {_hidden(url)} needs a driver that is not installed "
+                f"({error}): pip install 'sdegen[postgres]', for PostgreSQL."
+            ) from error
+        except Exception as error:
+            if attempt < 5 and "already exists" in str(error):
+                time.sleep(random.uniform(0.2, 1.0))
+                continue
+            raise ValueError(
+                f"the storage {_hidden(url)} cannot be used: "
+                f"{str(error).splitlines()[0]:.200}. Expected an Optuna URL such as "
+                "sqlite:///sweep.db or postgresql+psycopg://user@host/database."
+            ) from error
+
+
+def _hidden(url: str) -> str:
+    """A URL without its password."""
+    scheme, at, rest = url.rpartition("@")
+    return f"{scheme.split('://')[0]}://...@{rest}" if at else url
+
+
+class Life:
+    """A thread that sends heartbeats for the claimed trials."""
+
+    def __init__(self, storage, interval):
+        self._storage, self._interval = storage, interval
+        self._ids: set[int] = set()
+        self._lock, self._end = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def _beat(self):
+        while not self._end.wait(self._interval):
+            with self._lock:
+                ids = list(self._ids)
+            for id_ in ids:
+                try:
+                    self._storage.record_heartbeat(id_)
+                except Exception as error:  # a server that is restarted, say
+                    warnings.warn(f"no heartbeat: {error!s:.200}", stacklevel=2)
+        self._storage.remove_session()
+
+    def add(self, id_: int) -> None:
+        """Send heartbeats for this trial, too."""
+        with self._lock:
+            self._ids.add(id_)
+
+    def remove(self, id_: int) -> None:
+        """Send no more for this one."""
+        with self._lock:
+            self._ids.discard(id_)
+
+    def clear(self) -> None:
+        """Send none."""
+        with self._lock:
+            self._ids.clear()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._end.set()
+        self._thread.join(timeout=10)
