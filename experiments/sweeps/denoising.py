@@ -54,12 +54,11 @@ def sets(data: str):
 
 
 def trial(key, config: Config) -> Training:
-    """The training of one config; it is judged by its samples, and on the ring by
-    its distance from the exact denoiser, too.
+    """The training of one config, judged by its samples and by the exact denoiser.
 
     `w2` is sliced W2 to the held-out samples; `error` the mean square error of the
-    prediction in units of EDM's, from the exact one, averaged over times uniform in
-    the flow's clock.
+    prediction in units of EDM's, from the exact one, on the ring alone, averaged over
+    times uniform in the flow's clock.
     """
     train, held = sets(config.data)
     shape = train.shape[1:]

@@ -245,7 +245,7 @@ class _Run:
             checkpoints.close()
 
     def _save(self, checkpoints, leaves):
-        """The arrays, and beside them what the host knows; the latter is there first."""
+        """The arrays, and before them, beside them, what the host knows."""
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             text = json.dumps(dataclasses.asdict(self.now))

@@ -23,6 +23,8 @@ from ..train.program import advance, begin
 from ..typing import PyTree
 from .space import Point
 
+CPU_LANES = 4
+"""Few enough for a CPU's caches: from 1.4 times the steps of one, to as many."""
 _SHARE = 0.8
 """Share of a device's memory that a program may take."""
 
@@ -37,8 +39,8 @@ class Program:
     **Arguments:** `trial`, (key, values) -> Training or metrics, on tracers; `points`,
     at least one, all of the same static values; `mesh`, over whose devices, all axes
     together, the trials are split (None: one device); `lanes`, trials side by side on a
-    device (None: all on an accelerator, where a small network leaves most of the chip
-    idle; one after the other on a CPU, where it does not).
+    device, the others after them (None: all on an accelerator, where a small network
+    leaves most of the chip idle; `CPU_LANES` on a CPU, where it does not).
     """
 
     def __init__(
@@ -52,7 +54,8 @@ class Program:
         self.devices = 1 if mesh is None else mesh.devices.size
         one = jax.devices() if mesh is None else mesh.devices.ravel()
         self.width = -(-len(self.points) // self.devices) * self.devices
-        self.lanes = lanes or (1 if one[0].platform == "cpu" else self.width)
+        cpu = one[0].platform == "cpu"
+        self.lanes = lanes or (CPU_LANES if cpu else self.width)
         self.spec: Any = None
         self.feed: Any = None
         self.inputs = self._inputs()
@@ -90,8 +93,9 @@ class Program:
             here = len(jax.tree.leaves(trees)[0])
             if self.lanes >= here:
                 return jax.vmap(one)(trees)
-            batch = None if self.lanes == 1 else self.lanes
-            return jax.lax.map(one, trees, batch_size=batch)
+            # A divisor: a smaller last group would be compiled as well.
+            lanes = max(n for n in range(1, self.lanes + 1) if here % n == 0)
+            return jax.lax.map(one, trees, batch_size=None if lanes == 1 else lanes)
 
         if self.mesh is None:
             return local

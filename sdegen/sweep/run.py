@@ -110,9 +110,9 @@ def sweep(
     dotted paths, the trial then being `trial(key, config)`; `metric` and `goal` ("min"
     or "max"), by which trials are ranked; `trials`, so many points drawn at random
     instead of the grid, and `seed`, of the draw; `chunk`, the most trials to one
-    program; `lanes`, trials side by side on a device (default: all; on a CPU one after
-    the other, which is as fast there and takes less memory); `halving`, stop the worse
-    ones early.
+    program; `lanes`, trials side by side on a device (default: all; on a CPU four and
+    then the next, which is faster there and takes less memory); `halving`, stop the
+    worse ones early.
 
     **Returns:** `Results`. **Raises:** ValueError with a sentence for a space or a
     trial that will not do, before anything runs; `Preempted` after SIGTERM, once all is

@@ -10,7 +10,8 @@ A space is a dict from the name of a hyperparameter to its values:
 
 Numbers are traced: trials that differ in them alone are one program. `Static` values
 (a process, a network, a width, a batch size) make another program each. `Between` is a
-range to draw from. The axis "seed" is the trial's key; it is averaged over in summaries.
+range to draw from. The axis "seed" is the trial's key; it is averaged over in
+summaries.
 A list of spaces is their union.
 """
 
