@@ -78,6 +78,12 @@ class Config:
     """Seconds of silence after which its job is given to another worker."""
     distributed: bool = False
     """This process is one of several of an SPMD worker (jax.distributed)."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where JAX cannot find it out (TPU and Slurm: it can)."""
+    processes: int | None = None
+    """With --coordinator, how many processes the worker has."""
+    process: int | None = None
+    """With --coordinator, the number of this one."""
     quick: bool = False
     """A sweep of seconds: two values of each axis, steps as the file's `quick` says."""
 
@@ -128,7 +134,10 @@ def main(config: Config) -> None:
     if config.workers > 1:
         return _spawn(plan, config, out)
     if config.distributed:
-        jax.distributed.initialize()
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(
+            config.coordinator, config.processes, config.process
+        )
     cli.compile_cache()
     mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
     watch = Best(plan)

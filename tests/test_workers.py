@@ -296,6 +296,30 @@ def wait_for(condition, process, seconds=240):
 
 
 @pytest.mark.slow
+def test_a_worker_may_be_several_processes(exact, tmp_path):
+    file, out = tmp_path / "file.py", tmp_path / "out"
+    file.write_text(FILE.format(tests=str(Path(__file__).parent)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    both = [
+        start(
+            *(file, out, "--workers", "1", "--distributed"),
+            *("--coordinator", f"127.0.0.1:{port}"),
+            *("--processes", "2", "--process", str(number)),
+        )
+        for number in range(2)
+    ]
+    texts = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], texts
+    assert "6 trials: 6 ok" in texts[0] and "done" not in texts[1]
+    rows = [json.loads(t) for t in (out / "results.jsonl").read_text().splitlines()]
+    for row, other in zip(rows, describe(list(exact)), strict=True):
+        np.testing.assert_allclose(row["error"], other["error"], rtol=1e-5)
+    assert (out / "ledger.txt").read_text().count("begins") == 3
+
+
+@pytest.mark.slow
 def test_workers_and_driver_are_killed_and_the_table_is_the_same(exact, tmp_path):
     file, out = tmp_path / "file.py", tmp_path / "out"
     file.write_text(FILE.format(tests=str(Path(__file__).parent)))

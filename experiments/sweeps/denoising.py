@@ -17,7 +17,7 @@ from sdegen.sweep import Training
 
 @dataclass(frozen=True)
 class System:
-    """A process, what is predicted on it, and how errors are weighed and times drawn."""
+    """A process, what is predicted on it, how errors are weighed and times drawn."""
 
     process: Any = field(default_factory=sdegen.RectifiedFlow)
     kind: Any = prediction.velocity
