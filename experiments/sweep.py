@@ -46,7 +46,7 @@ from sdegen.sweep.folder import Folder  # noqa: E402
 
 @dataclass(frozen=True)
 class Config:
-    file: Annotated[Path, tyro.conf.Positional]
+    file: Annotated[Path, tyro.conf.Positional] = Path("experiments/sweeps/rates.py")
     """The sweep file."""
     out: Path | None = None
     """Where everything is kept; default runs/sweeps/NAME of the file."""

@@ -12,6 +12,10 @@ RETRIES = 10
 """How often a job is given to another worker: it may be what kills them."""
 
 
+_RACES = ("already exists", "UNIQUE constraint", "UniqueViolation", "is locked")
+"""What a database says to a worker that makes the tables while another does."""
+
+
 def load_optuna() -> Any:
     """Optuna, or a sentence about where it comes from."""
     try:
@@ -62,7 +66,7 @@ def open_storage(url: str, heartbeat: int, grace: int) -> Any:
                 f"({error}): pip install 'sdegen[postgres]', for PostgreSQL."
             ) from error
         except Exception as error:
-            if attempt < 5 and "already exists" in str(error):
+            if attempt < 8 and any(word in str(error) for word in _RACES):
                 time.sleep(random.uniform(0.2, 1.0))
                 continue
             raise ValueError(
