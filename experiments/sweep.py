@@ -28,12 +28,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-if __name__ == "__main__":  # before JAX starts: a CPU is as many devices as cores
-    _flag = "--xla_force_host_platform_device_count"
-    if _flag not in os.environ.get("XLA_FLAGS", ""):
-        _workers = max(1, int(os.environ.get("SDEGEN_WORKERS", "1")))
-        _cores = max(1, (os.cpu_count() or 1) // _workers)
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_cores}"
+FLAGS = os.environ.get("XLA_FLAGS", "")
+if __name__ == "__main__" and "device_count" not in FLAGS:
+    # Before JAX starts: a CPU is as many devices as cores, shared by the workers.
+    cores = (os.cpu_count() or 1) // int(os.environ.get("SDEGEN_WORKERS", "1"))
+    count = f"--xla_force_host_platform_device_count={max(cores, 1)}"
+    os.environ["XLA_FLAGS"] = f"{FLAGS} {count}"
 
 import jax  # noqa: E402
 
@@ -135,9 +135,7 @@ def main(config: Config) -> None:
         return _spawn(plan, config, out)
     if config.distributed:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(
-            config.coordinator, config.processes, config.process
-        )
+        jax.distributed.initialize(config.coordinator, config.processes, config.process)
     cli.compile_cache()
     mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
     watch = Best(plan)
@@ -210,27 +208,24 @@ def _show(plan, out):
 
 def _spawn(plan, config, out):
     """Workers in processes of their own; this one only looks on."""
-    own = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:]]
-    drop = own.index("--workers") if "--workers" in own else None
-    if drop is not None:
-        own[drop + 1] = "1"
-    else:
-        own = [w for w in own if not w.startswith("--workers=")] + ["--workers", "1"]
-    environment = os.environ | {"SDEGEN_WORKERS": str(config.workers)}
-    environment.pop("XLA_FLAGS", None) if "XLA_FLAGS" not in os.environ else None
+    command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:]]
+    command += ["--workers", "1", "--resume", "--out", str(out.absolute())]
+    points = plan.points() if config.sampler == "grid" else []
+    if plan.chunk is None and 0 < len(plan.axes.jobs(points)) < config.workers:
+        command += ["--chunk", str(-(-len(points) // config.workers))]
+    count = {"SDEGEN_WORKERS": str(config.workers), "XLA_FLAGS": FLAGS}
     root = Path(__file__).resolve().parent.parent
-    out.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     logs = [
         open(out.parent / f"{out.name}.worker-{i}.log", "w")
         for i in range(config.workers)
     ]
-    if "--resume" not in own:
-        own.append("--resume")
-    started = []
-    for log in logs:
-        started.append(
-            subprocess.Popen(own, stdout=log, stderr=log, env=environment, cwd=root)
+    started = [
+        subprocess.Popen(
+            command, stdout=log, stderr=log, env=os.environ | count, cwd=root
         )
+        for log in logs
+    ]
     watch, seen = Best(plan), -1
     try:
         while any(process.poll() is None for process in started):

@@ -8,6 +8,7 @@ config.
 
 import dataclasses
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,18 +44,19 @@ def run(
         print(stop, file=sys.stderr)
         raise
     except (ValueError, OSError, NonFiniteError) as error:
-        if isinstance(error, NonFiniteError) or _ours(error):
+        if isinstance(error, NonFiniteError) or _ours(error, main):
             sys.exit(f"error: {error}")
         raise
 
 
-def _ours(error: BaseException) -> bool:
-    """Whether sdegen, and not a library under it, raised `error`."""
+def _ours(error: BaseException, main: Callable) -> bool:
+    """Whether sdegen or the script, and not a library under them, raised `error`."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     file = Path(traceback.tb_frame.f_code.co_filename) if traceback else Path()
-    return Path(__file__).parent in file.parents
+    script = inspect.getsourcefile(main)
+    return Path(__file__).parent in file.parents or str(file) == script
 
 
 def compile_cache(directory: str | Path | None = None) -> None:

@@ -259,14 +259,20 @@ def _parallel(axis, rows, axes, metric, values, colour, limits):
         ends = (min(x), max(x))
         y = np.log(x / ends[0]) / np.log(ends[1] / ends[0]) if log else None
         columns.append((x - ends[0]) / (ends[1] - ends[0]) if y is None else y)
-        ends = (ticks[0], ticks[-1]) if ticks is not None else ends
-        labels.append([e if isinstance(e, str) else f"{e:g}" for e in ends])
+        if ticks is None:
+            labels.append([f"{e:g}" for e in ends])
+        else:
+            labels.append([ticks[0], ticks[-1], *ticks[1:-1]])
     columns.append((np.clip(values, *limits) - limits[0]) / (limits[1] - limits[0]))
     labels.append([f"{limits[0]:.3g}", f"{limits[1]:.3g}"])
     lines = np.stack(columns, 1)
     for i in np.argsort(-values):  # the best on top
         axis.plot(lines[i], color=colour[i], linewidth=1, alpha=0.8)
-    for i, (low, high) in enumerate(labels):
+    for i, (low, high, *between) in enumerate(labels):
+        for k, name in enumerate(between, 1):
+            y = k / (len(between) + 1)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
+            axis.text(i + 0.02, y, name, va="center", fontsize=8, zorder=4, bbox=box)
         axis.axvline(i, color="0.7", linewidth=0.8, zorder=0)
         axis.text(i, -0.04, low, ha="center", va="top", fontsize=8)
         axis.text(i, 1.04, high, ha="center", va="bottom", fontsize=8)
@@ -298,8 +304,16 @@ def _positions(values):
         x = np.array(values, float)
         wide = x.min() > 0 and x.max() > 20 * x.min()
         return x, None, bool(wide)
-    names = list(dict.fromkeys(str(v) for v in values))
+    names = sorted({str(v) for v in values}, key=_natural)
     return np.array([names.index(str(v)) for v in values], float), names, False
+
+
+def _natural(name):
+    """Numbers by their size, then words by their letters."""
+    try:
+        return (0, float(name), name)
+    except ValueError:
+        return (1, 0.0, name)
 
 
 def calibration(

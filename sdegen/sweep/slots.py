@@ -8,9 +8,17 @@ fails, and a copy of it waits in its place.
 import dataclasses
 import random
 import time
+import warnings
 from typing import Any
 
-from .storage import Life, fail_stale, load_optuna, make_sampler, open_storage
+from .storage import (
+    RETRIES,
+    Life,
+    fail_stale,
+    load_optuna,
+    make_sampler,
+    open_storage,
+)
 
 
 class Slots:
@@ -79,6 +87,7 @@ class Slots:
             if self._claim(live):
                 return self.task
             if all(trial.state.is_finished() for trial in live.values()):
+                self._tell_of_lost(live)
                 return None
             if not told:
                 left = [s for s, t in live.items() if not t.state.is_finished()]
@@ -88,6 +97,15 @@ class Slots:
                 )
                 told = True
             time.sleep(random.uniform(0.5, 1.0) * min(self.grace / 3, 5.0))
+
+    def _tell_of_lost(self, live):
+        lost = sorted({t.user_attrs.get("slot") for t in self._trials()} - live.keys())
+        if lost:
+            text = f"{len(lost)} jobs took {RETRIES} workers with them: {lost[:10]}"
+            self.folder.log(f"gives up: {text}")
+            warnings.warn(
+                f"{text}. They may need more memory than there is.", stacklevel=3
+            )
 
     def _take(self, trial) -> bool:
         """Claim one waiting trial; False if another worker was faster."""
