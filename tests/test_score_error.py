@@ -13,7 +13,6 @@ from oracle import G1, Mixture1D
 import sdegen
 from sdegen import prediction
 from sdegen.data import Mixture
-from sdegen.denoiser import PosteriorMean
 
 KEY = jax.random.key(0)
 
