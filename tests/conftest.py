@@ -59,7 +59,7 @@ LONG = (
 
 
 # Tracing makes millions of small objects and hardly a cycle: look for those seldom.
-gc.set_threshold(100_000, 20, 100)
+gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items):
