@@ -112,7 +112,7 @@ def models(config, network, size):
         sdegen.VelocityModel((network, network), sdegen.StochasticInterpolant()),
         sdegen.velocity_loss,
     )
-    chosen = config.only or (("VP", "CLD") if config.quick else tuple(found))
+    chosen = config.only or (("CLD",) if config.quick else tuple(found))
     return {name: found[name] for name in chosen}
 
 

@@ -1,6 +1,7 @@
 """One machine for every test: eight simulated devices, float64, checked signatures."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -57,8 +58,14 @@ LONG = (
 """Files that take minutes, the longest first."""
 
 
+# Tracing makes millions of small objects and hardly a cycle: look for those seldom.
+gc.set_threshold(50_000, 20, 20)
+
+
 def pytest_collection_modifyitems(items):
     """Start with the long files, so that no process works on one of them alone."""
+    gc.collect()
+    gc.freeze()
     first = {f"test_{name}": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: first.get(item.path.stem, len(LONG)))
 
@@ -74,6 +81,7 @@ def room_for_programs():
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 45_000:
         jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

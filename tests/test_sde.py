@@ -17,6 +17,7 @@ from oracle import PROCESSES, process
 from scipy import stats
 
 import sdegen
+from sdegen.processes.table import evaluate
 from sdegen.typing import Scalar, number
 
 BETA_MIN, BETA_MAX = 0.1, 20.0
@@ -107,6 +108,23 @@ def test_derived_marginals_are_the_known_ones_in_float32(name, float32):
     assert {a.dtype.name for a in made} == {"float32"}
     expected = DERIVED[name][3](ts.astype(float))
     np.testing.assert_allclose(made[:2], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [4096, 349, 250])
+def test_the_table_is_read_as_diffrax_reads_it(steps):
+    table = process("LinearSDE").moments
+    assert len(table.ts) == 4097 and 200 < table.ts_size + 1 < 250
+    infos = jax.tree.map(lambda a: a[:steps], table.infos)
+    table = eqx.tree_at(
+        lambda t: (t.ts, t.infos), table, (table.ts[: steps + 1], infos)
+    )
+    nodes = np.asarray(table.ts)[: int(table.ts_size)]
+    middle = (nodes[1:] + nodes[:-1]) / 2
+    ts = np.concatenate([nodes, middle, nodes[[0, -1]] + [-1, 1]])
+    mine = jax.jit(jax.vmap(functools.partial(evaluate, table)))(ts)
+    theirs = np.asarray(jax.jit(jax.vmap(table.evaluate))(ts))
+    assert np.isnan(mine[-2:]).all() and np.isfinite(theirs[:-2]).all()
+    np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-14)
 
 
 def test_a_sweep_of_gradients_through_the_construction_is_that_of_vp():

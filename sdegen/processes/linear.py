@@ -20,6 +20,7 @@ from ..base import AbstractBase, Gaussian
 from ..basis import AbstractBasis, Standard
 from ..sde import AbstractLinearSDE
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
+from .table import evaluate
 
 _GONE = -80.0
 
@@ -197,7 +198,7 @@ def _integrate(f, g, params, t_min, t_max):
 @eqx.filter_custom_jvp
 def _evaluate(t, moments, coefficients):
     """(log alpha, log sigma^2) at time t; the derivative in t is (1) itself."""
-    return moments.evaluate(jnp.log(t))
+    return evaluate(moments, jnp.log(t))
 
 
 @_evaluate.def_jvp
@@ -211,7 +212,7 @@ def _evaluate_jvp(primals, tangents):
         out_dot += t_dot * jnp.stack([f, 2 * f + g**2 * jnp.exp(-out[1])])
     if any(leaf is not None for leaf in jax.tree.leaves(moments_dot)):
         dense = eqx.filter_jvp(
-            lambda m: m.evaluate(jnp.log(t)), (moments,), (moments_dot,)
+            lambda m: evaluate(m, jnp.log(t)), (moments,), (moments_dot,)
         )[1]
         out_dot += 0 if dense is None else dense
     return out, out_dot
