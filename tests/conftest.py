@@ -1,10 +1,8 @@
 """One machine for every test: eight simulated devices, float64, checked signatures."""
 
-import atexit
 import gc
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 # Before JAX starts. NPROC: with few cores, collectives of un-awaited steps on simulated
@@ -21,12 +19,13 @@ QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
-# What one process of a run has compiled, the others and the scripts need not compile
-# again; the first process makes the folder, and takes it away.
+# What one process has compiled, the others, the scripts, and the next run on this
+# machine need not compile again: that is most of the suite's time.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    cache = tempfile.mkdtemp(prefix="sdegen-tests-")
-    atexit.register(shutil.rmtree, cache, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    programs = Path(__file__).parent.parent / ".pytest_cache" / "programs"
+    if sum(file.stat().st_size for file in programs.glob("*")) > 4e9:
+        shutil.rmtree(programs, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
