@@ -1,5 +1,6 @@
 """Workers that pull jobs: whoever is killed, no finished trial is lost or repeated."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -287,6 +288,44 @@ def start(file, out, *more):
     )
 
 
+def _command_line():
+    path = ROOT / "experiments" / "sweep.py"
+    spec = importlib.util.spec_from_file_location("sweep_command", path)
+    module = sys.modules["sweep_command"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "words"),
+    [
+        ("nowhere.py", {}, "no sweep file"),
+        ("conftest.py", {}, "must set `sweep = "),
+        ("file.py", {"shard": "4"}, "--shard is i/n"),
+        ("file.py", {"shard": "4/4"}, "0 <= i < n"),
+        ("file.py", {"shard": "0/2", "workers": 1}, "choose one of them"),
+        ("file.py", {"status": True}, "there is no sweep in"),
+    ],
+)
+def test_the_command_line_answers_with_sentences(file, options, words, tmp_path):
+    command = _command_line()
+    (tmp_path / "file.py").write_text(FILE.format(tests=str(Path(__file__).parent)))
+    place = Path(__file__).parent if file == "conftest.py" else tmp_path
+    with pytest.raises(ValueError, match=words):
+        command.main(command.Config(place / file, tmp_path / "out", **options))
+    assert not (tmp_path / "out" / "results.csv").exists()
+
+
+def test_a_dry_run_lists_the_trials_and_runs_nothing(tmp_path, capsys):
+    command = _command_line()
+    (tmp_path / "file.py").write_text(FILE.format(tests=str(Path(__file__).parent)))
+    out = tmp_path / "out"
+    command.main(command.Config(tmp_path / "file.py", out, dry_run=True))
+    text = capsys.readouterr().out
+    assert "6 trials, 3 programs" in text and len(text.splitlines()) == 9
+    assert not out.exists()
+
+
 def wait_for(condition, process, seconds=240):
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -348,6 +387,6 @@ def test_workers_and_driver_are_killed_and_the_table_is_the_same(exact, tmp_path
     ledger = (out / "ledger.txt").read_text()
     assert ledger.count(" done: ") == 3  # nothing finished was done twice
     assert (out / "sweep.png").stat().st_size > 10_000
-    refused = start(file, out)
-    text, _ = refused.communicate(timeout=300)
-    assert refused.returncode == 1 and "holds a sweep that has begun" in text
+    command = _command_line()
+    with pytest.raises(ValueError, match="holds a sweep that has begun"):
+        command.main(command.Config(file, out))
