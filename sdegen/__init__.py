@@ -5,6 +5,8 @@ and `sdegen.metrics`.
 """
 
 from . import coupling as coupling
+from . import guidance as guidance
+from . import inverse as inverse
 from . import prediction as prediction
 from . import solvers as solvers
 from . import times as times
@@ -41,6 +43,9 @@ from .nonlinear import simulated_score_loss as simulated_score_loss
 from .nonlinear import sliced_score_loss as sliced_score_loss
 from .optimizer import AdamW as AdamW
 from .optimizer import Lion as Lion
+from .particles import Particles as Particles
+from .particles import gaussian_temper as gaussian_temper
+from .particles import sample_tilted as sample_tilted
 from .path import AbstractPath as AbstractPath
 from .processes import CLD as CLD
 from .processes import DDPM as DDPM
@@ -74,6 +79,7 @@ from .sde import AbstractLinearSDE as AbstractLinearSDE
 from .sde import AbstractSDE as AbstractSDE
 from .simulate import simulate as simulate
 from .solvers import Solution as Solution
+from .tilt import tilt_report as tilt_report
 from .times import Adaptive as Adaptive
 from .times import CosineGrid as CosineGrid
 from .times import FlowTimeGrid as FlowTimeGrid

@@ -17,6 +17,7 @@ p is the law of the ancestral sampler on the grid, not of the data: the answer i
 for many particles *and* steps (or, for Gaussian data, with `variance`).
 """
 
+import operator
 from collections.abc import Callable
 
 import equinox as eqx
@@ -74,7 +75,7 @@ def sample_tilted(
     reward: Callable,
     shape: tuple[int, ...],
     *,
-    grid: Grid | Array | None = None,
+    grid: Grid | Adaptive | Array | int | None = None,
     stochasticity: ScalarLike = 1.0,
     temper: Callable | None = None,
     variance: Variance | None = None,
@@ -88,17 +89,19 @@ def sample_tilted(
     a classifier's log p(c | x0), w log p(c | x0) for a guidance weight, a preference.
 
     **Arguments:** `reward(x0, cond)`, of each sample, (batch,), differentiable;
-    `shape`, (particles, ...); `grid`, of `sdegen.times` (default: LogSNRGrid(100)) or
-    an array of falling times; `stochasticity`, DDIM's eta, above 0 and at most 1;
-    `temper(path, t)`, k_t in (1), from 0 to 1 (default: 1): a reward that is sharp for
-    data that are known only roughly should be believed later; `variance`, what x0_hat
-    leaves out of a step (`sdegen.solvers.analytic_variance`), with which far fewer
-    steps will do; `threshold`, the share of particles below which their effective
-    number calls for drawing anew; `cond`, the one condition of all particles, without a
+    `shape`, (particles, ...); `grid`, of `sdegen.times`, an array of falling times, or
+    a number of steps of `LogSNRGrid` (default: 100); `stochasticity`, DDIM's eta, above
+    0 and at most 1; `temper(path, t)`, k_t in (1), from 0 to 1 (default: 1): a reward
+    that is sharp for data that are known only roughly should be believed later;
+    `variance`, what x0_hat leaves out of a step (`sdegen.solvers.analytic_variance`),
+    with which far fewer steps will do; `threshold`, the share of particles below which
+    their effective number calls for drawing anew; `cond`, the one condition of all
+    particles, without a
     batch axis; `sharding`, how to split the particle axis over devices.
     """
+    shape = tuple(map(operator.index, shape))
     _check(denoiser, shape, grid, stochasticity)
-    grid = LogSNRGrid(100) if grid is None else check_grid(grid, denoiser.path)
+    grid = fixed_grid(grid, 100, denoiser.path)
     return _run(
         key,
         denoiser,
@@ -109,14 +112,21 @@ def sample_tilted(
         float_array(threshold),
         temper,
         variance,
-        tuple(shape),
+        shape,
         sharding,
     )
 
 
+def fixed_grid(grid, steps: int, path: AbstractPath):
+    """`grid`, or one of so many steps of equal log-SNR."""
+    if grid is None or isinstance(grid, int):
+        return LogSNRGrid(steps if grid is None else grid)
+    return check_grid(grid, path)
+
+
 def _check(denoiser, shape, grid, stochasticity):
     check_gaussian(denoiser.path)
-    check_sample(denoiser.path, tuple(shape[1:]))
+    check_sample(denoiser.path, shape[1:])
     if len(shape) < 2 or shape[0] < 2:
         raise ValueError(
             "particles need a shape (particles, ...) with two of them or more, got "

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from diffrax import RESULTS
 
+from ..particles import fixed_grid
 from ..path import basis_of, check_one_level, check_sample
 from ..solvers.solve import Solution, checked
-from ..times import Adaptive, LogSNRGrid, check_grid
+from ..times import Adaptive
 from ..transition import Transition, draws, renoise
 from ..typing import Scalar, number
 from .base import AbstractMethod
@@ -60,7 +61,7 @@ class RePaint(AbstractMethod):
         check_projection(measurement.operator, shape[1:], "RePaint")
         if isinstance(grid, Adaptive):
             raise ValueError("RePaint walks on a fixed grid, such as LogSNRGrid(50).")
-        grid = LogSNRGrid(50) if grid is None else check_grid(grid, denoiser.path)
+        grid = fixed_grid(grid, 50, denoiser.path)
         return _repaint(self, key, denoiser, measurement, cond, grid, shape, sharding)
 
 
