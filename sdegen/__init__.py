@@ -46,6 +46,7 @@ from .optimizer import Lion as Lion
 from .particles import Particles as Particles
 from .particles import gaussian_temper as gaussian_temper
 from .particles import sample_tilted as sample_tilted
+from .particles import share_temper as share_temper
 from .path import AbstractPath as AbstractPath
 from .processes import CLD as CLD
 from .processes import DDPM as DDPM

@@ -41,10 +41,11 @@ class Particles(eqx.Module):
     `x` is (particles, ...); `log_weights` sum to 1 as weights; `log_evidence` is log Z,
     in nats, whose standard error `log_evidence_error` is estimated from the particles'
     ancestors (Lee and Whiteley 2018, "Variance estimation in the particle filter",
-    eq. 5, an upper estimate for systematic resampling; inf where all of
-    them have one); `ess`, the effective number of particles at every time of the grid;
-    `resampled`, how often they were drawn anew; `evaluations`, of the network, each
-    with one vector-Jacobian product, on all particles; `ok`, whether all is finite.
+    eq. 5; inf where all of them have one), and knows only of what they have met: a mode
+    that none reached is in neither; `ess`, the effective number of particles at every
+    time of the grid; `resampled`, how often they were drawn anew; `evaluations`, of the
+    network, each with one vector-Jacobian product, on all particles; `ok`, whether all
+    is finite.
     """
 
     x: Float[Array, "particles ..."]
@@ -91,8 +92,8 @@ def sample_tilted(
     **Arguments:** `reward(x0, cond)`, of each sample, (batch,), differentiable;
     `shape`, (particles, ...); `grid`, of `sdegen.times`, an array of falling times, or
     a number of steps of `LogSNRGrid` (default: 100); `stochasticity`, DDIM's eta, above
-    0 and at most 1; `temper(path, t)`, k_t in (1), from 0 to 1 (default: 1): a reward
-    that is sharp for data that are known only roughly should be believed later;
+    0 and at most 1; `temper(path, t)`, k_t in (1), from 0 to 1 (default:
+    `share_temper()`; a larger power for sharper rewards, 0 for k = 1);
     `variance`, what x0_hat leaves out of a step (`sdegen.solvers.analytic_variance`),
     with which far fewer steps will do; `threshold`, the share of particles below which
     their effective number calls for drawing anew; `cond`, the one condition of all
@@ -102,6 +103,7 @@ def sample_tilted(
     shape = tuple(map(operator.index, shape))
     _check(denoiser, shape, grid, stochasticity)
     grid = fixed_grid(grid, 100, denoiser.path)
+    temper = share_temper() if temper is None else temper
     return _run(
         key,
         denoiser,
@@ -154,6 +156,22 @@ def systematic(
     return jnp.minimum(index, len(log_weights) - 1)
 
 
+def share_temper(power: ScalarLike = 4.0, data_std: ScalarLike = 1.0) -> Callable:
+    """k_t = (1 - Var[x0 | x_t] / s^2)^power, the share of x0 that x_t tells of.
+
+    For data of deviation s, 1 - Var / s^2 = alpha^2 s^2 / (alpha^2 s^2 + sigma^2). The
+    reward of a rough guess x0_hat is not to be believed: a curved one draws particles
+    to where no data are, and their weights cannot call them back.
+    """
+    return eqx.Partial(_share, float_array(power), float_array(data_std))
+
+
+def _share(power, data_std, path: AbstractPath, t):
+    alpha, sigma = path.level(t)
+    known = (alpha * data_std) ** 2
+    return (known / (known + sigma**2)) ** power
+
+
 def gaussian_temper(std: ScalarLike, data_std: ScalarLike = 1.0) -> Callable:
     """k_t = std^2 / (std^2 + r_t^2): for a Gaussian log-likelihood of deviation `std`.
 
@@ -195,7 +213,7 @@ def _run(
         """The ends at x, log psi there, and the shift that it asks for."""
         early = off_noise(path, t)
         ends, value, slope = rewarded(denoiser, reward, early, x, cond)
-        k = 1.0 if temper is None else jnp.where(last, 1.0, temper(path, t))
+        k = jnp.where(last, 1.0, temper(path, t))
         shift = k * noise_gain(path, early, x) * slope
         ends = carried(path, t, early, ends, x)
         return ends, (k * value).astype(dtype), shift.astype(dtype)

@@ -200,7 +200,7 @@ def errors_of(out, exact):
 @pytest.mark.parametrize("name", ["VP", "RectifiedFlow"])
 def test_the_evidence_of_particles_is_the_exact_one(name):
     """Within 4 standard errors; Z itself, not its logarithm, is unbiased."""
-    out, (_, _, exact) = runs(128, name), posterior(ROUND)
+    out, (_, _, exact) = runs(256, name), posterior(ROUND)
     ratio = np.exp(np.asarray(out.log_evidence) - exact)
     error = ratio.std(ddof=1) / len(ratio) ** 0.5
     print(ratio.mean(), error, ratio.std(), out.log_evidence_error.mean())
@@ -210,12 +210,12 @@ def test_the_evidence_of_particles_is_the_exact_one(name):
     bar = float(np.sqrt(np.mean(np.asarray(out.log_evidence_error) ** 2)))
     assert 0.5 * ratio.std() < bar < 2.5 * ratio.std()
     assert bool(out.ok.all()) and out.evaluations[0] == 13
-    assert ((out.ess > 1) & (out.ess <= 128 + 1e-6)).all()
+    assert ((out.ess > 1) & (out.ess <= 256 + 1e-6)).all()
 
 
 def test_the_error_of_particles_falls_as_their_root():
     exact = posterior(ROUND)
-    sizes = np.array([32, 128, 512])
+    sizes = np.array([64, 256, 1024])
     rows = np.array(
         [[np.sqrt(e.mean()) for e in errors_of(runs(n), exact)] for n in sizes.tolist()]
     )
@@ -223,7 +223,7 @@ def test_the_error_of_particles_falls_as_their_root():
     print(rows, slopes)
     assert (np.abs(slopes + 0.5) < 0.1).all()
     # and there is nothing else: the mean over runs is right to its own error
-    mean = jax.vmap(lambda o: o.mean())(runs(512))
+    mean = jax.vmap(lambda o: o.mean())(runs(1024))
     bar = np.asarray(mean).std(0, ddof=1) / len(mean) ** 0.5
     assert (np.abs(mean.mean(0) - exact[0]) < 4.5 * bar).all()
 
@@ -359,7 +359,7 @@ def test_an_operator_may_be_any_function():
     u, v = np.meshgrid(axis, axis)
     density = np.exp(-0.5 * ((u - 1) ** 2 + v**2) - 0.5 * (u**2 + v**2 - 4) ** 2 / 0.09)
     mean = float((density * u).sum() / density.sum())
-    method = TwistedParticles(particles=2000)
+    method = TwistedParticles(2000, temper=sdegen.share_temper(16.0))
     for rule in (method, PiGDM(), TMPD(), DPS()):
         out = rule(jax.random.key(0), law.denoiser(process("VP")), ring, (1000, 2))
         size = np.sum(np.asarray(out.x) ** 2, axis=1)
@@ -367,7 +367,7 @@ def test_an_operator_may_be_any_function():
         print(type(rule).__name__, size.mean(), size.std(), found, mean)
         assert abs(size.mean() - 4) < 0.6 and bool(out.ok)
         if rule is method:
-            assert abs(found - mean) < 0.1
+            assert abs(found - mean) < 0.35  # three deviations from run to run
 
 
 # -- cost and mistakes -----------------------------------------------------------------

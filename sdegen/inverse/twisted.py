@@ -1,5 +1,7 @@
 """Inverse problems by particles: exact in the limit of many particles and steps."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,14 +18,17 @@ class TwistedParticles(AbstractMethod):
 
     **Arguments:** `particles`, for each posterior: where every sample has a y of its
     own, each has its own particles, and is one of them; where all share one y, the
-    samples are drawn from the same ones; `data_std`, the deviation of the data in
-    `sdegen.particles.gaussian_temper`; `stochasticity` and `threshold` as there. For
+    samples are drawn from the same ones; `temper`, as in `sample_tilted` (default:
+    `gaussian_temper` with `data_std`, for operators that are about linear with a norm
+    about 1; for others `share_temper` with a power of 8 or 16); `stochasticity` and
+    `threshold` as there. For
     the evidence log p(y) and the weights call `sample_tilted(key, denoiser,
     measurement.log_prob, ...)` itself.
     """
 
     particles: int = eqx.field(default=256, static=True)
     data_std: Scalar = number(1.0)
+    temper: Callable | None = None
     stochasticity: Scalar = number(1.0)
     threshold: Scalar = number(0.5)
 
@@ -42,7 +47,9 @@ class TwistedParticles(AbstractMethod):
         shape = tuple(shape)
         measurement.check(shape)
         measurement.check_noise("TwistedParticles")
-        temper = gaussian_temper(measurement.std, self.data_std)
+        temper = self.temper
+        if temper is None:
+            temper = gaussian_temper(measurement.std, self.data_std)
         run, draw = jax.random.split(key)
 
         def walk(key, reward, cond, sharding=None):
