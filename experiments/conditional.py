@@ -34,6 +34,17 @@ from sdegen import cli, data, inverse, metrics, nets, pictures, prediction
 from sdegen.guidance import ClassifierFree, Interval, LabelDropout, Unconditional
 from sdegen.record import Recorder, table
 
+METHODS = {
+    "replacement": lambda particles: inverse.RePaint(1),
+    "RePaint": lambda particles: inverse.RePaint(10),
+    "DPS": lambda particles: inverse.DPS(),
+    "PiGDM": lambda particles: inverse.PiGDM(),
+    "TMPD-rows": lambda particles: inverse.TMPD(iterations=0),
+    "TMPD": lambda particles: inverse.TMPD(iterations=5),
+    "DDNM": lambda particles: inverse.DDNM(),
+    "particles": inverse.TwistedParticles,
+}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -47,7 +58,7 @@ class Config:
         default_factory=lambda: sdegen.AdamW(learning_rate=3e-3, warmup=50)
     )
     """How it learns."""
-    steps: int = 1800
+    steps: int = 1500
     """Training steps of 64 images."""
     dropout: float = 0.15
     """Share of the images whose class is hidden from the network."""
@@ -55,15 +66,17 @@ class Config:
     """Guidance weights."""
     interval: tuple[float, float] = (0.3, 3.0)
     """Noise levels sigma / alpha of the last row, which has the largest weight."""
-    per_class: int = 60
+    per_class: int = 40
     """Images of each class."""
     sampling_steps: int = 40
     """Steps of every sampler."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Ways to restore."""
     images: int = 16
     """Digits to restore."""
     draws: int = 4
     """Restorations of each."""
-    particles: int = 64
+    particles: int = 48
     """Particles of each posterior."""
     problems: int = 200
     """Measurements of the mixture."""
@@ -145,20 +158,6 @@ def guided(config, denoiser, images, labels, held, held_labels):
     return rows
 
 
-def methods(particles):
-    """Every method by name, for data of deviation about 1."""
-    return {
-        "replacement": inverse.RePaint(1),
-        "RePaint(10)": inverse.RePaint(10),
-        "DPS": inverse.DPS(),
-        "PiGDM": inverse.PiGDM(),
-        "TMPD, rows": inverse.TMPD(iterations=0),
-        "TMPD": inverse.TMPD(iterations=5),
-        "DDNM": inverse.DDNM(),
-        f"{particles} particles": inverse.TwistedParticles(particles),
-    }
-
-
 def half(image):
     """The upper half; the rest is 0."""
     return image * (jnp.arange(8) < 4)[:, None, None]
@@ -192,7 +191,8 @@ def restored(config, denoiser, truth):
             operator, jnp.tile(y, (config.draws, 1, 1, 1)), std
         )
         shape = (config.draws * len(truth), *truth.shape[1:])
-        for name, method in methods(config.particles).items():
+        for name in config.methods:
+            method = METHODS[name](config.particles)
             if operator is blur and isinstance(method, inverse.RePaint):
                 continue  # for masks only
             began = time.perf_counter()
@@ -252,7 +252,8 @@ def coverage(config):
     found = {"exact": own}
     model = LAW.denoiser(config.process)
     seen = jnp.asarray(SEEN, jnp.float32)
-    for name, method in methods(8 * config.particles).items():
+    for name in config.methods:
+        method = METHODS[name](8 * config.particles)
         if isinstance(method, inverse.RePaint):
             continue
 
@@ -286,6 +287,7 @@ def main(config: Config) -> None:
         weights=(0.0, 2.0),
         per_class=6,
         sampling_steps=4,
+        methods=("replacement", "DDNM", "particles"),
         images=16,
         draws=1,
         particles=4,

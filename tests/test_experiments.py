@@ -22,6 +22,7 @@ PICTURES = {
     "likelihood": ["plane.png", "digits.png"],
     "nonlinear": ["well.png"],
     "images": ["samples/00000020.png"],
+    "conditional": ["guidance.png", "inpainting.png"],
     "udm": ["restored.png", "drawn.png", "heat.png"],
 }
 

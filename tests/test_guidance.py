@@ -98,8 +98,10 @@ def close(a, b, tolerance=1e-10):
     assert error < tolerance
 
 
-@pytest.mark.parametrize("name", SIX)
-@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize(
+    "label, name",
+    list(enumerate(FIVE[:2])) + [(0, "VE"), (1, "EDM"), (0, "RectifiedFlow")],
+)
 def test_a_conditional_score_is_the_score_plus_the_classifier(name, label):
     path = process(name)
     log_prob = lambda t, x, c: log_label(path, t, x[:, 0], label)  # noqa: E731
@@ -377,6 +379,30 @@ def test_mistakes_are_answered_with_a_sentence():
         LabelDropout(NULL, 1.5)
     with say(match="built like the marker"):
         LabelDropout(NULL)(bare, jax.random.key(0), X)
+
+
+def test_classes_vectors_and_images_go_through_one_tree():
+    """A network shown channels beside x, guided: 2 x + 3 image + label."""
+    x, w = jax.random.normal(jax.random.key(0), (5, 2, 2, 1)), 1.5
+    image = jax.random.normal(jax.random.key(1), (5, 2, 2, 2))
+    label = jnp.arange(5.0)[:, None]
+
+    def network(t, both, vector):
+        total = 2 * both[..., :1] + 3 * both[..., 1:].sum(-1, keepdims=True)
+        return jnp.concatenate([total + vector[:, None, None], both[..., 1:]], axis=-1)
+
+    beside = nets.Beside(network)
+    kind = sdegen.prediction.x0
+    denoiser = sdegen.Denoiser(beside, process("VP"), kind, inputs=sdegen.raw_inputs)
+    null = {"image": jnp.zeros((2, 2, 2)), "vector": jnp.array([-1.0])}
+    guided = ClassifierFree(denoiser, null, w)
+    cond = {"image": image, "vector": label}
+    given = 2 * x + 3 * image.sum(-1, keepdims=True) + label[:, None, None]
+    close(guided(jnp.asarray(0.5), x, cond), given + w * (given - (2 * x - 1)))
+    with pytest.raises(ValueError, match='dictionary with "image"'):
+        beside(jnp.asarray(0.5), x, label)
+    with pytest.raises(ValueError, match="batch, height and width"):
+        beside(jnp.asarray(0.5), x, cond | {"image": image[:2]})
 
 
 # -- training with and without the condition -------------------------------------------

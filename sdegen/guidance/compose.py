@@ -45,7 +45,7 @@ class ProductOf(AbstractGuidance):
     denoiser: AbstractDenoiser
     null: PyTree = eqx.field(converter=arrays)
     weights: Float[Array, " k"] = eqx.field(converter=float_array)
-    interval: Interval = Interval()
+    interval: Interval = eqx.field(default_factory=Interval)
 
     def ends(self, t, x, cond=None):
         """(x0_hat, z_hat) of the product."""

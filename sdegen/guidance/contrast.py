@@ -45,7 +45,7 @@ class ClassifierFree(AbstractGuidance):
     denoiser: AbstractDenoiser
     null: PyTree = eqx.field(converter=arrays)
     weight: Scalar = number(1.0)
-    interval: Interval = Interval()
+    interval: Interval = eqx.field(default_factory=Interval)
     rescale: Scalar = number(0.0)
 
     def ends(self, t, x, cond=None):
@@ -72,7 +72,7 @@ class Autoguided(AbstractGuidance):
     denoiser: AbstractDenoiser
     weak: AbstractDenoiser
     weight: Scalar = number(1.0)
-    interval: Interval = Interval()
+    interval: Interval = eqx.field(default_factory=Interval)
     rescale: Scalar = number(0.0)
 
     def ends(self, t, x, cond=None):

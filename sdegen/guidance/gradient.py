@@ -14,6 +14,7 @@ sim(x0, c) (Liu et al. 2023, "More control for free!"), or a negative energy.
 
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -47,7 +48,7 @@ class ClassifierGuided(AbstractGuidance):
     denoiser: AbstractDenoiser
     log_prob: Callable
     weight: Scalar = number(1.0)
-    interval: Interval = Interval()
+    interval: Interval = eqx.field(default_factory=Interval)
 
     def ends(self, t, x, cond=None):
         """(x0_hat, z_hat), moved by (1)."""
@@ -78,7 +79,7 @@ class RewardGuided(AbstractGuidance):
     denoiser: AbstractDenoiser
     reward: Callable
     weight: Scalar = number(1.0)
-    interval: Interval = Interval()
+    interval: Interval = eqx.field(default_factory=Interval)
 
     def ends(self, t, x, cond=None):
         """(x0_hat, z_hat), moved by (2)."""
