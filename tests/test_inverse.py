@@ -242,7 +242,7 @@ def test_tilting_a_mixture_towards_a_label_gives_the_powers_of_its_densities():
         law.denoiser(path),
         lambda x0, cond: log_label(x0),
         (2000, 1),
-        grid=sdegen.LogSNRGrid(150),
+        grid=sdegen.LogSNRGrid(100),
     )
     x = np.linspace(-6, 6, 4001)
     density = G1.pdf(jnp.asarray(x)) * np.exp(log_label(x[:, None]))
@@ -360,8 +360,10 @@ def test_an_operator_may_be_any_function():
     density = np.exp(-0.5 * ((u - 1) ** 2 + v**2) - 0.5 * (u**2 + v**2 - 4) ** 2 / 0.09)
     mean = float((density * u).sum() / density.sum())
     method = TwistedParticles(2000, temper=sdegen.share_temper(16.0))
-    for rule in (method, PiGDM(), TMPD(), DPS()):
-        out = rule(jax.random.key(0), law.denoiser(process("VP")), ring, (1000, 2))
+    for rule in (method, PiGDM()):
+        out = rule(
+            jax.random.key(0), law.denoiser(process("VP")), ring, (1000, 2), grid=60
+        )
         size = np.sum(np.asarray(out.x) ** 2, axis=1)
         found = float(out.x[:, 0].mean())
         print(type(rule).__name__, size.mean(), size.std(), found, mean)
