@@ -17,8 +17,11 @@ the posterior is known: `mean`, the distance of the mean of the draws to the exa
 posterior mean over the exact deviation (rms); `std`, the ratio of the deviations;
 `coverage`, how often a central 90 % interval of the draws holds the truth.
 
-Expect, on one CPU core: see experiments/LOG.md. Pictures: guidance.png, inpainting.png,
-deblurring.png in --out.
+Expect, on one CPU core, about two minutes of training and ten of sampling, most of them
+the particles': agreement .98, diversity .95 and W2 2.9 at w = 0, 1.00, .78 and 3.4 at w
+= 4 (real 2.6); a lower half restored with 12 (DDNM) to 15 dB (DPS, RePaint,
+particles); errors of the posterior mean of .9 to 1.2 for all but particles (.16, floor
+.12). Pictures: guidance.png, inpainting.png, deblurring.png in --out.
 """
 
 import time
