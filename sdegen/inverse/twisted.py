@@ -81,6 +81,9 @@ class TwistedParticles(AbstractMethod):
                 out = walk(next(keys), own.log_prob, cond)
                 return out.draw(next(keys), 1)[0], out.evaluations
 
-            x, evaluations = jax.vmap(each)(jnp.arange(shape[0]), y, cond)
+            index = jnp.arange(shape[0])
+            if sharding is not None:  # of posteriors, not of one's particles
+                index, y = jax.lax.with_sharding_constraint((index, y), sharding)
+            x, evaluations = jax.vmap(each)(index, y, cond)
             evaluations = evaluations[0]
         return Solution(x, evaluations, checked(RESULTS.successful, x))
