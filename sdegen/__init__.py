@@ -5,6 +5,8 @@ and `sdegen.metrics`.
 """
 
 from . import coupling as coupling
+from . import guidance as guidance
+from . import inverse as inverse
 from . import prediction as prediction
 from . import solvers as solvers
 from . import times as times
@@ -41,6 +43,10 @@ from .nonlinear import simulated_score_loss as simulated_score_loss
 from .nonlinear import sliced_score_loss as sliced_score_loss
 from .optimizer import AdamW as AdamW
 from .optimizer import Lion as Lion
+from .particles import Particles as Particles
+from .particles import gaussian_temper as gaussian_temper
+from .particles import sample_tilted as sample_tilted
+from .particles import share_temper as share_temper
 from .path import AbstractPath as AbstractPath
 from .processes import CLD as CLD
 from .processes import DDPM as DDPM
@@ -77,6 +83,7 @@ from .solvers import Solution as Solution
 from .sweep import Sweep as Sweep
 from .sweep import Training as Training
 from .sweep import sweep as sweep
+from .tilt import tilt_report as tilt_report
 from .times import Adaptive as Adaptive
 from .times import CosineGrid as CosineGrid
 from .times import FlowTimeGrid as FlowTimeGrid

@@ -40,6 +40,7 @@ jaxtyping.install_import_hook("sdegen", "beartype.beartype")
 LONG = (
     "experiments",
     "likelihood",
+    "inverse",
     "solver_contracts",
     "sample",
     "block",
@@ -50,6 +51,7 @@ LONG = (
     "heavy_tails",
     "udm",
     "solvers",
+    "guidance",
     "solver_orders",
     "learn_grid",
     "green",

@@ -28,13 +28,13 @@ RANKS = {
     2: ["path.py", "sde.py", "reverse.py", "block.py", "generator.py", "track.py"],
     3: ["processes/", "prediction.py", "coupling.py", "times.py", "weight.py"],
     4: ["denoiser.py"],
-    5: ["loss.py", "guidance.py", "solvers/", "mesh.py", "angle.py"]
+    5: ["loss.py", "guidance/", "solvers/", "mesh.py", "angle.py"]
     + ["augmented.py", "velocity.py", "vdm.py", "udm/"],
     6: ["generate.py", "sample.py", "simulate.py", "likelihood/", "score_error.py"]
-    + ["check/", "nonlinear/"],
+    + ["check/", "nonlinear/", "transition.py", "particles.py", "inverse/"],
     7: ["nets/", "data/", "metrics/", "checkpoint.py", "record.py", "pictures.py"]
     + ["optimizer.py", "learn.py", "average.py", "speed.py", "writers.py"],
-    8: ["train/", "posthoc_ema.py", "report.py"],
+    8: ["train/", "posthoc_ema.py", "report.py", "tilt.py"],
     9: ["cli.py", "sweep/"],
     10: ["__init__.py"],
 }

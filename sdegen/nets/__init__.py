@@ -2,6 +2,7 @@
 
 from .adm import Adm as Adm
 from .adm import ADMUNet as ADMUNet
+from .beside import Beside as Beside
 from .dit import DiffusionTransformer as DiffusionTransformer
 from .dit import Dit as Dit
 from .edm2 import Edm2 as Edm2

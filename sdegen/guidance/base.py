@@ -1,0 +1,189 @@
+"""What every guidance shares: a denoiser made from denoisers.
+
+With x_t = alpha x0 + sigma z and Gaussian noise, a term G added to the score moves both
+ends of the path and leaves x_t where it is:
+
+    x0_hat + S,    z_hat - (alpha / sigma) S,    S = (sigma^2 / alpha) G            (1)
+
+Guided in this way a denoiser is again a denoiser, so it goes wherever one goes: every
+process, solver and likelihood. Which law is sampled then is another matter: see
+docs/conditional.md.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..denoiser import AbstractDenoiser, batched
+from ..path import AbstractPath
+from ..times import LOGSNR_FLOOR
+from ..typing import PyTree, Scalar, Time, float_array, is_traced
+
+Ends: TypeAlias = tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]
+
+
+def arrays(tree: PyTree) -> PyTree:
+    """`tree` with JAX arrays for leaves, which a compiled function takes as numbers."""
+    return jax.tree.map(jnp.asarray, tree)
+
+
+class AbstractGuidance(AbstractDenoiser):
+    """A denoiser around another one, `denoiser`, on its path."""
+
+    denoiser: eqx.AbstractVar[AbstractDenoiser]
+
+    @property
+    def path(self) -> AbstractPath:
+        """The path of the denoiser inside."""
+        return self.denoiser.path
+
+    @property
+    def sigma_data(self) -> Float[Array, "..."]:
+        """The standard deviation of the data, where the denoiser inside knows it."""
+        return self.denoiser.sigma_data  # an AttributeError where it does not
+
+
+class Unconditional(AbstractGuidance):
+    """A denoiser that is always given `null`, the condition that stands for none.
+
+    `null` is the marker for one sample, without the batch axis, or None for a network
+    that takes no condition; what it is called with is left to the guidance around it.
+    """
+
+    denoiser: AbstractDenoiser
+    null: PyTree = eqx.field(default=None, converter=arrays)
+
+    def ends(self, t, x, cond=None):
+        """(E[x0 given x_t], E[z given x_t])."""
+        return self.denoiser.ends(t, x, spread_null(self.null, len(x)))
+
+
+class Interval(eqx.Module):
+    """The noise levels sigma / alpha in which guidance acts, both ends included.
+
+    Kynkaanniemi et al. 2024, "Applying guidance in a limited interval".
+    """
+
+    low: Scalar = eqx.field(default=0.0, converter=float_array)
+    high: Scalar = eqx.field(default=float("inf"), converter=float_array)
+
+    def __check_init__(self):
+        if not is_traced(self) and not 0 <= float(self.low) < float(self.high):
+            raise ValueError(
+                "an interval of noise levels sigma / alpha needs 0 <= low < high, got "
+                f"{float(self.low):g} and {float(self.high):g}."
+            )
+
+    def __call__(self, path: AbstractPath, t: Scalar) -> Scalar:
+        """1 at the times within, 0 outside."""
+        alpha, sigma = path.level(t)
+        return ((sigma >= self.low * alpha) & (alpha >= sigma / self.high)) * 1.0
+
+
+def strength(
+    weight: Scalar, interval: Interval, path: AbstractPath, t: Time, x: Array
+) -> Float[Array, "..."]:
+    """The weight at t, 0 outside the interval, shaped to multiply x."""
+    return (weight * batched(lambda t: interval(path, t), t, x)).astype(x.dtype)
+
+
+def moved(path: AbstractPath, t: Time, ends: Ends, shift: Array, x: Array) -> Ends:
+    """Both ends after a shift S of the denoised point, equation (1)."""
+    ratio = batched(lambda t: path.alpha(t) / path.sigma(t), t, x)
+    return ends[0] + shift, (ends[1] - ratio * shift).astype(x.dtype)
+
+
+def noise_gain(path: AbstractPath, t: Time, x: Array) -> Float[Array, "..."]:
+    """sigma^2 / alpha, shaped to multiply x; alpha not below sigma / 1000."""
+
+    def gain(t):
+        alpha, sigma = path.scales(t)
+        return sigma**2 / jnp.maximum(alpha, jnp.exp(LOGSNR_FLOOR / 2) * sigma)
+
+    return batched(gain, t, x)
+
+
+def off_noise(path: AbstractPath, t: Time) -> Time:
+    """t, or where alpha / sigma is below 1e-3 the time when it is that.
+
+    At alpha = 0 the state says nothing about the data, the gradient in x is 0 and its
+    gain in (1) infinite; their product has a limit, from which this is 1e-3 away.
+    """
+    return jnp.minimum(t, path.time(LOGSNR_FLOOR).astype(t.dtype))
+
+
+def carried(path: AbstractPath, t: Time, early: Time, ends: Ends, x: Array) -> Ends:
+    """The ends at t with the denoised point of the time `early`: x stays what it is."""
+
+    def coefficients(t, early):
+        (a, s), (b, r) = path.scales(t), path.scales(early)
+        return (b - a) / s, r / s
+
+    if t.ndim:
+        pair = jnp.stack([t, early], axis=1)
+        data, noise = batched(lambda both: coefficients(both[0], both[1]), pair, x)
+    else:
+        data, noise = coefficients(t, early)
+    x0, z = ends
+    return x0, (data * x0 + noise * z).astype(x.dtype)
+
+
+def spread_null(null: PyTree, batch: int) -> PyTree:
+    """The marker of one sample for a batch."""
+
+    def spread(leaf):
+        return jnp.broadcast_to(jnp.asarray(leaf), (batch, *jnp.shape(leaf)))
+
+    return jax.tree.map(spread, null)
+
+
+def check_alike(cond: PyTree, null: PyTree, batch: int) -> None:
+    """Refuse a condition that is not built like the marker, with a leading batch."""
+    here, there = jax.tree.structure(cond), jax.tree.structure(null)
+    if here != there or not jax.tree.leaves(null):
+        raise ValueError(
+            "the condition must be built like the marker for no condition, of the "
+            f"structure {there} that the network was trained on, got {here}."
+        )
+    for leaf, blank in zip(jax.tree.leaves(cond), jax.tree.leaves(null), strict=True):
+        wanted = (batch, *jnp.shape(blank))
+        if jnp.shape(leaf) != wanted:
+            raise ValueError(
+                "every array of the condition needs the shape of its part of the "
+                f"marker with the batch in front, {wanted}, got {jnp.shape(leaf)}."
+            )
+
+
+def check_weight(weight: Array, name: str = "weight") -> None:
+    """Refuse a guidance weight that is not finite."""
+    if not is_traced(weight) and not np.isfinite(np.asarray(weight)).all():
+        raise ValueError(f"the guidance {name} must be finite, got {weight}.")
+
+
+def check_gaussian(path: AbstractPath) -> None:
+    """Refuse a base on which (1) does not hold."""
+    if not path.base.gaussian:
+        raise ValueError(
+            "a gradient moves the denoised point by sigma^2 / alpha only for Gaussian "
+            f"noise, but {type(path).__name__} has base={type(path.base).__name__}."
+        )
+
+
+def per_sample(values: Array, batch: int, name: str) -> Array:
+    """`values` if they are one number for each sample."""
+    if jnp.shape(values) != (batch,):
+        raise ValueError(
+            f"{name} must return one number for each sample, of shape ({batch},), got "
+            f"{jnp.shape(values)}. Sum over the coordinates of a sample."
+        )
+    return values
+
+
+def gradient(log_value: Callable, x: Array) -> Array:
+    """The gradient of each sample's number in its own x."""
+    return jax.grad(lambda x: jnp.sum(log_value(x)))(x)
