@@ -233,7 +233,8 @@ def sweep(
     limits = _limits(values)
     for axis, name in zip(np.atleast_1d(top.subplots(1, wide)), axes, strict=False):
         x, ticks, log = _positions([row.get(name) for row in rows])
-        errors = np.nan_to_num([row[f"{metric} se"] for row in rows])
+        errors = np.array([row[f"{metric} se"] for row in rows])
+        errors = np.where(np.isnan(errors), 0.0, errors)  # one seed has no error bar
         axis.errorbar(x, values, errors, fmt="none", ecolor="0.8", linewidth=1)
         axis.scatter(x, values, c=colour, s=14, zorder=3)
         places = sorted(set(x))

@@ -296,6 +296,25 @@ def test_halving_stops_the_worse_and_changes_nothing_for_the_rest(
     assert describe(resumed.rows) == describe(some.rows)
 
 
+def test_halving_by_the_loss_compares_the_losses_of_the_last_call():
+    """Known before the last tenth of the steps, from which the final one is taken."""
+    space = {"rate": [1e-5, 3e-1], "beta": [0.0], "seed": range(2)}
+    options = {"metric": "loss", "halving": Halving(2, 1), "progress": False}
+    rows = sweep(train, space, **options).rows
+    half = STEPS // 2
+    exact = []
+    for row in rows:
+        alone = train(jax.random.key(row["seed"]), row["rate"], row["beta"])
+        losses = alone.fit(seed=row["seed"], progress=False).losses
+        exact.append(losses[half - CALL : half].mean())
+    worse = set(np.argsort(exact)[2:])
+    assert {row["trial"] for row in rows if row["status"] == "stopped"} == worse
+    for row in rows:
+        if row["status"] == "stopped":
+            assert row["step"] == half
+            np.testing.assert_allclose(row["loss"], exact[row["trial"]], rtol=1e-5)
+
+
 def test_halving_keeps_the_best_by_either_goal():
     values = {1: 0.3, 2: 0.1, 3: float("nan"), 4: 0.2, 5: 0.5}
     assert Halving(2).stop(values, "min") == {3, 5}

@@ -107,6 +107,7 @@ class _Run:
         self.trains = isinstance(seen, Training)
         self.program = Program(trial, points, orders.mesh, orders.lanes)
         self.directory, self.pending = directory, deque()
+        self.latest: dict[int, float] = {}
         places = list(range(len(points)))
         self.now = _Progress(0, places, {}, {i: [0.0, 0.0] for i in places})
 
@@ -181,7 +182,8 @@ class _Run:
         metrics = self.program.to_host(metrics)
         # A call that was under way when trials left has more rows than are alive now.
         finite = np.logical_and.reduce([np.isfinite(m) for m in metrics.values()])
-        late = first + np.arange(finite.shape[1]) >= 0.9 * self.program.spec.steps
+        steps = self.program.spec.steps
+        late = first + np.arange(finite.shape[1]) >= min(0.9 * steps, steps - 1)
         for row, place in enumerate(alive):
             if place in self.now.ended:
                 continue
@@ -189,6 +191,7 @@ class _Run:
                 bad = first + int(np.argmin(finite[row]))
                 self.now.ended[place] = {"status": "non-finite", "step": bad}
                 continue
+            self.latest[place] = float(metrics["loss"][row].mean(dtype=np.float64))
             losses = metrics["loss"][row][late]
             self.now.tail[place][0] += float(losses.sum(dtype=np.float64))
             self.now.tail[place][1] += len(losses)
@@ -201,12 +204,12 @@ class _Run:
             if place in self.now.ended:
                 continue
             total, number = self.now.tail[place]
+            rung = self.now.step < self.program.spec.steps
             metrics = dict(measure(jax.tree.map(lambda a, row=row: a[row], raw)))
             found[place] = {k: float(v) for k, v in metrics.items()}
-            if number:
-                found[place]["loss"] = total / number
-            if not self.now.step < self.program.spec.steps:
-                check_metric(self.orders.metric, list(found[place]))
+            # At a rung that of the last call, which a resumed run has as well.
+            found[place]["loss"] = self.latest[place] if rung else total / number
+            check_metric(self.orders.metric, list(found[place]))
         return found
 
     def _compare(self, leaves, step):

@@ -36,7 +36,8 @@ class Training:
     **Arguments:** `evaluate(key, denoiser) -> pytree`, of the averaged network, on the
     device, for all trials together; `measure(pytree) -> metrics`, on the host, for one
     trial (default: `evaluate` gives the metrics itself). "loss", the mean over the
-    last tenth of the steps, is always among the metrics.
+    last tenth of the steps (at a rung of `Halving` over the last call), is always among
+    the metrics.
     """
 
     denoiser: eqx.Module
