@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import weight as weights
-from .coupling import independent
+from .coupling.pairs import Ends, couple, independent, noted
 from .denoiser import AbstractDenoiser, Denoiser, batched
 from .path import basis_of, check_sample
 from .times import AbstractTimes, Uniform
@@ -45,6 +45,8 @@ def denoising_loss(
     is 0 for the exact prediction; `axis_name`, the mapped axis when the batch is one
     device's part under `jax.pmap` or `shard_map`: sample i of the whole batch then
     draws the same numbers as on one device.
+
+    **Returns:** the loss; with a coupling that has `notes`, (loss, notes).
     """
     if x0.ndim < 2:
         raise ValueError(
@@ -71,7 +73,12 @@ def denoising_loss(
     t = times.draw(time_key, path, index, total, x0.dtype)  # float32 at least
     keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, index)
     z = jax.vmap(lambda k: path.base.sample(k, x0.shape[1:], x0.dtype))(keys)
-    x0, z = coupling(pair_key, basis_of(path).coordinates(x0), z)
+    basis = basis_of(path)
+    if isinstance(cond, Ends):
+        cond = cond._replace(x1=basis.coordinates(cond.x1))
+    x0 = basis.coordinates(x0)
+    pairs = couple(coupling, pair_key, x0, z, cond, axis_name=axis_name)
+    x0, z, cond = pairs.x0, pairs.x1, pairs.cond
 
     def coefficients(t):
         row = denoiser.kind.row(path, t, denoiser.sigma_data)
@@ -84,4 +91,4 @@ def denoising_loss(
         x0, z = exact.ends(t, x_t, cond)
     drop = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)  # apart from the noise
     error = denoiser.predict(t, x_t, cond, keys=drop) - (a * x0 + b * z)
-    return jnp.mean(w * error**2)
+    return noted(jnp.mean(w * error**2), pairs.notes)

@@ -34,7 +34,14 @@ def float_array(x: Any) -> Array:
 
 
 def number(default: Any = ...) -> Any:
-    """A module field that holds a number (or numbers) as a float array."""
+    """A module field that holds a number (or numbers) as a float array.
+
+    With the default None it may also be None, "not given".
+    """
+    if default is None:
+        return eqx.field(
+            default=None, converter=lambda x: None if x is None else float_array(x)
+        )
     if default is ...:
         return eqx.field(converter=float_array)
     return eqx.field(default=default, converter=float_array)

@@ -20,6 +20,7 @@ lambda, the stochasticity, is chosen after training; eps vanishes at the ends, w
 score of the model is 0 / 0.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -28,13 +29,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .base import AbstractBase, Gaussian
-from .coupling import independent
+from .coupling.pairs import Pairs, couple, independent, noted
 from .denoiser import batched
 from .generator import AbstractGenerator
 from .sde import AbstractSDE
 from .times import Uniform
 from .track import AbstractTrack
-from .typing import AxisName, PyTree, RandomKey, Scalar, Time, float_array, number
+from .typing import (
+    AxisName,
+    PyTree,
+    RandomKey,
+    Scalar,
+    ScalarLike,
+    Time,
+    float_array,
+    number,
+)
 
 
 class VelocityModel(AbstractGenerator):
@@ -81,11 +91,20 @@ class VelocityModel(AbstractGenerator):
         x = track.point(track.t_max, jnp.zeros_like(x1), x1, z)
         return x.astype(x1.dtype)
 
+    def noise(self, t: ScalarLike) -> Scalar:
+        """sqrt(2) gamma: the noise of (3) on its clock, for lambda = 1."""
+        return jnp.sqrt(2.0) * self.track.gamma(t)
+
+    def pull(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """-gamma z_hat: half the square of the noise times the score."""
+        z = self.latent(t, x, cond)
+        return -batched(self.track.gamma, float_array(t), x) * z
+
     def backward(self, stochasticity, cond=None):
         """The flow, for None, or equation (3)."""
-        if stochasticity is None:
-            return _Flow(self, cond)
-        return _Backward(self, cond, stochasticity)
+        return equation(self, stochasticity, cond)
 
     def data(self, state):
         """The state."""
@@ -115,16 +134,57 @@ def _call(network, t, x, cond):
     return out.astype(x.dtype)
 
 
+class Upward(AbstractGenerator):
+    """The same process the other way: from the data, `base`, up to the law of x1.
+
+    `sample(key, Upward(model, Empirical(x0)), shape)`, or with `start=x0` for given
+    data. By the flow it is the inverse of sampling; with a stochasticity the process
+    has the same law of paths as the one down, in the other direction of time.
+
+    **Arguments:** `model`, a `VelocityModel` or a `SchroedingerBridge`; `base`, the law
+    of x0, from which it starts without `start`.
+    """
+
+    model: Any
+    base: AbstractBase
+
+    def start(self, key, shape, dtype=None):
+        """A draw of x0."""
+        return self.base.sample(key, shape, dtype)
+
+    def backward(self, stochasticity, cond=None):
+        """The flow, for None, or the process of this noise, from t_min to t_max."""
+        return equation(self.model, stochasticity, cond, up=True)
+
+    def data(self, state):
+        """The state."""
+        return state
+
+
+def equation(
+    model: Any, stochasticity: Scalar | None, cond: PyTree, up: bool = False
+) -> Callable | AbstractSDE:
+    """The flow (for None), or (3), of a model with a track; `up`, away from the data.
+
+    With v the velocity, n the noise and q = n^2 / 2 score the pull of the model,
+    dx = (-+ T v + lambda^2 q) ds + lambda n dw, the sign that of the direction.
+    """
+    flow = _Flow(model, cond, up)
+    return flow if stochasticity is None else _Process(flow, stochasticity)
+
+
 class _Flow(eqx.Module):
     """(3) with lambda = 0, for one sample."""
 
-    model: VelocityModel
+    model: Any
     cond: PyTree
+    up: bool = eqx.field(static=True)
 
     def time(self, s):
         """(t, T) at clock s."""
         low, high = self.model.track.t_min, self.model.track.t_max
-        return high - (high - low) * s, high - low
+        span = high - low
+        return low + span * s if self.up else high - span * s, span
 
     def one(self, method, t, x):
         """A method of the model for one sample."""
@@ -132,14 +192,14 @@ class _Flow(eqx.Module):
 
     def __call__(self, s, x):
         t, span = self.time(s)
-        return -span * self.one(self.model.velocity, t, x)
+        v = span * self.one(self.model.velocity, t, x)
+        return v if self.up else -v
 
 
-class _Backward(AbstractSDE):
+class _Process(AbstractSDE):
     """Equation (3), for one sample."""
 
-    model: VelocityModel
-    cond: PyTree
+    flow: _Flow
     stochasticity: Scalar
     t_min: Scalar = number(0.0)
     t_max: Scalar = number(1.0)
@@ -147,15 +207,13 @@ class _Backward(AbstractSDE):
 
     def drift(self, t, x):
         """The drift of (3) at clock t."""
-        flow = _Flow(self.model, self.cond)
-        time = flow.time(t)[0]
-        pull = self.model.track.gamma(time) * flow.one(self.model.latent, time, x)
-        return flow(t, x) - self.stochasticity**2 * pull
+        time = self.flow.time(t)[0]
+        pull = self.flow.one(self.flow.model.pull, time, x)
+        return self.flow(t, x) + self.stochasticity**2 * pull
 
     def diffusion(self, t, x):
         """The noise of (3) at clock t."""
-        gamma = self.model.track.gamma(_Flow(self.model, self.cond).time(t)[0])
-        return jnp.sqrt(2.0) * self.stochasticity * gamma
+        return self.stochasticity * self.flow.model.noise(self.flow.time(t)[0])
 
 
 def velocity_loss(
@@ -164,7 +222,7 @@ def velocity_loss(
     x0: Float[Array, "batch ..."],
     cond: PyTree = None,
     *,
-    coupling: Any = independent,
+    coupling: Callable = independent,
     times: Any = None,
     antithetic: bool = True,
     axis_name: AxisName | None = None,
@@ -177,12 +235,63 @@ def velocity_loss(
     uniform); `antithetic`, False takes one z for each sample, and with `bridge` the
     loss then has an infinite variance; `axis_name`, see `denoising_loss`.
     """
+    t, pairs, z = drawn(
+        model.track,
+        key,
+        x0,
+        cond,
+        coupling=coupling,
+        times=times,
+        axis_name=axis_name,
+    )
+    track, x0, x1, cond = model.track, pairs.x0, pairs.x1, pairs.cond
+    pair = isinstance(model.network, tuple)
+
+    def see(z):
+        """(its velocity, b, z - z_hat) of the batch."""
+        x = jax.vmap(track.point)(t, x0, x1, z).astype(x0.dtype)
+        v = jax.vmap(track.velocity)(t, x0, x1, z).astype(x0.dtype)
+        miss = z - model.latent(t, x, cond) if pair else jnp.zeros_like(x)
+        return v, model.velocity(t, x, cond), miss
+
+    v, b, miss = see(z)
+    if track.gamma(track.t_max) is None or not antithetic:
+        return noted(jnp.mean((b - v) ** 2) + jnp.mean(miss**2), pairs.notes)
+    v_, b_, miss_ = see(-z)
+    mean, odd = (v + v_) / 2, (v - v_) / 2  # dI/dt and gamma' z
+    loss = antithetic_square(b, b_, mean, odd) + (miss**2 + miss_**2) / 2
+    return noted(jnp.mean(loss), pairs.notes)
+
+
+def antithetic_square(
+    b: Array, b_: Array, mean: Array, odd: Array
+) -> Float[Array, "batch ..."]:
+    """The squares of b(x_+-) - (mean +- odd), halved and added, less those of odd.
+
+    What is left out is no function of b, and may be infinite where (b - b_) odd is not:
+    equation (2).
+    """
+    return ((b - mean) ** 2 + (b_ - mean) ** 2) / 2 - (b - b_) * odd
+
+
+def drawn(
+    track: AbstractTrack,
+    key: RandomKey,
+    x0: Float[Array, "batch ..."],
+    cond: PyTree,
+    *,
+    coupling: Callable,
+    times: Any,
+    axis_name: AxisName | None,
+) -> tuple[Float[Array, " batch"], Pairs, Float[Array, "batch ..."]]:
+    """(times, pairs of ends, latent noise) of a batch, the same on any mesh."""
     if x0.ndim < 2:
         raise ValueError(
-            "velocity_loss takes a batch of data of shape (batch, ...) with at least "
-            f"one axis per sample, got shape {x0.shape}. Use x0[:, None] for 1-D data."
+            "the loss of a track takes a batch of data of shape (batch, ...) with at "
+            f"least one axis per sample, got shape {x0.shape}. Use x0[:, None] for 1-D "
+            "data."
         )
-    track, dtype = model.track, jnp.promote_types(x0.dtype, jnp.float32)
+    dtype = jnp.promote_types(x0.dtype, jnp.float32)
     index, total = jnp.arange(x0.shape[0]), x0.shape[0]
     if axis_name is not None:
         index = index + total * jax.lax.axis_index(axis_name)
@@ -198,21 +307,6 @@ def velocity_loss(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         return jax.vmap(lambda k: draw(k, x0.shape[1:], x0.dtype))(keys)
 
-    x0, x1 = coupling(pair_key, x0, each(end_key, track.base.sample))
-    z = each(noise_key, jax.random.normal)
-
-    def see(z):
-        """(x_t, its velocity, b, z - z_hat) of the batch."""
-        x = jax.vmap(track.point)(t, x0, x1, z).astype(x0.dtype)
-        v = jax.vmap(track.velocity)(t, x0, x1, z).astype(x0.dtype)
-        pair = isinstance(model.network, tuple)
-        miss = z - model.latent(t, x, cond) if pair else jnp.zeros_like(x)
-        return v, model.velocity(t, x, cond), miss
-
-    v, b, miss = see(z)
-    if track.gamma(track.t_max) is None or not antithetic:
-        return jnp.mean((b - v) ** 2) + jnp.mean(miss**2)
-    v_, b_, miss_ = see(-z)
-    mean, odd = (v + v_) / 2, (v - v_) / 2  # dI/dt and gamma' z
-    loss = ((b - mean) ** 2 + (b_ - mean) ** 2 + miss**2 + miss_**2) / 2
-    return jnp.mean(loss - (b - b_) * odd)
+    x1 = each(end_key, track.base.sample)
+    pairs = couple(coupling, pair_key, x0, x1, cond, axis_name=axis_name)
+    return t, pairs, each(noise_key, jax.random.normal)

@@ -24,9 +24,9 @@ FILES = {
 }
 RANKS = {
     0: ["typing.py"],
-    1: ["base.py", "basis.py", "brownian.py", "radial.py"],
+    1: ["base.py", "basis.py", "brownian.py", "radial.py", "sinkhorn.py"],
     2: ["path.py", "sde.py", "reverse.py", "block.py", "generator.py", "track.py"],
-    3: ["processes/", "prediction.py", "coupling.py", "times.py", "weight.py"],
+    3: ["processes/", "prediction.py", "coupling/", "times.py", "weight.py"],
     4: ["denoiser.py"],
     5: ["loss.py", "guidance/", "solvers/", "mesh.py", "angle.py"]
     + ["augmented.py", "velocity.py", "vdm.py", "udm/"],

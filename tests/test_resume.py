@@ -365,15 +365,17 @@ def test_accumulation_is_the_mean_of_its_parts():
     """Against the parts' losses and gradients taken one by one."""
     network, key = model().network, jax.random.key(3)
     x0 = jnp.asarray(points()[:12])
-    value, grads = sdegen.train.gradients(network, model(), x0, None, key, accumulate=3)
+    value, grads, _ = sdegen.train.gradients(
+        network, model(), x0, None, key, accumulate=3
+    )
     parts = [
         sdegen.train.gradients(
             network, model(), x0[j::3], None, jax.random.fold_in(key, j)
         )
         for j in range(3)
     ]
-    chex.assert_trees_all_close(value, sum(v for v, _ in parts) / 3, rtol=1e-5)
-    mean = jax.tree.map(lambda *g: sum(g) / 3, *(g for _, g in parts))
+    chex.assert_trees_all_close(value, sum(v for v, _, _ in parts) / 3, rtol=1e-5)
+    mean = jax.tree.map(lambda *g: sum(g) / 3, *(g for _, g, _ in parts))
     chex.assert_trees_all_close(
         jax.tree.leaves(grads), jax.tree.leaves(mean), rtol=1e-4, atol=1e-6
     )

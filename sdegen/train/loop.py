@@ -7,6 +7,7 @@ again runs the same programs on the same numbers, and ends in the same bits.
 
 import dataclasses
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -150,6 +151,7 @@ def fit(
 
 def _loop(run, disk, recorder, watch, watch_every, profile, progress):
     start, losses, pending, heard = run.done, [], deque(), False
+    unsolved: dict[str, float] = {}
     if recorder is not None and disk.here:
         recorder.rewind(start)
     good, copied = None, time.perf_counter()
@@ -169,12 +171,18 @@ def _loop(run, disk, recorder, watch, watch_every, profile, progress):
             bad = int(np.argmin(finite))
             _non_finite(first + bad, metrics["loss"][bad], run, disk, good)
         losses.append(metrics["loss"])
-        mean, norm = float(metrics["loss"].mean()), float(metrics["grad_norm"].mean())
+        metrics.pop("update_norm")
+        names = ("loss", "grad_norm", *metrics)
+        means = {name: float(metrics[name].mean()) for name in names}
+        for name, share in means.items():
+            if name.endswith("_unsolved"):
+                unsolved[name] = unsolved.get(name, 0.0) + share * count
+        mean = means["loss"]
         rates = speed.passed(count)
         bar.set_postfix_str(_postfix(mean, rates), refresh=False)
         bar.update(count)
         if recorder is not None:
-            recorder.row(step=first + count, loss=mean, grad_norm=norm)
+            recorder.row(step=first + count, **means)
             recorder.timing(step=first + count, **rates)
 
     guard = Preemption(run.feed.mesh) if disk.here else nullcontext()
@@ -223,8 +231,22 @@ def _loop(run, disk, recorder, watch, watch_every, profile, progress):
         while pending:
             settle()
     disk.close()
+    _warn_of_unsolved(unsolved, run.done - start)
     losses = np.concatenate(losses) if losses else np.zeros(0, np.float32)
     return Fit(run.averaged(), run.state, losses, start)
+
+
+def _warn_of_unsolved(unsolved, steps):
+    """Say so where the plans of a coupling were not those that were asked for."""
+    for name, total in unsolved.items():
+        if total > 0:
+            warnings.warn(
+                f"{total / steps:.1%} of the plans of the coupling did not reach their "
+                f'tolerance (the column "{name}" of the record); what was reached was '
+                "used. Give it more max_iterations, a larger regularisation or a "
+                "looser tolerance.",
+                stacklevel=4,
+            )
 
 
 def _postfix(loss, rates):

@@ -209,10 +209,13 @@ def advance(leaves, arrays, fed, static):
         state = jax.tree.unflatten(structure, leaves)
         arguments = (state.network, given, fed, state.step)
         if mesh is None:
-            value, grads = _part(*arguments, accumulate=accumulate)
+            found = _part(*arguments, accumulate=accumulate)
         else:
-            value, grads = _on_mesh(*arguments, mesh=mesh, accumulate=accumulate)
-        state, metrics = apply_gradients(state, value, grads, transform, averages)
+            found = _on_mesh(*arguments, mesh=mesh, accumulate=accumulate)
+        value, grads, notes = found
+        state, metrics = apply_gradients(
+            state, value, grads, transform, averages, notes
+        )
         leaves = jax.tree.leaves(state)
         if mesh is not None:
             shardings = parameter_sharding(leaves, mesh)
@@ -223,7 +226,7 @@ def advance(leaves, arrays, fed, static):
 
 
 def _part(network, given, fed, step, *, accumulate, axes=None, dims=None):
-    """(loss, gradient) of the batch of `step`, or of this device's part of it."""
+    """(loss, gradient, notes) of the batch of `step`, or of a device's part of it."""
     shell, loss, augment, key, held = given
     x0, cond = take(held, fed)
     if augment is not None:
@@ -342,15 +345,15 @@ def _on_mesh(network, given, fed, step, *, mesh, accumulate):
 
     def per_device(arrays, fed, step):
         network, given = eqx.combine(arrays, static)
-        value, grads = _part(
+        value, grads, notes = _part(
             network, given, fed, step, accumulate=accumulate, axes=axes, dims=dims
         )
-        return value, jax.tree.map(average, grads, trained_dims)
+        return value, jax.tree.map(average, grads, trained_dims), notes
 
     return jax.shard_map(
         per_device,
         mesh=mesh,
         in_specs=((specs(arrays[0]), P()), P(axes), P()),
-        out_specs=(P(), specs(trained)),
+        out_specs=(P(), specs(trained), P()),
         check_vma=False,
     )(arrays, fed, step)

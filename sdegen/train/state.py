@@ -7,7 +7,7 @@ Diffrax itself, need `shard_map(check_vma=False)`).
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from .. import average
 from ..average import AbstractAverage, as_averages
+from ..coupling.pairs import unnoted
 from ..loss import denoising_loss
 from ..optimizer import global_norm
 from ..typing import AxisName, PyTree, RandomKey, Scalar, ScalarLike
@@ -58,10 +59,10 @@ def gradients(
     loss: Callable = denoising_loss,
     axis_name: AxisName | None = None,
     accumulate: int = 1,
-) -> tuple[Scalar, PyTree]:
-    """(loss, its gradient with respect to the network), on a batch.
+) -> tuple[Scalar, PyTree, dict[str, Scalar]]:
+    """(loss, its gradient with respect to the network, notes), on a batch.
 
-    With `axis_name` the batch is one device's part: the loss is the mean over all, the
+    The notes are those of the loss's coupling, {} if it has none. With `axis_name` the batch is one device's part: the loss is the mean over all, the
     gradient still the part's, whose mean over the devices is the gradient. With
     `accumulate` = k the batch is worked off in k parts, one after the other in less
     memory: part j holds the samples i with i % k = j and uses fold_in(key, j).
@@ -69,12 +70,17 @@ def gradients(
 
     def part(network, x0, cond, key):
         full = dataclasses.replace(denoiser, network=network)
-        value = loss(full, key, x0, cond, axis_name=axis_name)
+        out = unnoted(loss(full, key, x0, cond, axis_name=axis_name))
         # The mean belongs inside: where autodiff sums gradients of replicated arrays
         # by itself (shard_map with its checks) it then sums the right thing.
-        return value if axis_name is None else jax.lax.pmean(value, axis_name)
+        return out if axis_name is None else jax.lax.pmean(out, axis_name)
 
-    grad = eqx.filter_value_and_grad(part)
+    def grad(*arguments):
+        (value, notes), slope = eqx.filter_value_and_grad(part, has_aux=True)(
+            *arguments
+        )
+        return value, slope, notes
+
     if accumulate == 1:
         return grad(network, x0, cond, key)
 
@@ -98,8 +104,9 @@ def apply_gradients(
     grads: PyTree,
     transform: optax.GradientTransformation,
     averages: Sequence[AbstractAverage],
+    notes: Mapping[str, Scalar] = {},  # noqa: B006
 ) -> tuple[TrainState, dict[str, Scalar]]:
-    """The next state, and `loss`, `grad_norm` and `update_norm`."""
+    """The next state, and `loss`, `grad_norm`, `update_norm` and the notes."""
     params = eqx.filter(state.network, eqx.is_inexact_array)
     updates, opt_state = transform.update(grads, state.opt_state, params)
     network = eqx.apply_updates(state.network, updates)
@@ -110,6 +117,7 @@ def apply_gradients(
         "loss": value,
         "grad_norm": global_norm(grads),
         "update_norm": global_norm(updates),
+        **notes,
     }
 
 
@@ -134,10 +142,10 @@ def train_step(
     (see `sdegen.average`); `axis_name`, the mapped axis if the batch is one device's
     part of it; `accumulate`, parts that the batch is worked off in.
 
-    **Returns:** the next state, and `loss`, `grad_norm` and `update_norm`, which
-    the caller looks at now and then: the step itself never raises.
+    **Returns:** the next state, and `loss`, `grad_norm`, `update_norm` and the notes of
+    the coupling, which the caller looks at now and then: the step itself never raises.
     """
-    value, grads = gradients(
+    value, grads, notes = gradients(
         state.network,
         denoiser,
         x0,
@@ -149,4 +157,5 @@ def train_step(
     )
     if axis_name is not None:
         grads = jax.lax.pmean(grads, axis_name)
-    return apply_gradients(state, value, grads, transform, as_averages(ema))
+    averages = as_averages(ema)
+    return apply_gradients(state, value, grads, transform, averages, notes)
