@@ -21,6 +21,8 @@ from .base import StudentT as StudentT
 from .basis import DCT as DCT
 from .basis import AbstractBasis as AbstractBasis
 from .block import AbstractBlockSDE as AbstractBlockSDE
+from .bridge import SchroedingerBridge as SchroedingerBridge
+from .bridge import bridge_loss as bridge_loss
 from .check import check as check
 from .denoiser import AbstractDenoiser as AbstractDenoiser
 from .denoiser import Denoiser as Denoiser
@@ -101,5 +103,6 @@ from .train import train_step as train_step
 from .typing import number as number
 from .vdm import VDM as VDM
 from .vdm import vdm_loss as vdm_loss
+from .velocity import Upward as Upward
 from .velocity import VelocityModel as VelocityModel
 from .velocity import velocity_loss as velocity_loss

@@ -15,7 +15,8 @@ far its rows are from a is the error. eps falls geometrically from the largest c
 (Schmitzer 2019, "Stabilized sparse scaling algorithms"), after which each update goes
 `RELAXATION` times as far as (2), which near the solution needs a small part of the
 iterations (Thibault et al. 2021, "Overrelaxed Sinkhorn-Knopp algorithm"); where the
-error grew the next one is a plain one.
+error grew the next one is a plain one. (`sdegen.metrics` moves both potentials at once,
+which is faster between a set and itself, and slower between two.)
 """
 
 from typing import NamedTuple
@@ -99,7 +100,7 @@ def potentials(
         k, f, g, last = state
         now = jnp.maximum(eps, start * _FALL**k)
         to_f = rows(g, now)
-        there = now <= eps
+        there = ~(now > eps)  # also where the cost is nan, to stop
         error = jnp.where(there, misplaced(f, to_f), jnp.inf)
         far = jnp.where(there & (error < last), relaxation, 1.0).astype(cost.dtype)
         f = f + far * (to_f - f)

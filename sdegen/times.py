@@ -115,6 +115,23 @@ class LogNormal(AbstractTimes):
         return jax.vmap(path.inverse())(jax.nn.softplus(-log_ratio))
 
 
+class Nodes(AbstractTimes):
+    """The times at which a flow of so many equal Euler steps is asked, equally often.
+
+    t_max, and the steps below it but the last. One is distillation: only the velocity
+    at the start of a path counts, and one step of Euler's method samples (Liu et al.
+    2023, "Flow straight and fast", section 2.2).
+    """
+
+    steps: int = eqx.field(default=1, static=True)
+    stratified: bool = eqx.field(default=True, static=True)
+
+    def quantile(self, path, u):
+        """The times with probability u below them."""
+        node = jnp.ceil(u * self.steps) / self.steps
+        return path.t_min + (path.t_max - path.t_min) * node
+
+
 # -- grids -----------------------------------------------------------------------------
 
 

@@ -62,7 +62,7 @@ class VelocityModel(AbstractGenerator):
     ) -> Float[Array, "batch ..."]:
         """b(t, x) on a batch, t of shape () or (batch,)."""
         pair = isinstance(self.network, tuple)
-        return _call(self.network[0] if pair else self.network, t, x, cond)
+        return call_network(self.network[0] if pair else self.network, t, x, cond)
 
     def latent(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
@@ -74,7 +74,7 @@ class VelocityModel(AbstractGenerator):
                 "networks, for the velocity and for the latent noise, or sample with "
                 "stochasticity=0."
             )
-        return _call(self.network[1], t, x, cond)
+        return call_network(self.network[1], t, x, cond)
 
     def score(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
@@ -95,12 +95,19 @@ class VelocityModel(AbstractGenerator):
         """sqrt(2) gamma: the noise of (3) on its clock, for lambda = 1."""
         return jnp.sqrt(2.0) * self.track.gamma(t)
 
-    def pull(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    def reversal(
+        self,
+        t: Time,
+        x: Float[Array, "batch ..."],
+        cond: PyTree,
+        strength: ScalarLike,
+        up: bool,
     ) -> Float[Array, "batch ..."]:
-        """-gamma z_hat: half the square of the noise times the score."""
-        z = self.latent(t, x, cond)
-        return -batched(self.track.gamma, float_array(t), x) * z
+        """The drift of (3), up or down, on a batch."""
+        span = self.track.t_max - self.track.t_min
+        z, v = self.latent(t, x, cond), span * self.velocity(t, x, cond)
+        pull = batched(self.track.gamma, float_array(t), x) * z
+        return (v if up else -v) - strength**2 * pull
 
     def backward(self, stochasticity, cond=None):
         """The flow, for None, or equation (3)."""
@@ -124,7 +131,8 @@ class VelocityModel(AbstractGenerator):
                 )
 
 
-def _call(network, t, x, cond):
+def call_network(network, t, x, cond):
+    """The output of a network at times () or (batch,), checked."""
     out = network(jnp.broadcast_to(float_array(t), x.shape[:1]), x, cond)
     if getattr(out, "shape", None) != x.shape:
         raise ValueError(
@@ -166,8 +174,7 @@ def equation(
 ) -> Callable | AbstractSDE:
     """The flow (for None), or (3), of a model with a track; `up`, away from the data.
 
-    With v the velocity, n the noise and q = n^2 / 2 score the pull of the model,
-    dx = (-+ T v + lambda^2 q) ds + lambda n dw, the sign that of the direction.
+    A model has a `track`, its `velocity`, and for (3) a `reversal` and its `noise`.
     """
     flow = _Flow(model, cond, up)
     return flow if stochasticity is None else _Process(flow, stochasticity)
@@ -186,9 +193,10 @@ class _Flow(eqx.Module):
         span = high - low
         return low + span * s if self.up else high - span * s, span
 
-    def one(self, method, t, x):
+    def one(self, method, t, x, *more):
         """A method of the model for one sample."""
-        return method(t, x[None], jax.tree.map(lambda c: c[None], self.cond))[0]
+        cond = jax.tree.map(lambda c: c[None], self.cond)
+        return method(t, x[None], cond, *more)[0]
 
     def __call__(self, s, x):
         t, span = self.time(s)
@@ -207,9 +215,9 @@ class _Process(AbstractSDE):
 
     def drift(self, t, x):
         """The drift of (3) at clock t."""
-        time = self.flow.time(t)[0]
-        pull = self.flow.one(self.flow.model.pull, time, x)
-        return self.flow(t, x) + self.stochasticity**2 * pull
+        flow = self.flow
+        more = self.stochasticity, flow.up
+        return flow.one(flow.model.reversal, flow.time(t)[0], x, *more)
 
     def diffusion(self, t, x):
         """The noise of (3) at clock t."""

@@ -28,7 +28,7 @@ RANKS = {
     2: ["path.py", "sde.py", "reverse.py", "block.py", "generator.py", "track.py"],
     3: ["processes/", "prediction.py", "coupling/", "times.py", "weight.py"],
     4: ["denoiser.py"],
-    5: ["loss.py", "guidance/", "solvers/", "mesh.py", "angle.py"]
+    5: ["loss.py", "guidance/", "solvers/", "mesh.py", "angle.py", "bridge.py"]
     + ["augmented.py", "velocity.py", "vdm.py", "udm/"],
     6: ["generate.py", "sample.py", "simulate.py", "likelihood/", "score_error.py"]
     + ["check/", "nonlinear/", "transition.py", "particles.py", "inverse/"],
