@@ -71,6 +71,10 @@ from .processes import StraightFlow as StraightFlow
 from .processes import SubVP as SubVP
 from .radial import Radial as Radial
 from .record import Recorder as Recorder
+from .reflow import Reflow as Reflow
+from .reflow import Round as Round
+from .reflow import rectify as rectify
+from .reflow import reflow as reflow
 from .reverse import ProbabilityFlow as ProbabilityFlow
 from .reverse import ReverseSDE as ReverseSDE
 from .reverse import probability_flow as probability_flow

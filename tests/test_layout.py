@@ -35,7 +35,7 @@ RANKS = {
     7: ["nets/", "data/", "metrics/", "checkpoint.py", "record.py", "pictures.py"]
     + ["optimizer.py", "learn.py", "average.py", "speed.py", "writers.py"],
     8: ["train/", "posthoc_ema.py", "report.py", "tilt.py"],
-    9: ["cli.py", "sweep/"],
+    9: ["cli.py", "reflow.py", "sweep/"],
     10: ["__init__.py"],
 }
 """A folder stands for all its files. The roof is the list of exports."""
