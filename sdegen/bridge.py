@@ -28,7 +28,7 @@ on the clock s of the direction; lambda = 1 is the bridge, in one network call.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -39,6 +39,7 @@ from .base import AbstractBase, Gaussian
 from .coupling.pairs import independent, noted
 from .generator import AbstractGenerator
 from .processes.interpolant import StochasticInterpolant
+from .solvers.pinned import PinnedEuler
 from .typing import AxisName, PyTree, RandomKey, Scalar, ScalarLike, Time, number
 from .velocity import antithetic_square, call_network, drawn, equation
 
@@ -55,6 +56,7 @@ class SchroedingerBridge(AbstractGenerator):
     goes the other way. Train it by `loss=bridge_loss`.
     """
 
+    noisy_solver: ClassVar = PinnedEuler
     network: Any
     sigma: Scalar = number(1.0)
     base: AbstractBase = eqx.field(default_factory=Gaussian)

@@ -46,7 +46,8 @@ def generate(
     adaptive = grid if isinstance(grid, Adaptive) else None
     noisy = stochasticity is not None
     if solver is None:
-        quick = dfx.Heun() if not noisy else dfx.Euler()
+        noisily = getattr(generator, "noisy_solver", dfx.Euler)
+        quick = noisily() if noisy else dfx.Heun()
         solver = quick if adaptive is None else dfx.ShARK() if noisy else dfx.Tsit5()
     check_solver(solver, adaptive is not None, noisy)
     dtype = jnp.result_type(float) if start is None else jnp.asarray(start).dtype

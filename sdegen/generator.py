@@ -19,7 +19,8 @@ from .typing import PyTree, RandomKey, Scalar
 class AbstractGenerator(eqx.Module):
     """From noise to data on a clock that rises from 0 (noise) to 1 (data).
 
-    Everything is for one sample. The state may have another shape than the data.
+    Everything is for one sample. The state may have another shape than the data. An
+    attribute `noisy_solver`, a class, is the solver of its noise by default.
     """
 
     @abc.abstractmethod

@@ -126,6 +126,40 @@ def point_clouds(
     return _save(figure, path)
 
 
+def paths(
+    path: str | Path,
+    groups: Mapping[tuple[str, str], Float[np.ndarray, "frames n 2"]],
+    *,
+    shown: int = 200,
+) -> Path:
+    """Points on their way through the plane: {(row, column): frames}, on equal axes.
+
+    Starts are grey, ends blue, the ways between them thin lines.
+    """
+    rows = list(dict.fromkeys(row for row, _ in groups))
+    columns = list(dict.fromkeys(column for _, column in groups))
+    figure = _figure(2.4 * len(columns), 2.5 * len(rows))
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for i, row in enumerate(rows):
+        own = [np.asarray(z) for (r, _), z in groups.items() if r == row]
+        limit = 1.1 * max(float(np.quantile(np.abs(z), 0.999)) for z in own)
+        for j, column in enumerate(columns):
+            axis = axes[i, j]
+            axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+            axis.set(xticks=[], yticks=[])
+            if i == 0:
+                axis.set_title(column, fontsize=10)
+            if j == 0:
+                axis.set_ylabel(row, fontsize=9)
+            if (row, column) not in groups:
+                continue
+            z = np.asarray(groups[row, column])[:, :shown]
+            axis.plot(z[..., 0], z[..., 1], color="tab:olive", lw=0.4, alpha=0.5)
+            axis.plot(*z[0].T, ".", color="0.4", ms=2)
+            axis.plot(*z[-1].T, ".", color="tab:blue", ms=2)
+    return _save(figure, path)
+
+
 def curves(
     path: str | Path,
     groups: Mapping[str, Sequence[float] | tuple],

@@ -23,6 +23,7 @@ score of the model is 0 / 0.
 from collections.abc import Callable
 from typing import Any
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -155,6 +156,11 @@ class Upward(AbstractGenerator):
 
     model: Any
     base: AbstractBase
+
+    @property
+    def noisy_solver(self):
+        """That of the model."""
+        return getattr(self.model, "noisy_solver", dfx.Euler)
 
     def start(self, key, shape, dtype=None):
         """A draw of x0."""

@@ -15,5 +15,11 @@ from .sets import fashion_mnist as fashion_mnist
 from .sets import mnist as mnist
 from .stream import AbstractStream as AbstractStream
 from .stream import Arrays as Arrays
+from .planar import Planar as Planar
+from .planar import checkerboard as checkerboard
+from .planar import eight_gaussians as eight_gaussians
+from .planar import gaussian as gaussian
+from .planar import moons as moons
+from .planar import s_curve as s_curve
 from .toy import Mixture as Mixture
 from .toy import ring as ring

@@ -13,6 +13,7 @@ from .er_sde import ERSDE as ERSDE
 from .heun import EDMHeun as EDMHeun
 from .langevin import Langevin as Langevin
 from .multistep import Weights as Weights
+from .pinned import PinnedEuler as PinnedEuler
 from .semilinear import SemilinearTerm as SemilinearTerm
 from .solve import GridController as GridController
 from .solve import Solution as Solution

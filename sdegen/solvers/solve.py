@@ -93,6 +93,8 @@ def evaluations(solver: dfx.AbstractSolver, steps: Int[Array, ""]) -> Array:
         return 1 * steps
     if isinstance(solver, dfx.ReversibleHeun):
         return steps + 1
+    if hasattr(solver, "calls"):
+        return solver.calls * steps
     return jnp.full_like(steps, -1)
 
 

@@ -1,0 +1,157 @@
+"""Digits in one step: a rectified flow, the flow of its own pairs, and distillation.
+
+python experiments/reflow.py
+python experiments/reflow.py --coupling exact
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import diffrax
+import equinox as eqx
+import jax
+import numpy as np
+
+import sdegen
+from sdegen import cli, coupling, metrics, nets, pictures, prediction, times
+from sdegen.data import digits
+from sdegen.record import Recorder, table
+
+FINE = 32  # steps of the default solver: the flow itself
+
+
+@dataclass(frozen=True)
+class Config:
+    coupling: Literal["independent", "exact"] = "independent"
+    """Which noise goes with which digit in the first round."""
+    network: nets.Unet | nets.Mlp = nets.Unet(channels=24)
+    """What predicts the velocity."""
+    optimizer: sdegen.AdamW | sdegen.Lion = field(
+        default_factory=lambda: sdegen.AdamW(learning_rate=3e-3, warmup=50)
+    )
+    """How it learns."""
+    steps: int = 1500
+    """Training steps of each round, and of the distillation."""
+    batch_size: int = 64
+    """Images, or pairs, per step."""
+    ema: float = 0.998
+    """Decay of the averaged network, which is the one that samples."""
+    pairs: int = 8192
+    """Pairs that each flow makes."""
+    euler: tuple[int, ...] = (1, 2, 4, 8)
+    """Steps of Euler's method, one evaluation each."""
+    draws: int = 3
+    """Sets of samples over which the figures are averaged, with a standard error."""
+    seed: int = 0
+    """Of the data's halves, the network, the training, the pairs and the samples."""
+    quick: bool = False
+    """A run of seconds that only shows that everything works."""
+    out: Path = Path("runs/reflow")
+    """Directory for config.json, rows.jsonl and the picture."""
+
+
+def solved(config: Config, model, shape, counts) -> dict[int, np.ndarray]:
+    """Samples, (draws, n, ...), by number of steps; the starts are always the same."""
+    sets = {}
+    for n in counts:
+        how = {"grid": FINE}
+        if n != FINE:
+            how = {"solver": diffrax.Euler(), "grid": times.UniformGrid(n)}
+        draws = []
+        for draw in range(config.draws):
+            key = jax.random.key(config.seed + 1 + draw)
+            out = sdegen.sample(key, model, shape, **how)
+            if not bool(out.ok):
+                raise ValueError(f"{n} steps did not reach the data: {out.result}")
+            draws.append(np.asarray(out.x))
+        sets[n] = np.stack(draws)
+    return sets
+
+
+def figures(sets, held, ends=None) -> dict[str, float]:
+    """W2, MMD^2 and its standard error, and how far from where the flow ends."""
+    off = float("nan")
+    if ends is not None:
+        gaps = (sets - ends).reshape(len(sets) * len(held), -1)
+        off = float(np.linalg.norm(gaps, axis=1).mean())
+    sets = np.clip(sets, -1, 1)
+    mmd2 = [
+        sum(metrics.mmd2(images, held, bandwidth=h) for h in (1, 2, 3, 4, 5))
+        for images in sets
+    ]
+    return {
+        "W2": float(np.mean([metrics.w2(images, held) for images in sets])),
+        "MMD2": float(np.mean(mmd2)),
+        "+-": float(np.std(mmd2) / max(1, len(sets) - 1) ** 0.5),
+        "off": off,
+    }
+
+
+def draw(path: Path, blocks: dict[str, dict[int, np.ndarray]], columns: int = 16):
+    """A block for each flow, a line for each number of steps, a column a start."""
+    from matplotlib.figure import Figure
+
+    lines = [len(block) for block in blocks.values()]
+    figure = Figure((9, 0.5 * sum(lines) + 0.4 * len(lines)), layout="constrained")
+    axes = figure.subplots(len(blocks), 1, height_ratios=lines)
+    for axis, (name, block) in zip(axes, blocks.items(), strict=True):
+        picture = 255 - pictures.tile([sets[0, :columns] for sets in block.values()])
+        axis.imshow(picture)
+        axis.set_title(name, loc="left", fontweight="bold")
+        middles = (np.arange(len(block)) + 0.5) * len(picture) / len(block)
+        axis.set_yticks(middles, [f"{n} step{'s' * (n > 1)}" for n in block])
+        axis.set_xticks([])
+        axis.tick_params(length=0)
+    figure.savefig(path, dpi=150)
+
+
+def main(config: Config) -> None:
+    small = nets.Mlp(16, 1)
+    config = cli.shrink(config, network=small, steps=20, pairs=256, draws=1)
+    (train, _), (held, _) = digits(config.seed)
+    held = held[: len(train)]
+    key = jax.random.key(config.seed)
+    network = config.network(train.shape[1:], jax.random.fold_in(key, 0))
+    model = sdegen.Denoiser(
+        network, sdegen.RectifiedFlow(), prediction.velocity, sigma_data=train.std()
+    )
+    how = {"steps": config.steps, "batch_size": config.batch_size, "ema": config.ema}
+    how |= {"optimizer": config.optimizer, "seed": config.seed}
+    first = coupling.independent
+    if config.coupling == "exact":
+        first = coupling.ExactOT()
+    moved = {"cost": float("nan"), "straightness": float("nan")}
+    rows = [{"flow": "real half", "steps": 0} | figures(train[None], held) | moved]
+    blocks = {}
+    rounds = sdegen.rectify(
+        key, model, train, rounds=2, n=config.pairs, coupling=first, **how
+    )
+    for number, model, pairs in rounds:
+        sets = solved(config, model, held.shape, (*config.euler, FINE))
+        cost, bend = pairs.transport_cost, pairs.straightness
+        for n, images in sets.items():
+            row = {"flow": f"{number}-rectified", "steps": n}
+            row |= figures(images, held, sets[FINE])
+            rows.append(row | {"cost": cost, "straightness": bend})
+        blocks[f"{number}-rectified flow"] = sets
+    # The last model and its pairs: only the velocity at the start of a path is learned.
+    loss = eqx.Partial(
+        sdegen.denoising_loss, coupling=coupling.paired, times=times.Nodes(1)
+    )
+    student = sdegen.fit(model, pairs.stream, loss=loss, **how).denoiser
+    one = solved(config, student, held.shape, (1,))
+    rows.append(
+        {"flow": "distilled", "steps": 1} | figures(one[1], held, sets[FINE]) | moved
+    )
+    blocks["one-step distillation of the 2-rectified flow"] = one
+    with Recorder(config.out, config) as recorder:
+        for row in rows:
+            recorder.row(**row)
+    draw(config.out / "steps.png", blocks)
+    print("\n" + table(rows))
+    print(f"picture: {config.out}/steps.png")
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)
