@@ -25,23 +25,23 @@ FINE = 32  # steps of the default solver: the flow itself
 class Config:
     coupling: Literal["independent", "exact"] = "independent"
     """Which noise goes with which digit in the first round."""
-    network: nets.Unet | nets.Mlp = nets.Unet(channels=24)
+    network: nets.Unet | nets.Mlp = nets.Unet(channels=16)
     """What predicts the velocity."""
     optimizer: sdegen.AdamW | sdegen.Lion = field(
         default_factory=lambda: sdegen.AdamW(learning_rate=3e-3, warmup=50)
     )
     """How it learns."""
-    steps: int = 1500
+    steps: int = 1200
     """Training steps of each round, and of the distillation."""
     batch_size: int = 64
     """Images, or pairs, per step."""
     ema: float = 0.998
     """Decay of the averaged network, which is the one that samples."""
-    pairs: int = 8192
+    pairs: int = 4096
     """Pairs that each flow makes."""
     euler: tuple[int, ...] = (1, 2, 4, 8)
     """Steps of Euler's method, one evaluation each."""
-    draws: int = 3
+    draws: int = 2
     """Sets of samples over which the figures are averaged, with a standard error."""
     seed: int = 0
     """Of the data's halves, the network, the training, the pairs and the samples."""
@@ -96,7 +96,11 @@ def draw(path: Path, blocks: dict[str, dict[int, np.ndarray]], columns: int = 16
     figure = Figure((9, 0.5 * sum(lines) + 0.4 * len(lines)), layout="constrained")
     axes = figure.subplots(len(blocks), 1, height_ratios=lines)
     for axis, (name, block) in zip(axes, blocks.items(), strict=True):
-        picture = 255 - pictures.tile([sets[0, :columns] for sets in block.values()])
+        images = np.stack([sets[0, :columns] for sets in block.values()])
+        margin = np.pad(
+            images, [(0, 0)] * 2 + [(1, 1)] * 2 + [(0, 0)], constant_values=-1
+        )
+        picture = 255 - pictures.tile(margin)
         axis.imshow(picture)
         axis.set_title(name, loc="left", fontweight="bold")
         middles = (np.arange(len(block)) + 0.5) * len(picture) / len(block)
@@ -124,8 +128,9 @@ def main(config: Config) -> None:
     moved = {"cost": float("nan"), "straightness": float("nan")}
     rows = [{"flow": "real half", "steps": 0} | figures(train[None], held) | moved]
     blocks = {}
+    making = {"n": config.pairs, "grid": FINE // 2, "batch_pairs": 512}
     rounds = sdegen.rectify(
-        key, model, train, rounds=2, n=config.pairs, coupling=first, **how
+        key, model, train, rounds=2, coupling=first, **making, **how
     )
     for number, model, pairs in rounds:
         sets = solved(config, model, held.shape, (*config.euler, FINE))

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .base import AbstractBase, Gaussian
-from .coupling.pairs import independent, noted
+from .coupling.pairs import Loss, independent, noted
 from .generator import AbstractGenerator
 from .processes.interpolant import StochasticInterpolant
 from .solvers.pinned import PinnedEuler
@@ -142,7 +142,7 @@ def bridge_loss(
     coupling: Callable = independent,
     times: Any = None,
     axis_name: AxisName | None = None,
-) -> Scalar:
+) -> Loss:
     """The regression of both networks on (2): `fit(model, data, loss=bridge_loss)`.
 
     Per coordinate, on z and -z in a pair, less the part of the noise that no network

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import weight as weights
-from .coupling.pairs import Ends, couple, independent, noted
+from .coupling.pairs import Ends, Loss, couple, independent, noted
 from .denoiser import AbstractDenoiser, Denoiser, batched
 from .path import basis_of, check_sample
 from .times import AbstractTimes, Uniform
-from .typing import AxisName, PyTree, RandomKey, Scalar
+from .typing import AxisName, PyTree, RandomKey
 
 
 def denoising_loss(
@@ -33,7 +33,7 @@ def denoising_loss(
     weight: Callable = weights.uniform,
     exact: AbstractDenoiser | None = None,
     axis_name: AxisName | None = None,
-) -> Scalar:
+) -> Loss:
     """The mean weighted squared error per coordinate of the prediction, on a batch.
 
     **Arguments:** `x0`, data of shape (batch, ...); `cond`, a pytree of arrays with the

@@ -102,7 +102,9 @@ def reflow(
     if start is not None:
         shape = tuple(np.shape(start)[1:])
         if len(start) != n:
-            raise ValueError(f"start needs a row for each of {n} pairs, got {len(start)}.")
+            raise ValueError(
+                f"start needs a row for each of {n} pairs, got {len(start)}."
+            )
     if shape is None or n < 1:
         raise ValueError(
             "reflow needs the number of pairs and the shape of one sample, shape=(2,), "
@@ -299,7 +301,9 @@ def rectify(
     source, first = (data, conditions), coupling
     for k in range(rounds):
         chosen = eqx.Partial(loss, coupling=first)
-        done = fit(model, source[0], cond=source[1], loss=chosen, seed=seed + k, **options)
+        done = fit(
+            model, source[0], cond=source[1], loss=chosen, seed=seed + k, **options
+        )
         model = done.denoiser
         up = both_ways and k % 2 == 0
         mover, start = model, None

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .base import AbstractBase, Gaussian
-from .coupling.pairs import Pairs, couple, independent, noted
+from .coupling.pairs import Loss, Pairs, couple, independent, noted
 from .denoiser import batched
 from .generator import AbstractGenerator
 from .sde import AbstractSDE
@@ -240,7 +240,7 @@ def velocity_loss(
     times: Any = None,
     antithetic: bool = True,
     axis_name: AxisName | None = None,
-) -> Scalar:
+) -> Loss:
     """Equation (2) on a batch, per coordinate: `fit(model, data, loss=velocity_loss)`.
 
     **Arguments:** `x0`, data of shape (batch, ...); `cond`, as in `denoising_loss`;

@@ -460,6 +460,7 @@ def test_times_stay_on_the_path_in_float32(name, float32):
 
 # -- couplings -------------------------------------------------------------------------
 
+
 def _couplings():
     """Every function and default module of the package that pairs two batches."""
     for name, found in vars(sdegen.coupling).items():

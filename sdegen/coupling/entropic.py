@@ -89,7 +89,8 @@ class EntropicOT(eqx.Module):
             others, their_cond = jax.tree.map(
                 lambda a: jax.lax.all_gather(a, axis_name, tiled=True), (x1, cond)
             )
-            cost = cost_matrix(x0, others, cond, their_cond, self.condition_weight)
+            weight = self.condition_weight
+            cost = cost_matrix(x0, others, cond, their_cond, weight, axis_name)
             eps = jax.lax.pmean(self._eps(x0, others), axis_name)
             solved = self._solve(cost, eps, axis_name)
             pick = _draw(u, solved, cost, eps)

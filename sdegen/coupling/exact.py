@@ -11,6 +11,9 @@ from ..typing import PyTree, RandomKey, Scalar, number
 from .pairs import Pairs
 from .transport import check_points, plans
 
+_PIECE = 16_000
+"""Numbers in one argument of the callback: 64 kB. From 100 kB on a thread copies."""
+
 
 class ExactOT(eqx.Module):
     """The cheapest matching of each `points` rows of the batch.
@@ -43,7 +46,10 @@ class ExactOT(eqx.Module):
         """x0 as it is, with the x1 that is matched to each of its rows."""
         cost = plans(x0, x1, cond, self.points, self.condition_weight)
         shape = jax.ShapeDtypeStruct(cost.shape[:-1], jnp.int32)
-        match = jax.pure_callback(_assign, shape, cost, vmap_method="expand_dims")
+        # One plan at a time under vmap, so that each piece stays as small as it is.
+        match = jax.pure_callback(
+            _assign, shape, *_pieces(cost), vmap_method="sequential"
+        )
         rows = match + jnp.arange(0, x0.shape[0], cost.shape[-1])[:, None]
         bad = 1 - jnp.isfinite(cost).all(axis=(1, 2))
         notes = {"coupling_unsolved": jnp.mean(bad.astype(cost.dtype))}
@@ -53,12 +59,26 @@ class ExactOT(eqx.Module):
         check_points(self.points)
 
 
-def _assign(cost):
+def _pieces(cost):
+    """The matrices as flat arrays of at most `_PIECE` numbers, and their shape.
+
+    JAX copies a larger argument of a callback by a thread of the pool that runs the
+    program, and with few cores all of them may be waiting for the callback: a deadlock.
+    """
+    flat = cost.astype(jnp.float32).reshape(-1)
+    cuts = range(_PIECE, flat.size, _PIECE)
+    return np.array(cost.shape, np.int32), *jnp.split(flat, list(cuts))
+
+
+def _assign(shape, *pieces):
     """The columns matched to the rows of each matrix; never raises."""
-    cost = np.asarray(cost, np.float64)
-    flat = cost.reshape(-1, *cost.shape[-2:])
-    match = np.tile(np.arange(cost.shape[-1], dtype=np.int32), (len(flat), 1))
-    for i, c in enumerate(flat):
+    flat = np.concatenate([np.asarray(p) for p in pieces])
+    cost = flat.astype(np.float64).reshape(np.asarray(shape))
+    match = np.tile(np.arange(cost.shape[-1], dtype=np.int32), (len(cost), 1))
+    for i, c in enumerate(cost):
         if np.isfinite(c).all():
+            # no matching changes, and the search starts nearer to its end
+            c = c - c.min(axis=1, keepdims=True)
+            c = c - c.min(axis=0, keepdims=True)
             match[i] = linear_sum_assignment(c)[1]
-    return match.reshape(cost.shape[:-1])
+    return match

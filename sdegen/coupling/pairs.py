@@ -22,7 +22,7 @@ device is seen on the host.
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from jaxtyping import Array, Float
 
@@ -82,7 +82,7 @@ def couple(
     coupling: Callable,
     key: RandomKey,
     x0: Float[Array, "batch ..."],
-    x1: Float[Array, "batch ..."],
+    x1: Float[Array, "others ..."],
     cond: PyTree = None,
     *,
     axis_name: AxisName | None = None,
@@ -125,11 +125,15 @@ def couple(
     return out
 
 
-def noted(value: Scalar, notes: Mapping[str, Scalar]) -> Any:
+Loss: TypeAlias = Scalar | tuple[Scalar, dict[str, Scalar]]
+"""What a loss returns: a value, or with a coupling that has notes (value, notes)."""
+
+
+def noted(value: Scalar, notes: Mapping[str, Scalar]) -> Loss:
     """A loss with the notes of its coupling: (value, notes), or value if none."""
     return (value, dict(notes)) if notes else value
 
 
-def unnoted(value: Any) -> tuple[Scalar, dict[str, Scalar]]:
+def unnoted(value: Loss) -> tuple[Scalar, dict[str, Scalar]]:
     """(value, notes) of what a loss returned."""
     return value if isinstance(value, tuple) else (value, {})

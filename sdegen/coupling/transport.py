@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..typing import PyTree, ScalarLike, is_traced
+from ..typing import AxisName, PyTree, ScalarLike, is_traced
 
 
 def plans(
@@ -63,11 +63,12 @@ def cost_matrix(
     cond0: PyTree = None,
     cond1: PyTree = None,
     weight: ScalarLike | None = None,
+    axis_name: AxisName | None = None,
 ) -> Float[Array, "n m"]:
     """Equation (1), in (units of the data)^2, summed over coordinates.
 
     `weight`, in (units of the data)^2; None is infinity, in a finite way: more than all
-    other costs together. Without conditions it has nothing to weigh.
+    other costs together; `axis_name`, the mapped axis if these are one device's rows.
     """
     x, y = x0.reshape(len(x0), -1), x1.reshape(len(x1), -1)
     middle = jnp.mean(y, axis=0)  # far from the origin squares would lose digits
@@ -82,7 +83,9 @@ def cost_matrix(
         return cost
     if weight is None:
         apart = sum((c != d).any(axis=-1) for c, d in pairs) > 0
-        weight = 1 + jnp.max(cost) * min(cost.shape)
+        top = jnp.max(cost)
+        top = top if axis_name is None else jax.lax.pmax(top, axis_name)
+        weight = 1 + top * cost.shape[1]
     else:
         apart = sum(jnp.sum((c * 1.0 - d) ** 2, axis=-1) for c, d in pairs)
     return cost + jnp.asarray(weight, cost.dtype) * apart.astype(cost.dtype)

@@ -62,10 +62,11 @@ def gradients(
 ) -> tuple[Scalar, PyTree, dict[str, Scalar]]:
     """(loss, its gradient with respect to the network, notes), on a batch.
 
-    The notes are those of the loss's coupling, {} if it has none. With `axis_name` the batch is one device's part: the loss is the mean over all, the
-    gradient still the part's, whose mean over the devices is the gradient. With
-    `accumulate` = k the batch is worked off in k parts, one after the other in less
-    memory: part j holds the samples i with i % k = j and uses fold_in(key, j).
+    The notes are those of the loss's coupling, {} if it has none. With `axis_name` the
+    batch is one device's part: the loss is the mean over all, the gradient still the
+    part's, whose mean over the devices is the gradient. With `accumulate` = k the batch
+    is worked off in k parts, one after the other in less memory: part j holds the
+    samples i with i % k = j and uses fold_in(key, j).
     """
 
     def part(network, x0, cond, key):
