@@ -24,14 +24,14 @@ FINE = 32  # steps of the default solver: the flow itself
 @dataclass(frozen=True)
 class Config:
     coupling: Literal["independent", "exact"] = "independent"
-    """Which noise goes with which digit in the first round."""
+    """Which noise goes with which digit in the first round; exact: optimal transport."""
     network: nets.Unet | nets.Mlp = nets.Unet(channels=16)
     """What predicts the velocity."""
     optimizer: sdegen.AdamW | sdegen.Lion = field(
         default_factory=lambda: sdegen.AdamW(learning_rate=3e-3, warmup=50)
     )
     """How it learns."""
-    steps: int = 1200
+    steps: int = 1000
     """Training steps of each round, and of the distillation."""
     batch_size: int = 64
     """Images, or pairs, per step."""
@@ -88,7 +88,7 @@ def figures(sets, held, ends=None) -> dict[str, float]:
     }
 
 
-def draw(path: Path, blocks: dict[str, dict[int, np.ndarray]], columns: int = 16):
+def picture(path: Path, blocks: dict[str, dict[int, np.ndarray]], columns: int = 16):
     """A block for each flow, a line for each number of steps, a column a start."""
     from matplotlib.figure import Figure
 
@@ -100,10 +100,10 @@ def draw(path: Path, blocks: dict[str, dict[int, np.ndarray]], columns: int = 16
         margin = np.pad(
             images, [(0, 0)] * 2 + [(1, 1)] * 2 + [(0, 0)], constant_values=-1
         )
-        picture = 255 - pictures.tile(margin)
-        axis.imshow(picture)
+        grid = 255 - pictures.tile(margin)
+        axis.imshow(grid)
         axis.set_title(name, loc="left", fontweight="bold")
-        middles = (np.arange(len(block)) + 0.5) * len(picture) / len(block)
+        middles = (np.arange(len(block)) + 0.5) * len(grid) / len(block)
         axis.set_yticks(middles, [f"{n} step{'s' * (n > 1)}" for n in block])
         axis.set_xticks([])
         axis.tick_params(length=0)
@@ -111,8 +111,8 @@ def draw(path: Path, blocks: dict[str, dict[int, np.ndarray]], columns: int = 16
 
 
 def main(config: Config) -> None:
-    small = nets.Mlp(16, 1)
-    config = cli.shrink(config, network=small, steps=20, pairs=256, draws=1)
+    quick = {"steps": 20, "pairs": 256, "euler": (1, 2), "draws": 1}
+    config = cli.shrink(config, network=nets.Mlp(16, 1), **quick)
     (train, _), (held, _) = digits(config.seed)
     held = held[: len(train)]
     key = jax.random.key(config.seed)
@@ -153,7 +153,7 @@ def main(config: Config) -> None:
     with Recorder(config.out, config) as recorder:
         for row in rows:
             recorder.row(**row)
-    draw(config.out / "steps.png", blocks)
+    picture(config.out / "steps.png", blocks)
     print("\n" + table(rows))
     print(f"picture: {config.out}/steps.png")
 

@@ -220,8 +220,9 @@ class _Log:
 
 def _store(directory, key, n, shape, batch_size):
     """(x0, x1, log): arrays in memory, or those of a directory, begun or gone on."""
+    dtype = np.dtype(jnp.result_type(float))
     if directory is None:
-        x0, x1 = (np.empty((n, *shape), np.float32) for _ in range(2))
+        x0, x1 = (np.empty((n, *shape), dtype) for _ in range(2))
         return x0, x1, _Log(None, {})
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -229,6 +230,7 @@ def _store(directory, key, n, shape, batch_size):
         "n": n,
         "shape": list(shape),
         "batch_size": batch_size,
+        "dtype": dtype.name,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
     }
     log, old = _Log(directory / "pairs.json", what), {}
@@ -245,7 +247,7 @@ def _store(directory, key, n, shape, batch_size):
         np.lib.format.open_memmap(
             directory / f"{name}.npy",
             mode="r+" if old else "w+",
-            dtype=np.float32,
+            dtype=dtype,
             shape=(n, *shape),
         )
         for name in ("x0", "x1")

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 class PinnedEuler(dfx.AbstractItoSolver):
     """One evaluation a step; the noise shrinks towards the end of the clock, s = 1.
 
-    Weak order 1 as Euler-Maruyama, and exact, in any number of steps, where the end is
-    one point. Without noise it is Euler's method. For generators, whose clock runs from
+    Exact, in any number of steps, where the end is one point. Else what the last steps
+    leave out makes the error h log(1 / h) in the step h, against h of Euler-Maruyama,
+    which blurs the data with the noise of its last step. Without noise it is Euler's method. For generators, whose clock runs from
     0 to 1: a `SchroedingerBridge` takes it by default.
     """
 
