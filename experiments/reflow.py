@@ -24,7 +24,7 @@ FINE = 32  # steps of the default solver: the flow itself
 @dataclass(frozen=True)
 class Config:
     coupling: Literal["independent", "exact"] = "independent"
-    """Which noise goes with which digit in the first round; exact: optimal transport."""
+    """Which noise goes with which digit in the first round; exact: transport."""
     network: nets.Unet | nets.Mlp = nets.Unet(channels=16)
     """What predicts the velocity."""
     optimizer: sdegen.AdamW | sdegen.Lion = field(
@@ -129,8 +129,9 @@ def main(config: Config) -> None:
     rows = [{"flow": "real half", "steps": 0} | figures(train[None], held) | moved]
     blocks = {}
     making = {"n": config.pairs, "grid": FINE // 2, "batch_pairs": 512}
+    start = jax.random.fold_in(key, 1)
     rounds = sdegen.rectify(
-        key, model, train, rounds=2, coupling=first, **making, **how
+        start, model, train, rounds=2, coupling=first, **making, **how
     )
     for number, model, pairs in rounds:
         sets = solved(config, model, held.shape, (*config.euler, FINE))

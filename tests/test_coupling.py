@@ -348,3 +348,17 @@ def test_a_coupling_may_move_the_conditions_along():
     out = coupling.couple(moved, KEY, X, X, jnp.arange(8))
     np.testing.assert_array_equal(out.cond, np.arange(8)[::-1])
     assert coupling.couple(shuffled, KEY, X, X).cond is None
+
+
+def test_a_sweep_tells_of_plans_that_were_not_reached(float32):
+    data = two_clouds(256)[0].astype(np.float32)
+
+    def trial(key, rate):
+        model, loss = small(coupling=EntropicOT(1e-3, max_iterations=2))
+        optimizer = sdegen.AdamW(learning_rate=rate)
+        return sdegen.Training(
+            model, data, 4, batch_size=64, loss=loss, optimizer=optimizer
+        )
+
+    with pytest.warns(UserWarning, match="100.0% of the plans of the coupling did not"):
+        sdegen.sweep(trial, {"rate": [1e-3, 1e-2]}, metric="loss", progress=False)

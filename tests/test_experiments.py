@@ -26,6 +26,7 @@ PICTURES = {
     "nonlinear": ["well.png"],
     "images": ["samples/00000020.png"],
     "sweep": ["sweep.png"],
+    "two_dim": ["paths.png"],
     "conditional": ["guidance.png", "inpainting.png"],
     "udm": ["restored.png", "drawn.png", "heat.png"],
 }
@@ -155,6 +156,7 @@ def test_bad_input_ends_with_one_sentence_and_no_traceback(tmp_path):
         ("README.md", "(1000, 2) 32 True"),
         ("docs/adding-a-process.md", "(8, 8, 1)"),
         ("docs/conditional.md", "(100, 2)"),
+        ("docs/couplings.md", "2 "),
         ("docs/training.md", "steps 0 to 20"),
     ],
 )

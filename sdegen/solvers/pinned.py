@@ -22,8 +22,9 @@ class PinnedEuler(dfx.AbstractItoSolver):
 
     Exact, in any number of steps, where the end is one point. Else what the last steps
     leave out makes the error h log(1 / h) in the step h, against h of Euler-Maruyama,
-    which blurs the data with the noise of its last step. Without noise it is Euler's method. For generators, whose clock runs from
-    0 to 1: a `SchroedingerBridge` takes it by default.
+    which blurs the data with the noise of its last step. Without noise it is Euler's
+    method. For generators, whose clock runs from 0 to 1: a `SchroedingerBridge` takes
+    it by default.
     """
 
     term_structure: ClassVar = dfx.AbstractTerm

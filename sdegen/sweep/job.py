@@ -15,6 +15,7 @@ import numpy as np
 
 from ..checkpoint import Checkpoints
 from ..record import progress_bar
+from ..train.loop import warn_of_unsolved
 from ..train.stop import Preempted, Preemption
 from .folder import write
 from .program import Program, TooLargeError
@@ -108,6 +109,7 @@ class _Run:
         self.program = Program(trial, points, orders.mesh, orders.lanes)
         self.directory, self.pending = directory, deque()
         self.latest: dict[int, float] = {}
+        self.unsolved: dict[str, float] = {}
         places = list(range(len(points)))
         self.now = _Progress(0, places, {}, {i: [0.0, 0.0] for i in places})
 
@@ -117,6 +119,7 @@ class _Run:
             metrics = self.program.evaluate()
             return [self._row(i, _pick(metrics, i)) for i in range(len(self.points))]
         self._train()
+        warn_of_unsolved(self.unsolved)
         alive = [i for i in self.now.alive if i not in self.now.ended]
         found = self._measure() if alive else {}
         return [self._row(i, found.get(i, {})) for i in range(len(self.points))]
@@ -191,6 +194,10 @@ class _Run:
                 bad = first + int(np.argmin(finite[row]))
                 self.now.ended[place] = {"status": "non-finite", "step": bad}
                 continue
+            for name, values in metrics.items():
+                if name.endswith("_unsolved"):
+                    share = max(self.unsolved.get(name, 0.0), float(values[row].mean()))
+                    self.unsolved[name] = share
             self.latest[place] = float(metrics["loss"][row].mean(dtype=np.float64))
             losses = metrics["loss"][row][late]
             self.now.tail[place][0] += float(losses.sum(dtype=np.float64))

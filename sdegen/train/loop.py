@@ -9,7 +9,7 @@ import dataclasses
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -231,17 +231,18 @@ def _loop(run, disk, recorder, watch, watch_every, profile, progress):
         while pending:
             settle()
     disk.close()
-    _warn_of_unsolved(unsolved, run.done - start)
+    total = max(run.done - start, 1)
+    warn_of_unsolved({name: count / total for name, count in unsolved.items()})
     losses = np.concatenate(losses) if losses else np.zeros(0, np.float32)
     return Fit(run.averaged(), run.state, losses, start)
 
 
-def _warn_of_unsolved(unsolved, steps):
+def warn_of_unsolved(shares: Mapping[str, float]) -> None:
     """Say so where the plans of a coupling were not those that were asked for."""
-    for name, total in unsolved.items():
-        if total > 0:
+    for name, share in shares.items():
+        if share > 0:
             warnings.warn(
-                f"{total / steps:.1%} of the plans of the coupling did not reach their "
+                f"{share:.1%} of the plans of the coupling did not reach their "
                 f'tolerance (the column "{name}" of the record); what was reached was '
                 "used. Give it more max_iterations, a larger regularisation or a "
                 "looser tolerance.",
