@@ -14,10 +14,13 @@ Expect ratios of about @@. On an accelerator the unit is steps per second.
 """
 
 import os
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 os.environ.setdefault("NPROC", "1")  # before JAX starts: one thread, as PyTorch's
+sys.path.insert(0, str(Path(__file__).parent))
 
 import equinox as eqx  # noqa: E402
 import jax  # noqa: E402

@@ -1,7 +1,32 @@
 """Digits in one step: a rectified flow, the flow of its own pairs, and distillation.
 
-python experiments/reflow.py
-python experiments/reflow.py --coupling exact
+    python experiments/reflow.py
+    python experiments/reflow.py --coupling exact
+
+Trains a rectified flow on one half of the 8x8 digits, lets it make pairs of noise and
+digit, trains the next flow on these, and on the pairs of that one a network for the
+first velocity alone (Liu et al. 2023, "Flow straight and fast"). All are sampled from
+the same noise, by 1, 2, 4 and 8 steps of Euler's method; the flow itself is 32 steps of
+the default solver.
+
+The table gives exact W2 to the held-out half, MMD^2 as in quickstart.py with its
+standard error, and `off`, the mean distance of a sample to where the flow takes the
+same noise (of the distilled one: the flow that it learned from). Of a flow's pairs:
+`cost`, E|x1 - x0|^2, and `straightness`, 0 if straight. W2 is kind to blurred images,
+which are nearer to all others: judge few steps by MMD^2 and off.
+
+Expect, on two CPU cores, in ten minutes of CPU time, much of it compilation,
+straightness 9.5 (3.4 with exact coupling), then .34; cost 71.6, then 70.6; and, with
+the floor of W2 at 2.6,
+
+                    W2 in 1, 32 steps    MMD^2 in 1, 32 steps    off in 1, 8 steps
+    1-rectified         4.12, 2.97            2.2, .005              4.1, .56
+    1-rectified, exact  3.13, 2.88            .54, .005              2.4, .36
+    2-rectified         3.09, 3.00           .015, .007              .85, .16
+    distilled           3.05                 .010                    .58
+
+The price is at the end of the flow, where MMD^2 went from .005 to .007: a flow learns
+from the errors of the one before. Picture: steps.png in --out.
 """
 
 from dataclasses import dataclass, field

@@ -130,21 +130,18 @@ def solves(key, model, config, source):
     if not bridge:
         best = sdegen.Adaptive(1e-4, 1e-4)
         points["best"] = sdegen.sample(key, model, grid=best, **given).x
-    flow = sdegen.sample(key, model, grid=50, trajectory=True, **given)
-    shown = flow.trajectory
-    if bridge:
-        shown = sdegen.sample(key, model, grid=50, trajectory=True, **noise, **given)
-        shown = shown.trajectory
+    ways = sdegen.sample(
+        key, model, grid=50, trajectory=True, **(noise if bridge else {}), **given
+    )
     return {
         "random": jax.tree.map(lambda x: x[:n], points),
         "stratified": jax.tree.map(lambda x: x[n:], points),
-        "frames": flow.trajectory[:, n:],
-        "times": flow.times,
-        "shown": shown[:, n:],
+        "frames": ways.trajectory[:, n:],
+        "times": ways.times,
     }
 
 
-def measured(task, config, known):
+def measured(task, config, known, smooth=True):
     """The host's part: a function from what `solves` gives to metrics."""
     source, target = TASKS[task]
 
@@ -175,10 +172,12 @@ def measured(task, config, known):
                 if kind == "stratified" and name in ("10", "20"):
                     continue
                 row[f"{kind} {name}"] = distance(np.asarray(x), real(kind, 0))
-        energy = metrics.path_energy(frames, times, w2_squared=least())
-        row |= {"NPE": energy.normalised, "S": metrics.straightness(frames, times)}
-        gaps = np.asarray(frames[-1]) - np.asarray(frames[0])
-        row["cost"] = float((gaps**2).sum(1).mean())
+        if smooth:
+            energy = metrics.path_energy(frames, times, w2_squared=least())
+            gaps = np.asarray(frames[-1]) - np.asarray(frames[0])
+            row["NPE"] = energy.normalised
+            row["S"] = metrics.straightness(frames, times)
+            row["cost"] = float((gaps**2).sum(1).mean())
         return row | {f"{k} floor": floor(k) for k in ("random", "stratified")}
 
     return measure
@@ -206,18 +205,18 @@ def couplings(task, method, config, known, drawn):
         )
 
     def judge(raw):
-        drawn.setdefault((task, method), np.asarray(raw["shown"]))
+        drawn.setdefault((task, method), np.asarray(raw["frames"]))
         return measure(raw)
 
     result = sdegen.sweep(trial, {"seed": range(config.seeds)}, progress=False)
-    names = ("seed", "trial", "status", "loss")
+    names = ("seed", "trial", "status", "step", "loss")
     return [{k: v for k, v in r.items() if k not in names} for r in result.rows]
 
 
 def rounds(task, method, config, known, drawn):
     """Rows of the seeds of a method that trains more than once."""
     source, _, x0, base = laws(task)
-    measure = measured(task, config, known)
+    measure = measured(task, config, known, smooth=method == "reflow")
     judge = jax.jit(lambda key, model: solves(key, model, config, source))
     n = min(20_000, TRAINED) if not config.quick else 512
     found = []
@@ -252,7 +251,7 @@ def rounds(task, method, config, known, drawn):
             **options,
         )
         raw = jax.device_get(judge(key, last.model))
-        drawn.setdefault((task, method), raw["shown"])
+        drawn.setdefault((task, method), raw["frames"])
         found.append(measure(raw))
     return found
 

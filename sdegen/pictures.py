@@ -142,10 +142,13 @@ def paths(
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for i, row in enumerate(rows):
         own = [np.asarray(z) for (r, _), z in groups.items() if r == row]
-        limit = 1.1 * max(float(np.quantile(np.abs(z), 0.999)) for z in own)
+        ends = np.concatenate([z[[0, -1]].reshape(-1, 2) for z in own])
+        low, high = np.quantile(ends, [0.001, 0.999], axis=0)
+        middle, half = (low + high) / 2, 0.55 * float((high - low).max())
         for j, column in enumerate(columns):
             axis = axes[i, j]
-            axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+            (left, right), (below, above) = ((m - half, m + half) for m in middle)
+            axis.set(xlim=(left, right), ylim=(below, above), aspect="equal")
             axis.set(xticks=[], yticks=[])
             if i == 0:
                 axis.set_title(column, fontsize=10)
