@@ -278,6 +278,7 @@ def rectify(
     solver: Any = None,
     grid: Any = None,
     batch_pairs: int = 4096,
+    directory: str | Path | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Iterator[Round]:
@@ -291,7 +292,9 @@ def rectify(
     are made for the same conditions; `both_ways`, go up from the data and down from x1
     in turn, which keeps both laws from drifting away (for a `SchroedingerBridge`:
     with `stochasticity=1` this is iterative Markovian fitting); `solver`, `grid`,
-    `batch_pairs`, of `reflow`; the other `options` are those of `fit`.
+    `batch_pairs`, of `reflow`; `directory`, with a folder for each round, from which
+    the same call goes on, in the training or the pairs, wherever it was stopped; the
+    other `options` are those of `fit`.
     """
     n = len(x0) if n is None else n
     data, conditions = np.asarray(x0), cond
@@ -303,8 +306,15 @@ def rectify(
     source, first = (data, conditions), coupling
     for k in range(rounds):
         chosen = eqx.Partial(loss, coupling=first)
+        place = None if directory is None else Path(directory) / f"round-{k + 1}"
         done = fit(
-            model, source[0], cond=source[1], loss=chosen, seed=seed + k, **options
+            model,
+            source[0],
+            cond=source[1],
+            loss=chosen,
+            seed=seed + k,
+            directory=None if place is None else place / "training",
+            **options,
         )
         model = done.denoiser
         up = both_ways and k % 2 == 0
@@ -324,6 +334,7 @@ def rectify(
             grid=grid,
             stochasticity=stochasticity,
             mesh=options.get("mesh"),
+            directory=None if place is None else place / "pairs",
             progress=options.get("progress", True),
         )
         yield Round(k + 1, model, pairs)

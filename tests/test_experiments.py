@@ -26,6 +26,7 @@ PICTURES = {
     "nonlinear": ["well.png"],
     "images": ["samples/00000020.png"],
     "sweep": ["sweep.png"],
+    "reflow": ["steps.png"],
     "two_dim": ["paths.png"],
     "conditional": ["guidance.png", "inpainting.png"],
     "udm": ["restored.png", "drawn.png", "heat.png"],

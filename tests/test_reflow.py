@@ -203,6 +203,26 @@ def test_distillation_looks_at_the_start_of_the_paths():
     assert counts.min() >= 12
 
 
+def test_rounds_go_on_where_they_were_stopped(tmp_path, float32):
+    data = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    network = nets.Mlp(width=8, depth=1)((2,), jax.random.key(1))
+    kind, path = prediction.velocity, sdegen.RectifiedFlow()
+    options = {"steps": 4, "batch_size": 16, "steps_per_call": 2, "progress": False}
+
+    def run(directory):
+        model = sdegen.Denoiser(network, path, kind)
+        return sdegen.rectify(
+            KEY, model, data, rounds=2, n=32, grid=4, directory=directory, **options
+        )
+
+    whole = list(run(None))
+    first = next(run(tmp_path))  # stopped after the first round
+    seen = list(run(tmp_path))
+    for a, b in zip([first, *seen], [whole[0], *whole], strict=True):
+        np.testing.assert_array_equal(a.pairs.x0, b.pairs.x0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["round-1", "round-2"]
+
+
 # -- training --------------------------------------------------------------------------
 
 
