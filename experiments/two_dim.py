@@ -16,8 +16,12 @@ that between two real sets. Two random sets differ by the counts of their modes,
 hides all else on eight Gaussians: the second table starts from, and compares with,
 stratified sets. NPE is |path energy - W2^2| / W2^2, S the straightness.
 
-Expect, in about @@ minutes on two CPU cores, @@. Pictures: paths.png in --out; rows of
-both tables, with standard errors, in rows.jsonl.
+Expect, in some three minutes of CPU time for each task and coupling, and up to ten for
+those of several rounds, W2 at the floor of random sets by adaptive steps, from Gaussian
+to moons .20 in 20 steps and .38 in one with exact plans, where independent ends give
+.29 and 2.9, and .23 in one step after reflow. With POT (`pip install "sdegen[ot]"`)
+distances are quicker. Pictures: paths.png in --out; the rows of both tables, with
+standard errors, in rows.jsonl.
 """
 
 import dataclasses
