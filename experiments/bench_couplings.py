@@ -10,7 +10,8 @@ that are there; `tutorial`, which draws every batch; `exact`, with an exact plan
 clipping, an average), for `exact` with plans of 64 points (and, `exact, whole`, of
 256). The quality is that of experiments/two_dim.py, which has this network.
 
-Expect ratios of about 5, 18, 4 and 1: the last is the matching itself. On an accelerator the unit is steps per second.
+Expect ratios of about 5, 18, 4 and 1: the last is the matching itself. On an
+accelerator the unit is steps per second.
 """
 
 import os
