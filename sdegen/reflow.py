@@ -14,6 +14,7 @@ the Schroedinger bridge.
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,7 +122,8 @@ def reflow(
     up = isinstance(model, Upward)
     options = {"solver": solver, "grid": grid, "stochasticity": stochasticity}
     noisy = is_traced(stochasticity) or float(stochasticity) > 0
-    x0, x1, log = _store(directory, key, n, shape, batch_size)
+    held = (model, start, cond, options)
+    x0, x1, log = _store(directory, key, n, shape, batch_size, held)
     watched = (float("nan"),) * 2
     with progress_bar(n, progress, log.done) as bar:
         while log.done < n:
@@ -148,6 +150,8 @@ def reflow(
                     "the model."
                 )
             x0[rows], x1[rows] = (ends, found) if up else (found, ends)
+            if directory is not None:
+                x0.flush(), x1.flush()  # the log must not be ahead of the pairs
             log.evaluations = int(out.evaluations)
             log.finish(rows.stop)
             bar.update(count)
@@ -203,6 +207,18 @@ def _straightness(key, model, start, cond, solver, grid):
     return float(np.mean(each)), float(np.std(each) / np.sqrt(len(each)))
 
 
+def _crc(held) -> int:
+    """A checksum of all that the pairs depend on besides the key."""
+    leaves = jax.tree.leaves(held)
+    crc = zlib.crc32(str([leaf for leaf in leaves if np.isscalar(leaf)]).encode())
+    for leaf in leaves:
+        if isinstance(leaf, jax.Array):
+            leaf = to_host(leaf)
+        if isinstance(leaf, np.ndarray):
+            crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
+    return crc
+
+
 class _Log:
     """How many pairs are done; on disk, if the pairs are."""
 
@@ -218,7 +234,7 @@ class _Log:
             new.replace(self.file)
 
 
-def _store(directory, key, n, shape, batch_size):
+def _store(directory, key, n, shape, batch_size, held):
     """(x0, x1, log): arrays in memory, or those of a directory, begun or gone on."""
     dtype = np.dtype(jnp.result_type(float))
     if directory is None:
@@ -231,6 +247,7 @@ def _store(directory, key, n, shape, batch_size):
         "shape": list(shape),
         "batch_size": batch_size,
         "dtype": dtype.name,
+        "model, start, cond or solver": _crc(held),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
     }
     log, old = _Log(directory / "pairs.json", what), {}

@@ -172,6 +172,11 @@ def test_a_call_that_was_killed_goes_on(tmp_path, monkeypatch):
         ValueError, match="holds pairs of another call: n was 60, now 9"
     ):
         sdegen.reflow(KEY, model, 9, directory=tmp_path, **options)
+    other = ring(std=0.2).denoiser(sdegen.RectifiedFlow())
+    for changed in ({"model": other}, {"grid": 5}):
+        given = {"model": model, **options, **changed}
+        with pytest.raises(ValueError, match="another call: model, start, cond or"):
+            sdegen.reflow(KEY, n=60, directory=tmp_path, **given)
 
 
 def test_pairs_stream_into_training_as_they_belong_together(float32):
