@@ -30,9 +30,9 @@ from flax import nnx  # noqa: E402
 from two_dim import Plain  # noqa: E402
 
 import sdegen  # noqa: E402
-from sdegen import cli, coupling, data  # noqa: E402
-from sdegen.record import table  # noqa: E402
-from sdegen.train import Feed, make_call  # noqa: E402
+from sdegen import cli, coupling, data
+from sdegen.runs.recorder import table
+from sdegen.training import Feed, make_call
 
 
 @dataclass(frozen=True)

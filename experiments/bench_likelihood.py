@@ -24,7 +24,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, nets
 from sdegen.data import Mixture
-from sdegen.record import table
+from sdegen.runs.recorder import table
 
 
 @dataclass(frozen=True)

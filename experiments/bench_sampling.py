@@ -21,7 +21,7 @@ import numpy as np
 
 import sdegen
 from sdegen import cli, nets, prediction, solvers
-from sdegen.record import table
+from sdegen.runs.recorder import table
 
 
 @dataclass(frozen=True)

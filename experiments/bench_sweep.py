@@ -52,7 +52,7 @@ def trial(key, rate, config):
     """A small flow."""
     import sdegen
     from sdegen import nets, prediction
-    from sdegen.sweep import Training
+    from sdegen.sweeps import Training
 
     data = np.random.default_rng(0).normal(size=(4096, 2)).astype(np.float32)
     model = sdegen.Denoiser(
@@ -89,7 +89,7 @@ def together(config):
     import jax
 
     from sdegen import mesh
-    from sdegen.sweep import sweep
+    from sdegen.sweeps import sweep
 
     devices = mesh.make_mesh("trial") if jax.device_count() > 1 else None
     bound = functools.partial(trial, config=config)
@@ -103,10 +103,10 @@ def steps(config):
     import jax
 
     from sdegen import mesh
-    from sdegen.sweep.program import Program
-    from sdegen.sweep.space import Space
-    from sdegen.sweep.trial import bind
-    from sdegen.train import make_call
+    from sdegen.sweeps.program import Program
+    from sdegen.sweeps.space import Space
+    from sdegen.sweeps.trial import bind
+    from sdegen.training import make_call
 
     points = Space(space(config)).grid()
     devices = mesh.make_mesh("trial") if jax.device_count() > 1 else None

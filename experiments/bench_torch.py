@@ -22,8 +22,8 @@ import numpy as np
 
 import sdegen
 from sdegen import cli, nets, prediction
-from sdegen.record import table
-from sdegen.train import Feed, make_call
+from sdegen.runs.recorder import table
+from sdegen.training import Feed, make_call
 
 
 @dataclass(frozen=True)

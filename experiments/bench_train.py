@@ -20,8 +20,8 @@ import optax
 import sdegen
 from sdegen import cli, nets, prediction
 from sdegen.data import batch_indices, ring
-from sdegen.record import table
-from sdegen.train import Feed, make_call
+from sdegen.runs.recorder import table
+from sdegen.training import Feed, make_call
 
 
 @dataclass(frozen=True)

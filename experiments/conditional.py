@@ -33,9 +33,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdegen
-from sdegen import cli, data, inverse, metrics, nets, pictures, prediction
+from sdegen import cli, data, inverse, metrics, nets, prediction
 from sdegen.guidance import ClassifierFree, Interval, LabelDropout, Unconditional
-from sdegen.record import Recorder, table
+from sdegen.runs import plots as pictures
+from sdegen.runs.recorder import Recorder, table
 
 METHODS = {
     "replacement": lambda particles: inverse.RePaint(1),

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 import sdegen
-from sdegen import cli, metrics, nets, pictures
+from sdegen import cli, metrics, nets
 from sdegen.data import ring
+from sdegen.runs import plots as pictures
 
 # fmt: off
 linear = sdegen.LinearSDE(  # dx = -k t x dt + sqrt(2 k t) dw

@@ -31,21 +31,13 @@ import jax
 import numpy as np
 
 import sdegen
-from sdegen import (
-    average,
-    cli,
-    data,
-    metrics,
-    nets,
-    pictures,
-    prediction,
-    report,
-    times,
-    writers,
-)
+from sdegen import cli, data, metrics, nets, prediction, times
 from sdegen.data import augment
 from sdegen.mesh import batch_sharding, make_mesh, to_host
-from sdegen.record import table
+from sdegen.runs import plots as pictures
+from sdegen.runs import report, writers
+from sdegen.runs.recorder import table
+from sdegen.training import ema as average
 
 
 @dataclass(frozen=True)

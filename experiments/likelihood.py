@@ -27,9 +27,10 @@ import numpy as np
 from scipy.stats import multivariate_normal
 
 import sdegen
-from sdegen import cli, metrics, nets, pictures, prediction
+from sdegen import cli, metrics, nets, prediction
 from sdegen.data import Mixture, digits
-from sdegen.record import Recorder, table
+from sdegen.runs import plots as pictures
+from sdegen.runs.recorder import Recorder, table
 
 LEVELS = 17  # the digits' pixels are 0 to 16
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sdegen import cli, nets
-from sdegen.record import table
+from sdegen.runs.recorder import table
 
 WIDER = (1, 2, 2, 2)  # multiples for 64 x 64
 NETWORKS = {

@@ -24,9 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdegen
-from sdegen import cli, metrics, nets, pictures
+from sdegen import cli, metrics, nets
 from sdegen.data import Mixture, ring
-from sdegen.record import Recorder, table
+from sdegen.runs import plots as pictures
+from sdegen.runs.recorder import Recorder, table
 
 LOSSES = {
     "simulated": sdegen.simulated_score_loss,

@@ -26,9 +26,10 @@ import jax
 import numpy as np
 
 import sdegen
-from sdegen import cli, metrics, nets, pictures, prediction, solvers, times
+from sdegen import cli, metrics, nets, prediction, solvers, times
 from sdegen.data import ring
-from sdegen.record import Recorder, table
+from sdegen.runs import plots as pictures
+from sdegen.runs.recorder import Recorder, table
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,10 @@ import jax
 import numpy as np
 
 import sdegen
-from sdegen import cli, coupling, metrics, nets, pictures, prediction, times
+from sdegen import cli, coupling, metrics, nets, prediction, times
 from sdegen.data import digits
-from sdegen.record import Recorder, table
+from sdegen.runs import plots as pictures
+from sdegen.runs.recorder import Recorder, table
 
 FINE = 32  # steps of the default solver: the flow itself
 

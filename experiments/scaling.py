@@ -28,8 +28,8 @@ from jax.sharding import AbstractMesh
 import sdegen
 from sdegen import cli, nets
 from sdegen.mesh import make_mesh, parameter_sharding
-from sdegen.record import table
-from sdegen.train import Feed, make_call
+from sdegen.runs.recorder import table
+from sdegen.training import Feed, make_call
 
 # bfloat16 operations per second; devices of a group; bytes per second that each sends
 # within the group, and beyond. Google Cloud, "TPU v5p": 459 TFLOP/s, 4,800 Gbit/s per

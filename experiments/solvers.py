@@ -25,9 +25,10 @@ import jax
 import numpy as np
 
 import sdegen
-from sdegen import cli, nets, pictures, prediction, solvers, times
+from sdegen import cli, nets, prediction, solvers, times
 from sdegen.data import Mixture, digits
-from sdegen.record import Recorder, table
+from sdegen.runs import plots as pictures
+from sdegen.runs.recorder import Recorder, table
 
 SOLVERS = {
     "DDIM": solvers.DDIM(),

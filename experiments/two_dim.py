@@ -38,8 +38,9 @@ import numpy as np
 from flax import nnx
 
 import sdegen
-from sdegen import cli, coupling, data, metrics, pictures
-from sdegen.record import Recorder, table
+from sdegen import cli, coupling, data, metrics
+from sdegen.runs import plots as pictures
+from sdegen.runs.recorder import Recorder, table
 
 TASKS = {
     "8gaussians-moons": (data.eight_gaussians(), data.moons()),

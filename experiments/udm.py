@@ -33,10 +33,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdegen
-from sdegen import cli, metrics, nets, pictures, udm
+from sdegen import cli, metrics, nets
+from sdegen import corruption as udm
 from sdegen.data import digits
 from sdegen.nets.transformer import Transformer
-from sdegen.record import Recorder, table
+from sdegen.runs import plots as pictures
+from sdegen.runs.recorder import Recorder, table
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from .train import NonFiniteError, Preempted
+from .training import NonFiniteError, Preempted
 
 Config = TypeVar("Config")
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdegen
-from sdegen.denoiser import PosteriorMean
+from sdegen.models.denoiser import PosteriorMean
 
 CORNERS = np.array([(1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0)])
 SHARES = np.array([0.1, 0.2, 0.3, 0.4])

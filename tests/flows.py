@@ -10,7 +10,7 @@ import scipy.stats
 from oracle import G1, PROBES, Mixture1D, process
 
 import sdegen
-from sdegen.denoiser import PosteriorMean
+from sdegen.models.denoiser import PosteriorMean
 
 KEY = jax.random.key(0)
 

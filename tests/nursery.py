@@ -25,7 +25,8 @@ import jax
 import numpy as np
 
 import sdegen
-from sdegen import average, mesh, nets, prediction
+from sdegen import mesh, nets, prediction
+from sdegen.training import ema as average
 
 STEPS, CALL = 240, 4
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.scipy.stats import norm
 
 import sdegen
-from sdegen.denoiser import PosteriorMean
+from sdegen.models.denoiser import PosteriorMean
 
 
 class Mixture1D:

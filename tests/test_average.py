@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 import sdegen
-from sdegen import average, checkpoint, nets, posthoc_ema, prediction
-from sdegen.average import Decay, Power
+from sdegen import nets, prediction
 from sdegen.mesh import make_mesh, parameter_sharding
+from sdegen.runs import checkpoint
+from sdegen.training import ema as average
+from sdegen.training import posthoc_ema
+from sdegen.training.ema import Decay, Power
 
 # -- the profile -----------------------------------------------------------------------
 

@@ -18,10 +18,10 @@ import scipy.stats
 from oracle import G1, PROBES, as_float32
 
 import sdegen
-from sdegen.augmented import StateScore
-from sdegen.block import lower, transition, transition_nodes
-from sdegen.check import PARTS
-from sdegen.denoiser import PosteriorMean
+from sdegen.checks import PARTS
+from sdegen.models.augmented import StateScore
+from sdegen.models.denoiser import PosteriorMean
+from sdegen.processes.momentum import lower, transition, transition_nodes
 from sdegen.solvers import SSCS, BackwardTerm
 from sdegen.typing import Scalar, number
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sdegen.brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
+from sdegen.processes.brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
 
 N = 20_000
 TIMES = np.array([-1.0, -0.7, 0.5, 0.55, 3.0])

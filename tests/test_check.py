@@ -19,11 +19,11 @@ import scipy.stats
 from oracle import G1, PROCESSES, as_float32, process
 
 import sdegen
-from sdegen.check import PARTS, Report
-from sdegen.check import command as command_line
-from sdegen.check.fokker_planck import solve
-from sdegen.check.law import LINE, data, lopsided
-from sdegen.check.weak_form import STRENGTHS, residuals_on_a_line
+from sdegen.checks import PARTS, Report
+from sdegen.checks import command as command_line
+from sdegen.checks.fokker_planck import solve
+from sdegen.checks.test_data import LINE, data, lopsided
+from sdegen.checks.weak_form import STRENGTHS, residuals_on_a_line
 
 SAMPLES = 2000
 RIGHT = dict(
@@ -274,7 +274,7 @@ def test_the_reversal_catches_a_library_without_the_divergence_term(monkeypatch)
     # Functions of its own, so that no other test meets the programs of the broken
     # library.
     zero = lambda sde, t, x: jnp.zeros_like(x)  # noqa: E731
-    monkeypatch.setattr(sys.modules["sdegen.reverse"], "_divergence", zero)
+    monkeypatch.setattr(sys.modules["sdegen.processes.reverse"], "_divergence", zero)
     report = sdegen.check(_sine(), parts=("reversal",), samples=SAMPLES)
     print(report)
     assert [row.name for row in report.failed] == ["flow", "reverse SDE"]
@@ -733,8 +733,8 @@ def test_one_failure_of_many_is_a_failure(user_file, capsys):
 
 def test_python_m_runs_without_a_warning_beside_the_function():
     env = os.environ | {"XLA_FLAGS": "", "PYTHONWARNINGS": "error::RuntimeWarning"}
-    line = [sys.executable, "-m", "sdegen.check", "sdegen:Nothing"]
+    line = [sys.executable, "-m", "sdegen.checks", "sdegen:Nothing"]
     done = subprocess.run(line, env=env, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: sdegen has no name Nothing.")
-    assert callable(sdegen.check) and sys.modules["sdegen.check"].check is sdegen.check
+    assert callable(sdegen.check) and sys.modules["sdegen.checks"].check is sdegen.check

@@ -16,8 +16,8 @@ import scipy.ndimage
 
 import sdegen
 from sdegen import prediction, solvers, times
-from sdegen.basis import laplacian
-from sdegen.check.coordinates import Coordinate
+from sdegen.checks.per_coordinate import Coordinate
+from sdegen.processes.basis import laplacian
 
 KEY = jax.random.key(0)
 MEAN, VARIANCE = np.array([1.0, -2.0, 0.5]), np.array([0.25, 0.01, 2.0])

@@ -15,11 +15,11 @@ from jax.sharding import PartitionSpec as P
 
 import sdegen
 from sdegen import coupling, nets
-from sdegen.coupling import EntropicOT, ExactOT, Pairs
 from sdegen.data import one_hot
+from sdegen.losses.coupling import EntropicOT, ExactOT, Pairs
+from sdegen.losses.coupling.sinkhorn import potentials
 from sdegen.mesh import make_mesh
 from sdegen.metrics import transport, w2
-from sdegen.sinkhorn import potentials
 
 KEY = jax.random.key(0)
 
@@ -282,7 +282,7 @@ def test_an_infinite_sample_stops_the_training_and_nothing_else(float32):
 
 DEADLOCK = """
 import jax, jax.numpy as jnp
-from sdegen.coupling import ExactOT
+from sdegen.losses.coupling import ExactOT
 def run(key):
     def body(total, k):
         x, y = jax.random.normal(k, (2, 512, 2))

@@ -12,7 +12,7 @@ from atoms import SHARES, Atoms, bar, basins
 from jax.scipy.special import betainc, gammainc
 
 import sdegen
-from sdegen.radial import exponential_law, tanh_law
+from sdegen.processes.radial import exponential_law, tanh_law
 
 KEY = jax.random.key(0)
 LAWS = {"tanh": tanh_law, "exponential": exponential_law}

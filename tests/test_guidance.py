@@ -14,7 +14,6 @@ from scipy.integrate import solve_ivp
 
 import sdegen
 from sdegen import nets
-from sdegen.denoiser import PosteriorMean
 from sdegen.guidance import (
     Autoguided,
     ClassifierFree,
@@ -26,6 +25,7 @@ from sdegen.guidance import (
     RewardGuided,
     Unconditional,
 )
+from sdegen.models.denoiser import PosteriorMean
 
 PARTS = [Mixture1D([1.0], [m], [s]) for m, s in zip(G1.mu, G1.s, strict=True)]
 """G1 given the label: N(-1.5, 0.09) and N(1, 0.25)."""

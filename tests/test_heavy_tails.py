@@ -15,7 +15,7 @@ from oracle import G1, PROBES
 
 import sdegen
 from sdegen import nets, prediction
-from sdegen.denoiser import PosteriorMean
+from sdegen.models.denoiser import PosteriorMean
 
 KEY = jax.random.key(0)
 PFGM = sdegen.PoissonFlow(1)

@@ -16,7 +16,9 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from sdegen import nets
-from sdegen.nets import blocks, dit, edm2, features, layers, magnitude, ncsnpp
+from sdegen.nets import blocks, dit, edm2, layers, ncsnpp
+from sdegen.nets import embeddings as features
+from sdegen.nets import magnitude_preserving as magnitude
 from sdegen.nets.conv import conv
 
 TINY = {"channels": 4, "multiples": (1,), "blocks": 1}

@@ -12,10 +12,9 @@ from jax.scipy.stats import norm
 from oracle import G1, process
 
 import sdegen
-from sdegen import record, solvers
-from sdegen.data.toy import Mixture
-from sdegen.denoiser import PosteriorMean
-from sdegen.inverse import (
+from sdegen import solvers
+from sdegen.data.mixture import Mixture
+from sdegen.guidance.inverse import (
     DDNM,
     DPS,
     TMPD,
@@ -25,6 +24,8 @@ from sdegen.inverse import (
     TwistedParticles,
 )
 from sdegen.mesh import batch_sharding, data_mesh
+from sdegen.models.denoiser import PosteriorMean
+from sdegen.runs import recorder as record
 
 MEAN, ROOT = (
     np.array([0.5, -1.0, 0.3]),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdegen
-from sdegen.vdm import diffusion_term
+from sdegen.losses.variational import diffusion_term
 
 S, D = 0.3, 16
 

@@ -18,7 +18,7 @@ from scipy.stats import multivariate_t, norm
 import sdegen
 from sdegen import nets, prediction
 from sdegen.data import Mixture
-from sdegen.denoiser import PosteriorMean
+from sdegen.models.denoiser import PosteriorMean
 
 KEY = jax.random.key(0)
 WEIGHTS, STDS = np.array([0.3, 0.5, 0.2]), np.array([0.3, 0.2, 0.5])

@@ -23,7 +23,7 @@ from sdegen.mesh import (
     place,
     replicated,
 )
-from sdegen.train import Feed, make_call
+from sdegen.training import Feed, make_call
 
 pytestmark = pytest.mark.usefixtures("float32")
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
@@ -344,7 +344,7 @@ def trained(spec):
         mesh=None if spec is None else make_mesh(spec),
         accumulate=2,
         optimizer=sdegen.AdamW(warmup=0),
-        ema=[sdegen.average.Power(0.1), 0.9],
+        ema=[sdegen.ema.Power(0.1), 0.9],
         progress=False,
         **STEPS,
     )

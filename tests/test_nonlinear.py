@@ -18,10 +18,10 @@ from test_mesh import COLLECTIVES, in_the_loop
 
 import sdegen
 from sdegen import nets
-from sdegen.check.fokker_planck import solve as grid_law
-from sdegen.check.law import Mixture
+from sdegen.checks.fokker_planck import solve as grid_law
+from sdegen.checks.test_data import Mixture
 from sdegen.mesh import batch_sharding, data_mesh, replicated
-from sdegen.nonlinear.paths import best_weights, chain, square_clock, targets
+from sdegen.losses.simulated_paths import best_weights, chain, square_clock, targets
 
 LOSSES = {
     "simulated": sdegen.simulated_score_loss,

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import sdegen
-from sdegen.optimizer import Given, global_norm
+from sdegen.training.optimizer import Given, global_norm
 
 
 def plain(cls, **kwargs):

@@ -22,7 +22,7 @@ from oracle import G1, PROCESSES, process
 
 import sdegen
 from sdegen import prediction
-from sdegen.prediction import Kind
+from sdegen.processes.prediction import Kind
 from sdegen.typing import Scalar, number
 
 KINDS = {name: kind for name, kind in vars(prediction).items() if type(kind) is Kind}

@@ -16,9 +16,9 @@ import optax
 import pytest
 
 import sdegen
-from sdegen import checkpoint, writers
 from sdegen.nets import MLP, init
-from sdegen.record import describe, differing, table
+from sdegen.runs import checkpoint, writers
+from sdegen.runs.recorder import describe, differing, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,7 @@ import functools, json, sys
 import equinox as eqx, jax, optax
 import sdegen
 from sdegen import times
-from sdegen.record import describe
+from sdegen.runs.recorder import describe
 from sdegen.weight import uniform
 
 

@@ -16,7 +16,7 @@ from sdegen import coupling, nets, prediction
 from sdegen.data import ring
 from sdegen.mesh import make_mesh
 from sdegen.metrics import sliced_w2
-from sdegen.reflow import _Log
+from sdegen.training.reflow import _Log
 
 KEY = jax.random.key(0)
 TIGHT = {"solver": diffrax.Dopri8(), "grid": sdegen.Adaptive(1e-11, 1e-11)}

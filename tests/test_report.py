@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sdegen import report
+from sdegen.runs import report
 
 
 def make(directory, config, losses, *, final=(), timing=(), tail=""):

@@ -21,7 +21,9 @@ import nursery
 import pytest
 
 import sdegen
-from sdegen import average, checkpoint, data, mesh, nets, prediction
+from sdegen import data, mesh, nets, prediction
+from sdegen.runs import checkpoint
+from sdegen.training import ema as average
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -75,7 +77,7 @@ def test_a_run_killed_at_random_ends_in_the_bits_of_the_quiet_one(
     kills = [int(kills[i]) for i in order]
     assert outcome(raise_run(tmp_path / "quiet", 0, **options)) == [0]
     codes = outcome(raise_run(tmp_path / "killed", devices, *kills, **options))
-    ended = {int(signal.SIGKILL): -9, int(signal.SIGTERM): sdegen.train.PREEMPTED}
+    ended = {int(signal.SIGKILL): -9, int(signal.SIGTERM): sdegen.training.PREEMPTED}
     assert codes == [ended[kill] for kill in kills] + [0]
     same_run(tmp_path / "quiet", tmp_path / "killed")
 
@@ -96,7 +98,7 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path):
     for process in both:
         _, err = process.communicate(timeout=300)
         codes.append(process.returncode)
-    assert codes == [sdegen.train.PREEMPTED] * 2, err
+    assert codes == [sdegen.training.PREEMPTED] * 2, err
     reached = checkpoint.Checkpoints(tmp_path / "two" / "checkpoints").steps()[-1]
     assert 0 < reached < nursery.STEPS
     with warnings.catch_warnings():
@@ -365,11 +367,11 @@ def test_accumulation_is_the_mean_of_its_parts():
     """Against the parts' losses and gradients taken one by one."""
     network, key = model().network, jax.random.key(3)
     x0 = jnp.asarray(points()[:12])
-    value, grads, _ = sdegen.train.gradients(
+    value, grads, _ = sdegen.training.gradients(
         network, model(), x0, None, key, accumulate=3
     )
     parts = [
-        sdegen.train.gradients(
+        sdegen.training.gradients(
             network, model(), x0[j::3], None, jax.random.fold_in(key, j)
         )
         for j in range(3)

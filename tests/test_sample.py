@@ -33,7 +33,7 @@ from flows import (
 from oracle import G1, PROBES, PROCESSES, Mixture1D, as_float32, process
 
 import sdegen
-from sdegen.denoiser import PosteriorMean
+from sdegen.models.denoiser import PosteriorMean
 from sdegen.solvers.solve import evaluations
 
 # -- the flow --------------------------------------------------------------------------

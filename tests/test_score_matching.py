@@ -20,8 +20,8 @@ from test_prediction import KINDS, SIGMA_DATA, Answer, Scales, cut, published, s
 
 import sdegen
 from sdegen import prediction, weight
-from sdegen.prediction import ends
-from sdegen.times import AbstractTimes, FlowTime, LogitNormal, LogNormal, Uniform
+from sdegen.losses.times import AbstractTimes, FlowTime, LogitNormal, LogNormal, Uniform
+from sdegen.processes.prediction import ends
 from sdegen.typing import Scalar, number
 
 T = 0.3  # of the golden numbers of A2

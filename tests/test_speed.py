@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from sdegen import speed
+from sdegen.runs import throughput as speed
 
 # What JAX calls the devices, and the makers' dense bfloat16 figures.
 KINDS = {

@@ -14,9 +14,9 @@ import pytest
 
 import sdegen
 from sdegen import mesh, metrics, nets, prediction
-from sdegen.data import toy
-from sdegen.record import describe
-from sdegen.sweep import (
+from sdegen.data import mixture as toy
+from sdegen.runs.recorder import describe
+from sdegen.sweeps import (
     Between,
     Halving,
     Results,
@@ -27,10 +27,10 @@ from sdegen.sweep import (
     run,
     sweep,
 )
-from sdegen.sweep.job import Orders, run_job
-from sdegen.sweep.program import Program
-from sdegen.sweep.space import Space
-from sdegen.sweep.trial import bind
+from sdegen.sweeps.job import Orders, run_job
+from sdegen.sweeps.program import Program
+from sdegen.sweeps.space import Space
+from sdegen.sweeps.trial import bind
 
 pytestmark = pytest.mark.usefixtures("float32")
 STEPS, CALL = 24, 4
@@ -252,7 +252,7 @@ def test_memory_that_is_short_takes_fewer_trials_at_a_time(whole, monkeypatch):
     # As much as five trials take side by side: the lanes go first, then the width.
     few = Program(bind(train, None, {}), job.points[:5], lanes=1)
     few.advance(few.begin(), 0, CALL)
-    from sdegen.sweep import program
+    from sdegen.sweeps import program
 
     needed = max(program._memory(c) for c in few._compiled.values())
     monkeypatch.setattr(Program, "_memory_there", lambda self: needed / 0.8 + 1)

@@ -11,7 +11,7 @@ from jax.scipy.stats import norm
 from oracle import G1, PROBES
 
 import sdegen
-from sdegen.denoiser import PosteriorMean
+from sdegen.models.denoiser import PosteriorMean
 from sdegen.processes import interpolant
 
 KEY = jax.random.key(0)

@@ -12,7 +12,10 @@ import optax
 import pytest
 
 import sdegen
-from sdegen import checkpoint, nets, optimizer, prediction, train
+from sdegen import nets, prediction
+from sdegen import training as train
+from sdegen.runs import checkpoint
+from sdegen.training import optimizer
 
 pytestmark = pytest.mark.usefixtures("float32")
 

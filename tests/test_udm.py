@@ -16,7 +16,7 @@ from oracle import G1, process
 from scipy.ndimage import gaussian_filter
 
 import sdegen
-from sdegen import udm
+from sdegen import corruption as udm
 from sdegen.nets.transformer import TokenTransformer, Transformer
 
 KEY = jax.random.key(5)

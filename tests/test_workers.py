@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from test_sweep import CALL, STEPS, train
 
-from sdegen.record import describe
-from sdegen.sweep import Between, Halving, Static, Sweep, run, slots, work
-from sdegen.sweep.program import Program
-from sdegen.sweep.slots import Slots
+from sdegen.runs.recorder import describe
+from sdegen.sweeps import Between, Halving, Static, Sweep, run, work
+from sdegen.sweeps import queue as slots
+from sdegen.sweeps.program import Program
+from sdegen.sweeps.queue import Slots
 
 optuna = pytest.importorskip("optuna", minversion="5.0")
 
@@ -134,7 +135,7 @@ def test_a_job_that_was_finished_but_not_told_is_not_repeated(
         raise _Killed
 
     with monkeypatch.context() as patch, pytest.raises(_Killed):
-        from sdegen.sweep.slots import Grid
+        from sdegen.sweeps.queue import Grid
 
         patch.setattr(Grid, "tell", silent)
         patch.setattr(Slots, "close", lambda self: self.life.close())
@@ -271,7 +272,7 @@ FILE = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_workers import SPACE, train
-from sdegen.sweep import Sweep
+from sdegen.sweeps import Sweep
 sweep = Sweep(train, SPACE, metric="error")
 """
 

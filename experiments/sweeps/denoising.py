@@ -11,8 +11,9 @@ import numpy as np
 
 import sdegen
 from sdegen import metrics, nets, prediction, times, weight
-from sdegen.data import digits, toy
-from sdegen.sweep import Training
+from sdegen.data import digits
+from sdegen.data import mixture as toy
+from sdegen.sweeps import Training
 
 
 @dataclass(frozen=True)

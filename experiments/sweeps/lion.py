@@ -8,7 +8,7 @@ al. 2023 (section 5) advise, so that neither ends at the border of its own.
 import sdegen
 from experiments.sweeps.denoising import Config, System, trial
 from sdegen import prediction, times
-from sdegen.sweep import Static, Sweep
+from sdegen.sweeps import Static, Sweep
 
 SYSTEMS = Static(
     vp=System(sdegen.VP(), prediction.v),

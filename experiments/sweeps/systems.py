@@ -7,7 +7,7 @@ same number of evaluations; a weighting means the same objective for every predi
 import sdegen
 from experiments.sweeps.denoising import Config, System, trial
 from sdegen import prediction, weight
-from sdegen.sweep import Static, Sweep
+from sdegen.sweeps import Static, Sweep
 
 PROCESSES = {
     "vp": sdegen.VP(),

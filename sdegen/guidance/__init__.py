@@ -3,10 +3,10 @@
 from .base import AbstractGuidance as AbstractGuidance
 from .base import Interval as Interval
 from .base import Unconditional as Unconditional
-from .compose import MixtureOf as MixtureOf
-from .compose import ProductOf as ProductOf
-from .contrast import Autoguided as Autoguided
-from .contrast import ClassifierFree as ClassifierFree
-from .dropout import LabelDropout as LabelDropout
-from .gradient import ClassifierGuided as ClassifierGuided
-from .gradient import RewardGuided as RewardGuided
+from .classifier import ClassifierGuided as ClassifierGuided
+from .classifier import RewardGuided as RewardGuided
+from .classifier_free import Autoguided as Autoguided
+from .classifier_free import ClassifierFree as ClassifierFree
+from .composed import MixtureOf as MixtureOf
+from .composed import ProductOf as ProductOf
+from .label_dropout import LabelDropout as LabelDropout

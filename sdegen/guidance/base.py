@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..denoiser import AbstractDenoiser, batched
-from ..path import AbstractPath
-from ..times import LOGSNR_FLOOR
+from ..models.denoiser import AbstractDenoiser
+from ..processes.path import LOGSNR_FLOOR, AbstractPath, batched
 from ..typing import PyTree, Scalar, Time, float_array, is_traced
 
 Ends: TypeAlias = tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]

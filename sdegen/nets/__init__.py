@@ -2,18 +2,18 @@
 
 from .adm import Adm as Adm
 from .adm import ADMUNet as ADMUNet
-from .beside import Beside as Beside
+from .configs import Mlp as Mlp
+from .configs import Unet as Unet
+from .configs import init as init
 from .dit import DiffusionTransformer as DiffusionTransformer
 from .dit import Dit as Dit
 from .edm2 import Edm2 as Edm2
 from .edm2 import EDM2UNet as EDM2UNet
-from .magnitude import normalise_weights as normalise_weights
+from .heavy_tails import Tails as Tails
+from .image_condition import Beside as Beside
+from .magnitude_preserving import normalise_weights as normalise_weights
 from .mlp import MLP as MLP
 from .ncsnpp import Ddpmpp as Ddpmpp
 from .ncsnpp import Ncsnpp as Ncsnpp
 from .ncsnpp import ScoreUNet as ScoreUNet
-from .recipes import Mlp as Mlp
-from .recipes import Unet as Unet
-from .recipes import init as init
-from .tails import Tails as Tails
 from .unet import UNet as UNet

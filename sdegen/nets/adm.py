@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 from ..typing import DropoutKey, Time
 from .blocks import ResBlock, Style, plan
+from .configs import AbstractRecipe
 from .conv import Conv
-from .features import check_condition, positional
+from .embeddings import check_condition, positional
 from .layers import call, check_sides, fold_in, group_norm
 from .mlp import check_shape
-from .recipes import AbstractRecipe
 
 _INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _STYLE = Style(

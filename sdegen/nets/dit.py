@@ -22,10 +22,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..typing import DropoutKey, Time
-from .features import check_condition, positional
+from .configs import AbstractRecipe
+from .embeddings import check_condition, positional
 from .layers import attend, call, dropout, fold_in
 from .mlp import check_shape
-from .recipes import AbstractRecipe
 
 _STEPS = 250.0  # of the paper's times in one of ours
 _FREQUENCIES = 256  # features of time

@@ -19,11 +19,11 @@ from jaxtyping import Array, Float
 
 from ..typing import DropoutKey, Time
 from .blocks import Place, plan
-from .features import check_condition
+from .configs import AbstractRecipe
+from .embeddings import check_condition
 from .layers import attend, call, check_sides, dropout, fold_in, resample
-from .magnitude import MPConv, mp_cat, mp_fourier, mp_silu, mp_sum, normalise
+from .magnitude_preserving import MPConv, mp_cat, mp_fourier, mp_silu, mp_sum, normalise
 from .mlp import check_shape
-from .recipes import AbstractRecipe
 
 _CLIP = 256.0  # on activations, for half precision
 _BRANCH = 0.3  # m in (3) of a residual branch and of the attention

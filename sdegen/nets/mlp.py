@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..typing import DropoutKey, Time
-from .features import Embedding
+from .embeddings import Embedding
 from .layers import call, dropout, fold_in
 
 

@@ -20,11 +20,11 @@ from jaxtyping import Array, Float
 
 from ..typing import DropoutKey, Time
 from .blocks import ResBlock, Style, plan
+from .configs import AbstractRecipe
 from .conv import Conv
-from .features import check_condition, normal_frequencies, positional
+from .embeddings import check_condition, normal_frequencies, positional
 from .layers import call, check_sides, down, fold_in, group_norm
 from .mlp import check_shape
-from .recipes import AbstractRecipe
 
 _INIT = nnx.initializers.glorot_uniform()
 _DDPMPP = Style(

@@ -13,9 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..typing import Time
-from .features import Embedding
+from .configs import init
+from .embeddings import Embedding
 from .mlp import check_shape
-from .recipes import init
 
 
 class Block(nnx.Module):

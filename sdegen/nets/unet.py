@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from ..typing import DropoutKey, Time
 from .conv import Conv
-from .features import Embedding
+from .embeddings import Embedding
 from .layers import attend, call, check_sides, down, dropout, fold_in, up
 from .mlp import check_shape
 

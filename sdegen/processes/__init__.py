@@ -3,18 +3,18 @@
 `LinearSDE` and `CustomSDE` take coefficients instead, from the user.
 """
 
-from .block import BlockSDE as BlockSDE
+from .block_sde import BlockSDE as BlockSDE
 from .blurring import Blurring as Blurring
 from .cld import CLD as CLD
-from .custom import CustomSDE as CustomSDE
-from .flow import FlowMatching as FlowMatching
-from .flow import RectifiedFlow as RectifiedFlow
+from .custom_sde import CustomSDE as CustomSDE
+from .flow_matching import FlowMatching as FlowMatching
+from .flow_matching import RectifiedFlow as RectifiedFlow
 from .green import GreenFlow as GreenFlow
 from .green import StraightFlow as StraightFlow
 from .interpolant import StochasticInterpolant as StochasticInterpolant
-from .learned import Gamma as Gamma
-from .learned import LearnedSchedule as LearnedSchedule
-from .linear import LinearSDE as LinearSDE
+from .learned_schedule import Gamma as Gamma
+from .learned_schedule import LearnedSchedule as LearnedSchedule
+from .linear_sde import LinearSDE as LinearSDE
 from .poisson import PoissonFlow as PoissonFlow
 from .ve import EDM as EDM
 from .ve import VE as VE

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..base import AbstractBase, Gaussian
-from ..basis import DCT, AbstractBasis, Standard, laplacian
-from ..sde import AbstractLinearSDE
 from ..typing import Scalar, ScalarLike, float_array
+from .basis import DCT, AbstractBasis, Standard, laplacian
+from .noise import AbstractBase, Gaussian
+from .sde import AbstractLinearSDE
 
 
 class Blurring(AbstractLinearSDE):

@@ -24,9 +24,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import AbstractBase, Gaussian
-from ..block import AbstractBlockSDE
 from ..typing import Scalar, float_array, is_traced, number
+from .momentum import AbstractBlockSDE
+from .noise import AbstractBase, Gaussian
 
 _NEAR = 0.5  # below it the closed form of Q_xx cancels, and its integral is taken
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)

@@ -18,10 +18,10 @@ Other psi_t, and characteristics that bend, are an `AbstractTrack`.
 import equinox as eqx
 import jax.numpy as jnp
 
-from ..base import AbstractBase, Box
-from ..path import AbstractPath
-from ..radial import Radial
 from ..typing import Scalar, number
+from .noise import AbstractBase, Box
+from .path import AbstractPath
+from .radial import Radial
 
 
 class GreenFlow(AbstractPath):

@@ -1,19 +1,89 @@
-"""Stochastic interpolants: from one law to another, with noise on the way.
+"""Interpolants: a path between two distributions, and the final of the literature.
 
-    x_t = a(t) x0 + b(t) x1 + c gamma(t) z,    0 <= t <= 1                         (1)
+    x_t = I(t, x0, x1) + gamma(t) z,    z ~ N(0, I), t = t_min at x0               (1)
+    v_t(x0, x1, z) = dI/dt + gamma'(t) z                                           (2)
+    b(t, x) = E[v_t given x_t = x],    E[z given x_t = x] = -gamma score           (3)
+
+The flow dx/dt = b(t, x) has the distribution of x_t at every time, whatever I, gamma
+and the coupling of x0 and x1 are (Lipman et al. 2023, theorem 1; Albergo, Boffi and
+Vanden-Eijnden 2023, "Stochastic interpolants", theorem 6). A path alpha x0 + sigma z is
+the interpolant with I = alpha x0 + sigma x1, and has better coordinates: use it where
+it applies. I need not be invertible, nor x1 be noise. `StochasticInterpolant` is
+
+    x_t = a(t) x0 + b(t) x1 + c gamma(t) z,    0 <= t <= 1                         (4)
 
 with a(0) = b(1) = 1, a(1) = b(0) = gamma(0) = gamma(1) = 0. Papers of this family run
 time the other way.
 """
 
+import abc
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from ..base import AbstractBase, Gaussian
-from ..track import AbstractTrack
-from ..typing import Scalar, ScalarLike, number
+from ..typing import Scalar, ScalarLike, float_array, is_traced, number
+from .noise import AbstractBase, Gaussian
+
+
+class AbstractTrack(eqx.Module):
+    """Equation (1), for one sample and a scalar time.
+
+    A subclass writes I as `interpolate` and the scale of the latent noise as `gamma`.
+    `base` is the law of x1, `t_max` the time at which x_t is what sampling starts from,
+    I(t_max, 0, x1) + gamma(t_max) z.
+    """
+
+    t_min: eqx.AbstractVar[Scalar]
+    t_max: eqx.AbstractVar[Scalar]
+    base: eqx.AbstractVar[AbstractBase]
+
+    @abc.abstractmethod
+    def interpolate(
+        self, t: ScalarLike, x0: Float[Array, "..."], x1: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """I(t, x0, x1), of the shape of both ends."""
+
+    @abc.abstractmethod
+    def gamma(self, t: ScalarLike) -> Scalar | None:
+        """The scale of the latent noise; None where the track has none."""
+
+    def point(
+        self,
+        t: ScalarLike,
+        x0: Float[Array, "..."],
+        x1: Float[Array, "..."],
+        z: Float[Array, "..."] | float = 0.0,
+    ) -> Float[Array, "..."]:
+        """x_t, equation (1)."""
+        t = float_array(t)
+        gamma = self.gamma(t)
+        mean = self.interpolate(t, x0, x1)
+        return mean if gamma is None else mean + gamma * z
+
+    def velocity(
+        self,
+        t: ScalarLike,
+        x0: Float[Array, "..."],
+        x1: Float[Array, "..."],
+        z: Float[Array, "..."] | float = 0.0,
+    ) -> Float[Array, "..."]:
+        """dx_t/dt along the track, equation (2)."""
+        t = float_array(t)
+        move = lambda t: self.point(t, x0, x1, z)  # noqa: E731
+        return jax.jvp(move, (t,), (jnp.ones_like(t),))[1]
+
+    def __check_init__(self):
+        if is_traced((self.t_min, self.t_max)):
+            return
+        t_min, t_max = float(self.t_min), float(self.t_max)
+        if not 0 <= t_min < t_max:
+            raise ValueError(
+                f"{type(self).__name__} needs 0 <= t_min < t_max, got t_min={t_min:g} "
+                f"and t_max={t_max:g}. t=0 is data and t rises to the other end."
+            )
 
 
 def linear(t: ScalarLike):
@@ -37,13 +107,13 @@ def bump(t: ScalarLike):
 
 
 class StochasticInterpolant(AbstractTrack):
-    """Equation (1). Albergo, Boffi and Vanden-Eijnden 2023, "Stochastic interpolants: a
+    """Equation (4). Albergo, Boffi and Vanden-Eijnden 2023, "Stochastic interpolants: a
     unifying framework for flows and diffusions", definition 1 and section 4.
 
     **Arguments:** `base`, the law of x1: noise, or `Empirical(other_data)`; `weights`,
     t -> (a, b): `linear`, `trigonometric` or your own; `latent`, the function gamma:
     `bridge`, `bump`, your own, or None for flow matching between two laws; `strength`,
-    c in (1): with `bridge`, gamma(t)^2 = c^2 t (1 - t).
+    c in (4): with `bridge`, gamma(t)^2 = c^2 t (1 - t).
     """
 
     strength: Scalar = number(1.0)

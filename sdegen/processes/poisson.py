@@ -12,9 +12,9 @@ probability flow of that path, and nothing else is needed.
 
 import jax.numpy as jnp
 
-from ..base import StudentT
-from ..path import AbstractPath
 from ..typing import Scalar, ScalarLike, float_array, is_traced
+from .noise import StudentT
+from .path import AbstractPath
 
 
 class PoissonFlow(AbstractPath):

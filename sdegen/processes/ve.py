@@ -3,9 +3,9 @@
 import equinox as eqx
 import jax.numpy as jnp
 
-from ..base import AbstractBase, Gaussian
-from ..sde import AbstractLinearSDE
 from ..typing import Scalar, number
+from .noise import AbstractBase, Gaussian
+from .sde import AbstractLinearSDE
 
 
 class VE(AbstractLinearSDE):

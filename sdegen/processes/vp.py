@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..base import AbstractBase, Gaussian
-from ..sde import AbstractLinearSDE
 from ..typing import Scalar, float_array, is_traced, number
+from .noise import AbstractBase, Gaussian
+from .sde import AbstractLinearSDE
 
 
 def _integrated_beta(t, beta_min, beta_max):

@@ -9,11 +9,11 @@ from .deis import DEIS as DEIS
 from .dpm import DPMSolver2 as DPMSolver2
 from .dpm import DPMSolverPP as DPMSolverPP
 from .dpm_sde import DPMSolverSDE as DPMSolverSDE
+from .edm import EDMHeun as EDMHeun
 from .er_sde import ERSDE as ERSDE
-from .heun import EDMHeun as EDMHeun
 from .langevin import Langevin as Langevin
 from .multistep import Weights as Weights
-from .pinned import PinnedEuler as PinnedEuler
+from .pinned_euler import PinnedEuler as PinnedEuler
 from .semilinear import SemilinearTerm as SemilinearTerm
 from .solve import GridController as GridController
 from .solve import Solution as Solution

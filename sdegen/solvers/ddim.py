@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..denoiser import AbstractDenoiser
+from ..processes.prediction import PosteriorMeans
 from ..typing import PyTree, float_array, is_traced
 from .base import AbstractSemilinearSolver
 from .semilinear import ddim, decay, root, scales
@@ -23,7 +23,7 @@ class Variance(eqx.Module):
 
 
 def analytic_variance(
-    denoiser: AbstractDenoiser,
+    denoiser: PosteriorMeans,
     samples: Float[Array, "times batch ..."],
     times: Float[Array, " times"],
     *,

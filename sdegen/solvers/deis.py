@@ -2,8 +2,8 @@
 
 import equinox as eqx
 
-from .. import prediction as kinds
-from ..prediction import Kind
+from ..processes import prediction as kinds
+from ..processes.prediction import Kind
 from ..typing import Scalar, float_array
 from . import multistep
 from .base import AbstractSemilinearSolver, whole

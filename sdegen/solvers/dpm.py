@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 
-from .. import prediction
+from ..processes import prediction
 from . import multistep
 from .base import AbstractSemilinearSolver, whole
 from .semilinear import clock_of, ddim, decay, half_logsnr, scales

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..prediction import Kind, eps
+from ..processes.prediction import Kind, eps
 from ..typing import Scalar
 from .semilinear import FLOOR, integrals, scales, splitting
 

@@ -44,11 +44,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .. import prediction
-from ..brownian import GridBrownianPath, TreeBrownianPath
-from ..denoiser import AbstractDenoiser
-from ..path import NoiseInverse
-from ..prediction import Kind
+from ..processes import prediction
+from ..processes.brownian import GridBrownianPath, TreeBrownianPath
+from ..processes.path import NoiseInverse
+from ..processes.prediction import Kind, PosteriorMeans
 from ..typing import PyTree, Scalar, ScalarLike
 
 Clock: TypeAlias = Float[Array, "..."]
@@ -102,7 +101,7 @@ class SemilinearTerm(dfx.AbstractTerm):
     the clock of the whole. y is (batch, ...).
     """
 
-    denoiser: AbstractDenoiser
+    denoiser: PosteriorMeans
     inverse: NoiseInverse
     cond: PyTree = None
     stochasticity: Scalar | None = None

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ..brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
-from ..times import Adaptive
+from ..processes.brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
 from ..typing import PyTree
 from .base import AbstractSemilinearSolver
+from .grids import Adaptive
 from .semilinear import SemilinearTerm
 
 _FRAMES = 33  # frames of an adaptive trajectory

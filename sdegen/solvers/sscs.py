@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..block import (
+from ..processes.momentum import (
     AbstractBlockSDE,
     column,
     lower,
@@ -31,7 +31,7 @@ from ..block import (
     transition,
     transition_nodes,
 )
-from ..reverse import ProbabilityFlow, ReverseSDE
+from ..processes.reverse import ProbabilityFlow, ReverseSDE
 from ..typing import PyTree, Scalar, is_traced
 
 

@@ -1,0 +1,197 @@
+"""`python -m sdegen.check module:Name`: the check of a process from the shell."""
+
+import argparse
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ..processes.interpolant import AbstractTrack
+from ..processes.path import AbstractPath
+from ..processes.sde import AbstractSDE
+from .run import check
+
+_DESCRIPTION = """\
+Is this process what it says it is? Compares alpha and sigma with drift and diffusion,
+tests the law of x_t, runs known data back through the flow and the reverse SDE, and
+looks at the law at t_max. A few seconds each."""
+_EPILOG = """\
+examples:
+  python -m sdegen.check sdegen:VP
+  python -m sdegen.check my_package.processes:MySDE my_file.py:make_process
+exit status: 0 all is well, 1 a check failed, 2 a mistake in the command."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sdegen.check",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "processes",
+        nargs="+",
+        metavar="module:Name",
+        help="a class that needs no arguments, an object, or a function that returns "
+        "one; for module also a path/to/file.py",
+    )
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="shape of one sample (default: 2, or 1 for an SDE without alpha, sigma)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=8000,
+        metavar="N",
+        help="samples of the random checks (default 8000)",
+    )
+    args = parser.parse_args(argv)
+    try:
+        # All names first: a slip in the last should not wait for the first check.
+        processes = [load(name) for name in args.processes]
+        ok = True
+        for i, process in enumerate(processes):
+            report = check(
+                process, shape=args.shape, seed=args.seed, samples=args.samples
+            )
+            print("\n" * (i > 0) + str(report), flush=True)
+            ok = ok and report.ok
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if ok else 1
+
+
+def load(name: str) -> Any:
+    """The process that `module:Name` or `path/to/file.py:Name` means, as an object."""
+    place, colon, attribute = name.rpartition(":")
+    if not (place and colon and attribute):
+        raise ValueError(
+            f"expected module:Name or path/to/file.py:Name, got {name!r}. "
+            "Example: sdegen:VP"
+        )
+    module = _module(place)
+    if not hasattr(module, attribute):
+        near = difflib.get_close_matches(attribute, _candidates(module), 1, 0.4)
+        near = near or _candidates(module)
+        hint = f" Did you mean {place}:{near[0]}?" if near else ""
+        raise ValueError(f"{place} has no name {attribute}.{hint}")
+    found = getattr(module, attribute)
+    if isinstance(found, AbstractSDE | AbstractPath | AbstractTrack):
+        return found
+    if not callable(found):
+        raise ValueError(
+            f"{name} is {type(found).__name__}; expected a process (an AbstractSDE or "
+            "an AbstractPath), its class, or a function that returns one."
+        )
+    if inspect.isclass(found) and not issubclass(
+        found, AbstractSDE | AbstractPath | AbstractTrack
+    ):
+        raise ValueError(
+            f"{name} is a class that derives neither from AbstractSDE nor from "
+            "AbstractPath. Derive it from one of them."
+        )
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise ValueError(f"{name} is abstract: it does not define {missing}.")
+    return _make(name, found)
+
+
+def _make(name, factory):
+    needed = _arguments(factory)
+    if needed:
+        raise ValueError(
+            f"{name} needs arguments ({', '.join(needed)}). Give them defaults, or "
+            "write a function without arguments that returns the object, and name it."
+        )
+    try:
+        made = factory()
+    except Exception as error:  # the user's code, told in one sentence
+        raise ValueError(f"{name}() raised {_told(error)}") from error
+    if not isinstance(made, AbstractSDE | AbstractPath | AbstractTrack):
+        raise ValueError(
+            f"{name}() returned {type(made).__name__}; expected an AbstractSDE or an "
+            "AbstractPath."
+        )
+    return made
+
+
+def _told(error):
+    """An exception and its place in one line."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"{type(error).__name__} ({where}): {text}"
+
+
+def _arguments(factory):
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    loose = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in loose]
+
+
+def _candidates(module):
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, AbstractSDE | AbstractPath | AbstractTrack)
+        or inspect.isclass(value)
+        and issubclass(value, AbstractSDE | AbstractPath | AbstractTrack)
+        and not inspect.isabstract(value)
+    ]
+
+
+def _module(place):
+    """Import a module by name, or a file by its path."""
+    try:
+        if not place.endswith(".py"):
+            # As for `python -m`: the current directory counts.
+            if "" not in sys.path and str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))
+            return importlib.import_module(place)
+        path = Path(place)
+        if not path.is_file():
+            near = difflib.get_close_matches(
+                path.name, [p.name for p in path.parent.glob("*.py")], 1, 0.4
+            )
+            hint = f" Did you mean {path.with_name(near[0])}?" if near else ""
+            raise ValueError(f"there is no file {place}.{hint}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        sys.path.insert(0, str(path.resolve().parent))
+        spec.loader.exec_module(module)
+        return module
+    except ValueError:
+        raise
+    except ModuleNotFoundError as error:
+        raise ValueError(_no_module(place, error)) from error
+    except Exception as error:  # the user's code, told in one sentence
+        raise ValueError(f"importing {place} raised {_told(error)}") from error
+
+
+def _no_module(place, error):
+    if error.name and not place.startswith(error.name):
+        return f"importing {place} needs the module {error.name}, which is missing."
+    head, _, last = place.rpartition(".")
+    here = [path.stem for path in Path.cwd().glob("*.py")]
+    near = difflib.get_close_matches(last, [*here, "sdegen"] if not head else [], 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return (
+        f"there is no module {place}.{hint} Run from the directory that holds it, or "
+        "give the file: path/to/file.py:Name"
+    )

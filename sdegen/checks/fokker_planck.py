@@ -1,0 +1,184 @@
+"""The law of x_t of any SDE on the line, by solving its Fokker-Planck equation.
+
+    dp/dt = -dJ/dx,    J = a p - K dp/dx,    K = D / 2,    a = f - K'              (1)
+
+on cells of a grid, with no flux through its ends, so that mass is kept to rounding. The
+flux between two cells at a distance h is that of the exact solution of constant J (the
+exponential fitting of Scharfetter and Gummel 1969):
+
+    J = K/h [B(-w) p_left - B(w) p_right],    w = a h / K,    B(w) = w / (e^w - 1) (2)
+
+second order where K is smooth, upwind where it vanishes. Cells are even in u of x = c
+sinh(u): fine where data are, coarse in the tails. Time steps are the two-stage singly
+diagonally implicit Runge-Kutta method of order 2 (gamma = 1 - 1/sqrt(2); L-stable).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.linalg import solve_banded
+
+from ..processes.sde import AbstractSDE
+from .test_data import Mixture
+
+_CELLS = 1500
+_STEPS = 300
+_GAMMA = 1 - 1 / np.sqrt(2)
+_FLOOR = 1e-11  # of the largest density: below, rounding has the say
+_CORE = 2.0  # c of the grid
+
+
+class GridLaw(eqx.Module):
+    """p_t on the line as a table over (time, u): density, distribution, score.
+
+    Between the table's points everything is linear in t and in u; beyond the density's
+    floor the score goes on as at the last point above it.
+    """
+
+    ts: Float[Array, " times"]
+    u: Float[Array, " cells"]
+    p: Float[Array, "times cells"]
+    scores: Float[Array, "times cells"]
+    cdfs: Float[Array, "times edges"]
+
+    @property
+    def x(self) -> Float[Array, " cells"]:
+        """The middles of the cells."""
+        return _CORE * jnp.sinh(self.u)
+
+    @property
+    def edges(self) -> Float[Array, " edges"]:
+        """The ends of the cells."""
+        half = (self.u[1] - self.u[0]) / 2
+        return _CORE * jnp.sinh(jnp.append(self.u - half, self.u[-1] + half))
+
+    def __call__(self, t, x):
+        """The score, for one sample of shape (1,)."""
+        i = jnp.clip(jnp.searchsorted(self.ts, t) - 1, 0, len(self.ts) - 2)
+        part = jnp.clip((t - self.ts[i]) / (self.ts[i + 1] - self.ts[i]), 0, 1)
+        place = (jnp.arcsinh(x[0] / _CORE) - self.u[0]) / (self.u[1] - self.u[0])
+        j = jnp.clip(jnp.floor(place).astype(int), 0, len(self.u) - 2)
+        share = jnp.clip(place - j, 0, 1)
+        start = (i.astype(j.dtype), j)
+        square = jax.lax.dynamic_slice(self.scores, start, (2, 2))
+        row = (1 - part) * square[0] + part * square[1]
+        return ((1 - share) * row[0] + share * row[1])[None]
+
+    def cdf(self, i: int) -> "GridCDF":
+        """The distribution function at time `ts[i]`."""
+        return GridCDF(self.edges, self.cdfs[i])
+
+    def mass(self, i: int) -> Float[np.ndarray, " cells"]:
+        """The probability of each cell at time `ts[i]`."""
+        return np.diff(np.asarray(self.cdfs[i]))
+
+
+class GridCDF(eqx.Module):
+    """A distribution function by its values at the ends of cells."""
+
+    edges: Float[Array, " edges"]
+    values: Float[Array, " edges"]
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The probability below x."""
+        return jnp.interp(x, self.edges, self.values)
+
+    def quantile(self, q: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The x with the probability `q` below it."""
+        return jnp.interp(q, self.values, self.edges)
+
+
+def solve(
+    sde: AbstractSDE, law: Mixture, ts: Float[np.ndarray, " times"], reach: float
+) -> GridLaw:
+    """Equation (1) from `law` at ts[0], on |x| < `reach`, at the rising times `ts`."""
+    half = np.arcsinh(reach / _CORE)
+    u_edges = np.linspace(-half, half, _CELLS + 1)
+    u = (u_edges[1:] + u_edges[:-1]) / 2
+    x, edges = _CORE * np.sinh(u), _CORE * np.sinh(u_edges)
+    width, gap = np.diff(edges), np.diff(x)
+    start = np.diff(np.asarray(law.cdf(jnp.asarray(edges))))
+    p, laws = start / start.sum() / width, []
+    steps = np.diff(ts)
+    stages = ts[:-1, None] + steps[:, None] * np.array([_GAMMA, 1.0])
+    inner = jnp.asarray(edges[1:-1])
+    with np.errstate(all="ignore"):
+        laws.append(p)
+        for chunk, hs in zip(_chunks(stages), _chunks(steps), strict=True):
+            f, D = _coefficients(sde, jnp.asarray(chunk), inner, jnp.asarray(x))
+            for n, h in enumerate(hs):
+                p = _step(p, h, f[n], D[n], width, gap)
+                laws.append(p)
+    p = np.array(laws)
+    cdfs = np.cumsum(np.pad(p * width, ((0, 0), (1, 0))), axis=1)
+    scores = _scores(p, x)
+    return GridLaw(*map(jnp.asarray, (ts, u, p, scores, cdfs)))
+
+
+def _chunks(rows, size=50):
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _coefficients(sde, stages, edges, x):
+    short = 50 - len(stages)  # one program for the last chunk too
+    stages = jnp.concatenate([stages, jnp.repeat(stages[-1:], max(short, 0), 0)])
+    f, D = _evaluate(sde, stages, edges, x)
+    return np.asarray(f), np.asarray(D)
+
+
+@eqx.filter_jit
+def _evaluate(sde, stages, edges, x):
+    def at(t):
+        f = jax.vmap(lambda x: sde.drift(t, x[None])[0])(edges)
+        D = jax.vmap(lambda x: jnp.reshape(sde.diffusion(t, x[None]), ()) ** 2)(x)
+        return f, D
+
+    return jax.lax.map(jax.vmap(at), stages)
+
+
+def _step(p, h, f, D, width, gap):
+    """One step of the implicit method: two tridiagonal solves."""
+    first = _implicit(p, _GAMMA * h, f[0], D[0], width, gap)
+    slope = (first - p) / (_GAMMA * h)
+    ahead = p + (1 - _GAMMA) * h * slope
+    return _implicit(ahead, _GAMMA * h, f[1], D[1], width, gap)
+
+
+def _implicit(p, h, f, D, width, gap):
+    """The q with q = p + h L q, L from (1) and (2)."""
+    K = 0.25 * (D[1:] + D[:-1]) + 1e-12
+    w = (f - 0.5 * np.diff(D) / gap) * gap / K
+    down, up = K / gap * _bernoulli(w), K / gap * _bernoulli(-w)
+    bands = np.zeros((3, len(p)))
+    bands[1] = 1.0
+    bands[1, :-1] += h * up / width[:-1]
+    bands[1, 1:] += h * down / width[1:]
+    bands[0, 1:] = -h * down / width[:-1]
+    bands[2, :-1] = -h * up / width[1:]
+    if not np.isfinite(bands).all():
+        return np.full_like(p, np.nan)
+    return solve_banded((1, 1), bands, p)
+
+
+def _bernoulli(w):
+    """B of (2), with its limit at 0."""
+    w = np.clip(w, -700, 700)
+    small = np.abs(w) < 1e-4
+    safe = np.where(small, 1.0, w)
+    return np.where(small, 1 - w / 2 + w**2 / 12, safe / np.expm1(safe))
+
+
+def _scores(p, x):
+    """The derivative of log p in x; constant beyond the floor."""
+    out = np.zeros_like(p)
+    for i, row in enumerate(p):
+        inside = np.flatnonzero(row > _FLOOR * np.max(row))
+        if len(inside) < 3:
+            continue
+        low, high = inside[0], inside[-1] + 1
+        part = np.log(np.maximum(row[low:high], _FLOOR * np.max(row)))
+        out[i, low:high] = np.gradient(part, x[low:high])
+        out[i, :low], out[i, high:] = out[i, low + 1], out[i, high - 2]
+    return out

@@ -1,0 +1,154 @@
+"""Which law does a guided sampler follow? Three laws, on data where all are known.
+
+Guidance of weight w is meant to draw from the tilted law
+
+    p(x0 | c)^(1 + w) p(x0)^(-w) / Z.                                               (1)
+
+The guided flow and the guided SDE follow two other laws, because the powers of the
+noised densities are not the noised powers: E[exp r(x0) | x_t] is not exp r of
+anything that guidance looks at (Bradley and Nakkiran 2024, "Classifier-free guidance is
+a predictor-corrector"). Particles follow (1), in the limit of many.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..data.mixture import Mixture
+from ..guidance import Autoguided
+from ..guidance.particles import sample_tilted
+from ..processes import EDM
+from ..processes.path import AbstractPath
+from ..sampling.sample import sample
+from ..solvers import DPMSolverSDE, Variance
+from ..solvers.grids import LogSNRGrid
+from ..typing import RandomKey, is_traced
+
+_NODES = 20_001
+
+
+def tilt_report(
+    key: RandomKey,
+    conditional: Mixture,
+    unconditional: Mixture,
+    weight: float,
+    path: AbstractPath,
+    *,
+    particles: Sequence[int] = (100, 1000, 10_000),
+    samples: int = 10_000,
+    steps: int = 200,
+) -> list[dict]:
+    """Rows for `sdegen.record.table`: each law's mean, deviation and distance to (1).
+
+    **Arguments:** `conditional`, `unconditional`, mixtures on the line, p(x0 | c) and
+    p(x0); `weight`, w in (1); `particles`, the numbers to try; `samples`, of the guided
+    flow and SDE; `steps` of every sampler.
+
+    **Returns:** a list of dictionaries: `law`; `mean`, `std`; `W1`, the distance to the
+    tilted law in units of x, by integrals of the distribution functions (the row "drawn
+    exactly" is its floor for as many samples); `log Z` in nats and its standard
+    error, for the exact law and for particles, NaN for others; `evaluations`.
+    """
+    _check(conditional, unconditional, weight)
+    x, cdf, log_z = _tilted(conditional, unconditional, weight)
+    strong, weak = (law.denoiser(path) for law in (conditional, unconditional))
+    guided, shape = Autoguided(strong, weak, weight), (samples, 1)
+    grid = LogSNRGrid(steps)(path)
+    noisy = {"solver": DPMSolverSDE(), "stochasticity": 1.0}
+    keys = jax.random.split(key, 4 + len(particles))
+    variance = _left_out(keys[3], conditional, strong, grid)
+    u = np.asarray(jax.random.uniform(keys[0], (samples,)))
+    rows = [_exact(x, cdf, log_z), _row("drawn exactly", np.interp(u, cdf, x), x, cdf)]
+    for name, own, options in (("flow", keys[1], {}), ("SDE", keys[2], noisy)):
+        out = sample(own, guided, shape, grid=grid, **options)
+        row = _row(f"guided {name}", out.x[:, 0], x, cdf)
+        rows.append(row | {"evaluations": int(out.evaluations)})
+
+    def reward(x0, cond):
+        return weight * (_log_prob(conditional, x0) - _log_prob(unconditional, x0))
+
+    for n, own in zip(particles, keys[4:], strict=True):
+        options = {"grid": grid, "variance": variance}
+        out = sample_tilted(own, strong, reward, (int(n), 1), **options)
+        found = {
+            "log Z": float(out.log_evidence),
+            "+-": float(out.log_evidence_error),
+            "evaluations": int(out.evaluations),
+        }
+        weights = np.exp(np.asarray(out.log_weights))
+        rows.append(_row(f"{n} particles", out.x[:, 0], x, cdf, weights) | found)
+    return rows
+
+
+def _left_out(key, law, denoiser, ts):
+    """The mean variance of x0 given x_t at every time: what the denoiser misses."""
+    path, (pick, noise) = denoiser.path, jax.random.split(key)
+    x0 = law.sample(pick, 100_000)
+    z = jax.random.normal(noise, x0.shape, x0.dtype)
+
+    def missed(t):
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        error = x0 - denoiser(t, alpha * x0 + sigma * z)
+        return jnp.log1p(alpha / sigma), jnp.mean(error**2)
+
+    return Variance(*jax.lax.map(missed, ts))
+
+
+def _check(conditional, unconditional, weight):
+    for law in (conditional, unconditional):
+        if law.means.shape[1] != 1:
+            raise ValueError(
+                "tilt_report integrates densities on the line, got a mixture in "
+                f"{law.means.shape[1]} dimensions."
+            )
+    if not is_traced(weight) and not np.isfinite(weight):
+        raise ValueError(f"the guidance weight must be finite, got {weight}.")
+
+
+def _log_prob(mixture, x):
+    """log p of clean data (n, 1)."""
+    clean = EDM()  # at t = 0 its alpha is 1 and its sigma 0
+    return jax.vmap(lambda x: mixture.log_prob(clean, 0.0, x))(x)
+
+
+def _tilted(conditional, unconditional, weight):
+    """(x, distribution function, log Z) of (1), by the trapezoidal rule."""
+    reach = 12 * float(conditional.stds.max()) + float(jnp.abs(conditional.means).max())
+    x = np.linspace(-reach, reach, _NODES)
+    laws = (conditional, unconditional)
+    logs = [np.asarray(_log_prob(law, jnp.asarray(x)[:, None])) for law in laws]
+    log_density = (1 + weight) * logs[0] - weight * logs[1]
+    top = log_density.max()
+    density = np.exp(log_density - top)
+    mass = (density[1:] + density[:-1]) / 2 * np.diff(x)
+    if not density[[0, -1]].max() < 1e-6 * density.max():
+        raise ValueError(
+            f"the tilted law of weight {weight:g} has no finite mass here: where the "
+            "unconditional density falls faster than the conditional one, powers of "
+            "their ratio grow without bound."
+        )
+    cdf = np.concatenate([[0.0], np.cumsum(mass)])
+    return x, cdf / cdf[-1], float(np.log(cdf[-1]) + top)
+
+
+def _exact(x, cdf, log_z):
+    middle, mass = (x[1:] + x[:-1]) / 2, np.diff(cdf)
+    mean = float(mass @ middle)
+    std = float(np.sqrt(mass @ (middle - mean) ** 2))
+    row = {"law": "tilted", "mean": mean, "std": std, "W1": 0.0}
+    return row | {"log Z": log_z, "+-": 0.0, "evaluations": 0}
+
+
+def _row(name, found, x, cdf, weights=None):
+    found = np.asarray(found, np.float64)
+    weights = np.ones(len(found)) / len(found) if weights is None else weights
+    mean = float(weights @ found)
+    std = float(np.sqrt(weights @ (found - mean) ** 2))
+    order = np.argsort(found)
+    total = np.concatenate([[0.0], np.cumsum(weights[order])])
+    own = total[np.searchsorted(found[order], x, side="right")]
+    distance = float(np.trapezoid(np.abs(own - cdf), x))
+    row = {"law": name, "mean": mean, "std": std, "W1": distance}
+    return row | {"log Z": float("nan"), "+-": float("nan"), "evaluations": 0}

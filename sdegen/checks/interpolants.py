@@ -1,0 +1,131 @@
+"""Tracks between two laws: their ends, and a known pair of laws carried across.
+
+With both ends discrete, x0 = a_i with weight w_i and x1 = b_j with v_j, the law of x_t
+on the line is a mixture of Gaussians N(I_ij, gamma^2), I_ij = I(t, a_i, b_j), so
+
+    F_t(x) = sum_ij w_i v_j Phi((x - I_ij) / gamma)                                (1)
+    b(t, x) = E[dx_t/dt | x_t = x]
+
+where dx_t/dt, given (i, j), is I_ij' + gamma' (x - I_ij) / gamma; and the flow of b has
+to keep (1).
+"""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.stats import norm
+
+from ..processes.interpolant import AbstractTrack
+from ..typing import RandomKey
+from .report import Row, measured, skipped
+from .reversal import FLOW_BAR
+from .test_data import PROBES
+
+_ATOMS, _WEIGHTS = np.array([-1.5, 0.2, 1.0]), np.array([0.25, 0.45, 0.3])
+_OTHER = 8  # points of the other end
+_INSIDE = (0.02, 0.98)  # of the range of t: at the ends the law is of points
+
+
+class _Law(eqx.Module):
+    """Equation (1) and b."""
+
+    track: AbstractTrack
+    other: jax.Array
+
+    def parts(self, t):
+        """(I_ij, gamma), and their derivatives in t."""
+
+        def both(t):
+            pair = lambda a, b: self.track.interpolate(t, a[None], b[None])[0]  # noqa: E731
+            over = jax.vmap(jax.vmap(pair, (None, 0)), (0, None))
+            mean = over(jnp.asarray(_ATOMS), self.other)
+            return mean.ravel(), self.track.gamma(t)
+
+        return jax.jvp(both, (t,), (jnp.ones_like(t),))
+
+    def weights(self):
+        """w_i v_j."""
+        return jnp.repeat(jnp.asarray(_WEIGHTS) / len(self.other), len(self.other))
+
+    def cdf(self, t, x):
+        """F_t at x, (n,)."""
+        mean, gamma = self.parts(t)[0]
+        return norm.cdf((x[:, None] - mean) / gamma) @ self.weights()
+
+    def __call__(self, t, x, args):
+        """b(t, x) at x, (n,)."""
+        (mean, gamma), (slope, rate) = self.parts(t)
+        unit = (x[:, None] - mean) / gamma
+        share = jax.nn.softmax(-0.5 * unit**2 + jnp.log(self.weights()), axis=1)
+        return jnp.sum(share * (slope + rate * unit), axis=1)
+
+
+@eqx.filter_jit
+def _carry(law, high, low, probes):
+    """F at the data end of points whose F at the other end is `probes`."""
+    left, right = jnp.full(probes.shape, -1e3), jnp.full(probes.shape, 1e3)
+
+    def halve(ends, _):
+        middle = (ends[0] + ends[1]) / 2
+        below = law.cdf(high, middle) < probes
+        left, right = ends
+        return (
+            jnp.where(below, middle, left),
+            jnp.where(below, right, middle),
+        ), None
+
+    (left, right), _ = jax.lax.scan(halve, (left, right), None, length=60)
+    solved = dfx.diffeqsolve(
+        dfx.ODETerm(law),
+        dfx.Tsit5(),
+        high,
+        low,
+        None,
+        (left + right) / 2,
+        stepsize_controller=dfx.PIDController(rtol=1e-8, atol=1e-8),
+        throw=False,
+    )
+    return law.cdf(low, solved.ys[-1])
+
+
+def check_track(
+    key: RandomKey,
+    track: AbstractTrack,
+    shape: tuple[int, ...] | None,
+    parts,
+    tol: float,
+) -> list[Row]:
+    """The rows of a track; `tol` is the allowed miss of its ends."""
+    one_key, z_key, other_key = jax.random.split(key, 3)
+    size, rows = (2,) if shape is None else shape, []
+    low, high = track.t_min, track.t_max
+    x1 = track.base.sample(one_key, size, low.dtype)
+    x0, z = jnp.ones(size) * 0.7, jax.random.normal(z_key, size)
+    if "ends" in parts:
+        for what, t, end in (("t_min is x0", low, x0), ("t_max is x1", high, x1)):
+            gap = jnp.max(jnp.abs(track.point(t, x0, x1, z) - end))
+            # A range that starts a little after 0 is that much away from its end.
+            bar = max(tol, 3 * float(low) if t is low else tol) * 10
+            rows.append(measured("ends", "end", f"the point at {what}", gap, bar))
+        ts = low + (high - low) * jnp.linspace(0.01, 0.99, 33)
+        speeds = jax.vmap(lambda t: track.velocity(t, x0, x1, z))(ts)
+        bad = jnp.sum(~jnp.isfinite(speeds))
+        rows.append(measured("ends", "finite", "the velocity, all times", bad, 0))
+    if "reversal" in parts:
+        what = "a known law is carried to the data by the exact flow"
+        if track.gamma(high) is None:
+            why = "without latent noise two laws of points have no flow"
+            rows.append(skipped("reversal", "flow", what, why))
+        elif shape not in (None, (1,)):
+            why = "this row is for one coordinate, shape (1,)"
+            rows.append(skipped("reversal", "flow", what, why))
+        else:
+            keys = jax.random.split(other_key, _OTHER)
+            draw = jax.vmap(lambda k: track.base.sample(k, (1,), low.dtype)[0])
+            law, probes = _Law(track, draw(keys)), jnp.asarray(PROBES)
+            start, stop = (low + (high - low) * s for s in _INSIDE[::-1])
+            gap = jnp.max(jnp.abs(_carry(law, start, stop, probes) - probes))
+            rows.append(measured("reversal", "flow", what, gap, FLOW_BAR))
+    return rows

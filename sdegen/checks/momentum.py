@@ -1,0 +1,208 @@
+"""Is a linear SDE of a state (`sdegen.block`) what it says it is?
+
+Its moments a and L against its F and G, in units of the noise: with A = L^-1 F L and
+H = L^-1 G,
+
+    L^-1 a' = L^-1 F a,    L^-1 L' + (L^-1 L')^T = A + A^T + H H^T,                (1)
+
+relative to the size of the terms; and, because a custom derivative can deceive, over
+every cell of a grid the law at its start, moved by F and G alone, is that at its end.
+Then (alpha, sigma) as a path, simulated states, and the data brought back in the state
+by the flow and the reverse SDE with the exact score; row 0 must have the law
+
+    x_t = a_0 x0 + |L_0| z                                                         (2)
+"""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..processes.momentum import (
+    AbstractBlockSDE,
+    lower,
+    solve_lower,
+    transition,
+    transition_nodes,
+)
+from ..processes.path import AbstractPath
+from ..processes.reverse import reverse
+from ..sampling.simulate import simulate
+from . import moments, reversal, terminal
+from .report import Row, measured
+from .tables import Clock
+from .test_data import Mixture, data
+
+_TIMES = 96
+_STEPS = 600  # of Euler and Maruyama's method, forward
+_BACK = 300  # of Heun's method: Euler's flow misses the law by more than the samples
+_RATIO = 1e-3
+_BAR = 5.0  # standard errors
+_BIAS = 0.02  # of Euler and Maruyama's method, in units of the spread
+
+
+class Statistic(AbstractPath):
+    """What a denoiser sees of a block SDE: its path, without the SDE of the state."""
+
+    process: AbstractBlockSDE
+
+    @property
+    def t_min(self):
+        """That of the process."""
+        return self.process.t_min
+
+    @property
+    def t_max(self):
+        """That of the process."""
+        return self.process.t_max
+
+    @property
+    def base(self):
+        """That of the process."""
+        return self.process.base
+
+    def alpha(self, t):
+        """That of the process."""
+        return self.process.alpha(t)
+
+    def sigma(self, t):
+        """That of the process."""
+        return self.process.sigma(t)
+
+    def __check_init__(self):
+        pass
+
+
+class _Score(eqx.Module):
+    """The exact score of the state for the mixture as data."""
+
+    process: AbstractBlockSDE
+    law: Mixture
+
+    def __call__(self, t, u):
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        y = self.process.statistic(t, u)
+        x0 = (y + sigma**2 * self.law.score(y, alpha, sigma)) / alpha
+        return self.process.score(t, u, x0)
+
+
+def check_state(key, process, samples, parts, tol) -> tuple[list[Row], list[str]]:
+    """The rows of a block SDE."""
+    path, rows, law = Statistic(process), [], data()
+    clock = Clock(path)
+    if "ends" in parts:
+        ends, inside, _ = moments.moment_tables(clock, path, path, (1,))
+        rows += moments.end_rows(ends, inside)
+        rise = np.max(np.diff(np.log(inside.alpha) - np.log(inside.sigma)))
+        what = "log-SNR of the statistic, its largest rise"
+        rows.append(measured("ends", "log-SNR", what, rise, 0.0))
+    if "moments" in parts:
+        found = _moments(process, jnp.asarray(clock.even(_TIMES, _RATIO)))
+        names = {
+            "mean": "a' = F a",
+            "covariance": "S' = F S + S F^T + G G^T",
+            "integrals": "a and S moved by F and G alone, from time to time",
+        }
+        for (name, what), value in zip(names.items(), found, strict=True):
+            rows.append(measured("moments", name, what, value, tol))
+    if "weak form" in parts:
+        rows.append(_forward(key, process, law, samples))
+    if "reversal" in parts:
+        rows += _back(key, process, law, samples)
+    if "terminal law" in parts:
+        rows += terminal.terminal_rows(clock, path, law)
+    return rows, []
+
+
+@eqx.filter_jit
+def _moments(process, ts):
+    """The largest residuals of (1), and of the law moved over each cell."""
+
+    def at(t):
+        (a, factor), (a_dot, factor_dot) = jax.jvp(
+            process.moments, (t,), (jnp.ones_like(t),)
+        )
+        f, g = process.matrix(t), process.noise(t)
+        left, right = (solve_lower(factor, v) for v in (a_dot, f @ a))
+        size = jnp.max(jnp.abs(left)) + jnp.max(jnp.abs(right))
+        mean = jnp.max(jnp.abs(left - right)) / size
+        w = solve_lower(factor, factor_dot)
+        inner, noise = (solve_lower(factor, v) for v in (f @ factor, jnp.diag(g)))
+        gap = w + w.T - inner - inner.T - noise @ noise.T
+        size = 2 * jnp.max(jnp.abs(inner)) + jnp.max(noise**2)
+        return mean, jnp.max(jnp.abs(gap)) / size
+
+    def cell(start, stop):
+        (a, factor), (b, wanted) = process.moments(start), process.moments(stop)
+        span, nodes = stop - start, transition_nodes(ts.dtype)
+        f, g = (jax.vmap(h)(start + span * nodes) for h in (process.matrix, _root))
+        move, noise = transition(span * f, jnp.sqrt(span) * g)
+        moved = lower(jnp.concatenate([(move @ factor).T, noise]))
+        first, goal = (solve_lower(wanted, v) for v in (move @ a, b))
+        mean = jnp.max(jnp.abs(first - goal)) / jnp.max(jnp.abs(goal))
+        spread = solve_lower(wanted, moved) - jnp.eye(len(a))
+        return jnp.maximum(mean, jnp.max(jnp.abs(spread)))
+
+    def _root(t):
+        return process.noise(t)
+
+    # Two cells for every time: the quadrature is exact where F is of order one in each.
+    fine = jnp.sort(jnp.concatenate([ts, (ts[1:] + ts[:-1]) / 2]))
+    fine = jnp.where(jnp.diff(fine, append=fine[-1:] + 1) > 0, fine, fine + 1e-12)
+    values = (*jax.vmap(at)(ts), jax.vmap(cell)(fine[:-1], fine[1:]))
+    return [jnp.max(jnp.where(jnp.isnan(v), jnp.inf, v)) for v in values]
+
+
+@eqx.filter_jit
+def _states(key, process, law, t, samples):
+    x0 = law.sample(key, samples, (1,))
+    keys = jax.random.split(jax.random.fold_in(key, 1), samples)
+    return jax.vmap(lambda k, x: process.corrupt(k, t, x))(keys, x0)
+
+
+def _forward(key, process, law, samples):
+    """Mean and covariance of simulated states at five times, in standard errors."""
+    start = _states(key, process, law, process.t_min, samples)
+    solved = simulate(key, process, start, grid=_STEPS, trajectory=True)
+    mean = float(law.weights @ law.means)
+    var = float(law.weights @ (law.means**2 + law.stds**2)) - mean**2
+    worst, where = 0.0, ""
+    for i in np.linspace(_STEPS // 20, _STEPS, 5).astype(int):
+        t, u = solved.times[i], np.asarray(solved.trajectory[i])[..., 0]
+        a, factor = (np.asarray(v) for v in _law(process, t))
+        cov = factor @ factor.T + var * np.outer(a, a)
+        gap = u - mean * a
+        products = (gap[:, :, None] * gap[:, None, :]).reshape(len(u), -1)
+        values = np.concatenate([gap, products - cov.ravel()], 1)
+        error = np.abs(values.mean(0)) * np.sqrt(len(u)) / values.std(0)
+        if not error.max() <= worst:
+            worst, where = error.max(), f"worst at t = {float(t):.3g}"
+    allowed = _BAR + _BIAS * np.sqrt(samples)
+    what = "mean and covariance of simulated states and of a x0 + L z"
+    remark = "" if worst <= allowed else where
+    return measured("weak form", "forward", what, worst, allowed, "SE", remark)
+
+
+@eqx.filter_jit
+def _law(process, t):
+    return process.moments(t)
+
+
+def _back(key, process, law, samples):
+    """Equation (2) at t_min, after the flow and after the reverse SDE."""
+    start, score = (
+        _states(key, process, law, process.t_max, samples),
+        _Score(process, law),
+    )
+    a, factor = _law(process, process.t_min)
+    scales = (a[0], jnp.sqrt(jnp.sum(factor[0] ** 2)))
+    allowed = reversal.KS_BAR + reversal.KS_BIAS * 2 * np.sqrt(samples)
+    rows = []
+    for name, strength in ((reversal.FLOW, 0.0), (reversal.SDE, 1.0)):
+        back = reverse(process, score, strength)  # a number: both are one program
+        out = simulate(key, back, start, solver=dfx.Heun(), grid=_BACK).x[:, 0, 0]
+        found = reversal.ks(np.asarray(law.cdf(out, *scales)))
+        what = "row 0 of the state has the law of the data again (KS)"
+        rows.append(measured("reversal", name, what, found, allowed, "SE"))
+    return rows

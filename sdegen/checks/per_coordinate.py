@@ -1,0 +1,76 @@
+"""A path whose coordinates have noise levels of their own is as many scalar paths."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..processes.noise import AbstractBase
+from ..processes.path import AbstractPath, check_sample
+from ..processes.sde import AbstractSDE
+from ..typing import Scalar
+from .report import Row
+
+
+class Coordinate(AbstractPath, AbstractSDE):
+    """One coordinate of a path, with the drift and the noise that the path declares.
+
+    `index` is a position in the shape of alpha and sigma. The other coordinates of the
+    state are held at zero: in such a path they do not matter.
+    """
+
+    path: AbstractPath
+    index: tuple[int, ...]
+    t_min: Scalar
+    t_max: Scalar
+    base: AbstractBase
+
+    def alpha(self, t):
+        """The path's, in this coordinate."""
+        return self.path.scales(t)[0][self.index]
+
+    def sigma(self, t):
+        """The path's, in this coordinate."""
+        return self.path.scales(t)[1][self.index]
+
+    def drift(self, t, x):
+        """The path's, in this coordinate, for every entry of x."""
+        return self._each(self.path.drift, t, x)
+
+    def diffusion(self, t, x):
+        """The path's, in this coordinate, for every entry of x."""
+        whole = jnp.zeros(self._shape, x.dtype)
+        if jax.eval_shape(self.path.diffusion, t, whole).ndim == 0:
+            return self.path.diffusion(t, whole)
+        return self._each(self.path.diffusion, t, x)
+
+    @property
+    def _shape(self):
+        return jax.eval_shape(self.path.scales, self.t_min)[0].shape
+
+    def _each(self, coefficient, t, x):
+        def one(entry):
+            state = jnp.zeros(self._shape, x.dtype).at[self.index].set(entry)
+            return coefficient(t, state)[self.index]
+
+        return jax.vmap(one)(x.ravel()).reshape(x.shape)
+
+
+def chosen(path: AbstractPath, shape: tuple[int, ...] | None) -> list[Coordinate]:
+    """The coordinates with the least and with the most noise, halfway in time."""
+    if shape is not None:
+        check_sample(path, shape)
+    alpha, sigma = path.scales((path.t_min + path.t_max) / 2)
+    ratio = np.asarray(sigma / alpha)
+    places = {np.unravel_index(f(ratio), ratio.shape) for f in (np.argmin, np.argmax)}
+    found = []
+    for place in sorted(tuple(int(i) for i in p) for p in places):
+        found.append(Coordinate(path, place, path.t_min, path.t_max, path.base))
+    return found
+
+
+def labelled(rows: list[Row], coordinate: Coordinate) -> list[Row]:
+    """The rows, with the coordinate in what they say they compare."""
+    where = ",".join(map(str, coordinate.index))
+    return [dataclasses.replace(row, what=f"[{where}] {row.what}"[:58]) for row in rows]

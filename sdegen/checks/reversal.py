@@ -1,0 +1,144 @@
+"""Do the flow and the reverse SDE bring known data back?
+
+Both start from the exact law at the noise end and use the exact score, so they must end
+in the data's law at t_min:
+
+    F_min(x(t_min)) = F_max(x(t_max)) = q    for the flow, for every quantile q,   (1)
+    sup_x |F_n(x) - F_min(x)| ~ n^(-1/2)     for n samples of the reverse SDE.     (2)
+
+(1) holds in 1-D for any flow that obeys the continuity equation (Heun's method here).
+(2) is Kolmogorov and Smirnov's statistic, in units of the largest standard error of an
+empirical distribution function, 1 / (2 sqrt(n)). Euler-Maruyama's own bias, below 0.01
+in probability, is added to what is allowed.
+"""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..processes.path import AbstractPath
+from ..processes.reverse import probability_flow, reverse
+from ..processes.sde import AbstractSDE
+from ..sampling.simulate import simulate
+from ..typing import RandomKey, Scalar
+from .report import Row, measured, skipped
+from .tables import Clock, window
+from .test_data import PROBES, Mixture, PathScore
+
+FLOW_BAR = 2e-3  # probability; Heun's error is below 2e-4 for every built-in process
+KS_BAR = 5.0  # a p-value of 4e-6
+KS_BIAS = 0.01  # Euler-Maruyama's, in probability
+_STEPS = 500  # even in log-SNR, and as many even in the library's clock
+_RATIO = 1e-2
+FLOW, SDE = "flow", "reverse SDE"
+WHAT = {
+    FLOW: "quantiles of the data come back along probability_flow",
+    SDE: "the law of the data comes back by reverse (KS)",
+}
+
+
+def ks(cdf: Float[np.ndarray, " n"]) -> float:
+    """Equation (2), in standard errors, from the exact F at each sample."""
+    if not np.isfinite(cdf).all():
+        return float("nan")
+    n, cdf = len(cdf), np.sort(cdf)
+    above = np.arange(1, n + 1) / n - cdf
+    distance = max(above.max(), (1 / n - above).max())
+    return distance * 2 * np.sqrt(n)
+
+
+def return_rows(
+    key: RandomKey,
+    sde: AbstractSDE,
+    score: eqx.Module,
+    starts: tuple[Float[Array, "probes 1"], Float[Array, "n 1"]],
+    cdf: eqx.Module,
+    grid: Array | int,
+    remark: str = "",
+    flow_bar: float = FLOW_BAR,
+) -> list[Row]:
+    """(1) and (2), from `starts` at the noise end to `cdf` at t_min."""
+    quantiles, draws = starts
+    solved = simulate(
+        key, probability_flow(sde, score), quantiles, solver=dfx.Heun(), grid=grid
+    )
+    error = np.max(np.abs(np.asarray(cdf(solved.x[:, 0])) - PROBES))
+    row = measured("reversal", FLOW, WHAT[FLOW], error, flow_bar, remark=remark)
+    solved = simulate(key, reverse(sde, score), draws, grid=grid)
+    found = ks(np.asarray(cdf(solved.x[:, 0])))
+    allowed = KS_BAR + KS_BIAS * 2 * np.sqrt(len(draws))
+    return [row, measured("reversal", SDE, WHAT[SDE], found, allowed, "SE")]
+
+
+class _CDF(eqx.Module):
+    law: Mixture
+    alpha: Scalar
+    sigma: Scalar
+
+    @eqx.filter_jit
+    def __call__(self, x):
+        return self.law.cdf(x, self.alpha, self.sigma)
+
+
+@eqx.filter_jit
+def _starts(key, law, alpha, sigma, samples):
+    x0 = law.sample(key, samples, (1,))
+    z = jax.random.normal(jax.random.fold_in(key, 1), x0.shape)
+    quantiles = law.quantile(jnp.asarray(PROBES), alpha, sigma)
+    return quantiles[:, None], alpha * x0 + sigma * z
+
+
+def path_reversal(
+    key: RandomKey,
+    clock: Clock,
+    path: AbstractPath,
+    sde: AbstractSDE | AbstractPath,
+    law: Mixture,
+    samples: int,
+) -> list[Row]:
+    """(1) and (2) where the law of x_t is known from alpha and sigma."""
+    end = clock.end(_RATIO)
+    if not clock.low < end:
+        why = "alpha / sigma is below 0.01 at all times: no data to bring back"
+        return [skipped("reversal", name, WHAT[name], why) for name in WHAT]
+    remark = ""
+    if end < clock.high:
+        remark = f"from t = {end:.4g}, where alpha/sigma = {_RATIO:g}, not from t_max"
+    starts = _starts(key, law, *clock.scales(end), samples)
+    process = window(sde, clock.low, end)
+    score, cdf = PathScore(path, law), _CDF(law, *clock.scales(clock.low))
+    grid = _grid(clock, end)
+    return return_rows(key, process, score, starts, cdf, grid, remark)
+
+
+def forward_row(
+    key: RandomKey, clock: Clock, sde: AbstractSDE, law: Mixture, samples: int
+) -> Row:
+    """The law of paths simulated forward against that of alpha, sigma; (2) again."""
+    end = clock.end(_RATIO)
+    _, x = _starts(key, law, *clock.scales(clock.low), samples)
+    ts = np.unique(np.append(clock.even(2 * _STEPS, _RATIO), [clock.low, end]))
+    solved = simulate(key, window(sde, clock.low, end), x, grid=jnp.asarray(ts))
+    found = ks(np.asarray(_CDF(law, *clock.scales(end))(solved.x[:, 0])))
+    allowed = KS_BAR + KS_BIAS * 2 * np.sqrt(samples)
+    what = f"simulated x_t and alpha x0 + sigma z, t = {end:.3g} (KS)"
+    return measured("weak form", "forward", what, found, allowed, "SE")
+
+
+def _grid(clock, end):
+    """Rising points of the clock of `reverse`: half even in it, half in log-SNR."""
+    stretch = np.expm1(7.0)  # the clock of reverse.py, equation (2) there
+    level = np.linspace(clock.fall[0], np.interp(end, clock.ts, clock.fall), _STEPS + 1)
+    ts = np.interp(level, clock.fall, clock.ts)
+    share = np.clip((ts - clock.low) / (end - clock.low), 0, 1)
+    by_noise = 1 - np.log1p(share * stretch) / 7.0
+    by_clock = (np.arange(_STEPS) + 0.5) / _STEPS
+    points = np.sort(np.concatenate([by_noise, by_clock]))
+    points[0], points[-1] = 0.0, 1.0
+    # A flat stretch of log-SNR would give a point twice; steps have to rise.
+    least = 1e-9 * np.arange(len(points))
+    points = np.maximum.accumulate(points) + least
+    return jnp.asarray(points / points[-1])

@@ -1,0 +1,146 @@
+"""The data that a check sends through a process: a skewed mixture of Gaussians.
+
+Under x_t = alpha x0 + sigma z component k keeps its weight w_k and becomes
+
+    N(alpha mu_k e, v_k I),    v_k = alpha^2 s_k^2 + sigma^2,                      (1)
+    score = sum_k r_k(x) (alpha mu_k e - x) / v_k,    r_k the responsibilities,    (2)
+
+for a fixed vector e with unequal entries, of the shape of a sample. The mixture is
+skewed and e is lopsided on purpose: symmetric data do not see an error of sign.
+
+A *test function* phi is smooth and, but for the moments, bounded. A coefficient that is
+wrong changes d/dt E[phi(x_t)] for some phi; phi = x alone is blind to the diffusion.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.stats import norm
+from jaxtyping import Array, Float
+
+from ..processes.path import AbstractPath
+from ..typing import RandomKey, Scalar, ScalarLike
+
+PROBES = np.array([0.05, 0.12, 0.20, 0.42, 0.60, 0.80, 0.95])
+"""Probabilities whose quantiles are followed; none at 0.30, between the two modes."""
+
+
+class Mixture(eqx.Module):
+    """Equations (1) and (2), for a sample of any shape; `cdf` and `quantile` in 1-D."""
+
+    weights: Float[Array, " k"]
+    means: Float[Array, " k"]
+    stds: Float[Array, " k"]
+
+    def log_prob(
+        self, x: Float[Array, "..."], alpha: ScalarLike = 1.0, sigma: ScalarLike = 0.0
+    ) -> Scalar:
+        """log p_t(x), in nats, for one sample."""
+        return jax.nn.logsumexp(self._joint(x, alpha, sigma)[0])
+
+    def score(
+        self, x: Float[Array, "..."], alpha: ScalarLike = 1.0, sigma: ScalarLike = 0.0
+    ) -> Float[Array, "..."]:
+        """The gradient of `log_prob`, equation (2)."""
+        log_joint, gap, v = self._joint(x, alpha, sigma)
+        return -jnp.tensordot(jax.nn.softmax(log_joint) / v, gap, 1)
+
+    def _joint(self, x, alpha, sigma):
+        v = (alpha * self.stds) ** 2 + sigma**2
+        gap = x - alpha * jax.vmap(lambda m: m * lopsided(x.shape))(self.means)
+        square = jnp.sum(gap.reshape(len(v), -1) ** 2, -1)
+        norming = 0.5 * x.size * jnp.log(2 * jnp.pi * v)
+        return jnp.log(self.weights) - 0.5 * square / v - norming, gap, v
+
+    def cdf(
+        self, x: Float[Array, " n"], alpha: ScalarLike = 1.0, sigma: ScalarLike = 0.0
+    ) -> Float[Array, " n"]:
+        """The distribution function, in 1-D."""
+        v = (alpha * self.stds) ** 2 + sigma**2
+        return norm.cdf(x[:, None], alpha * self.means, jnp.sqrt(v)) @ self.weights
+
+    def quantile(
+        self, q: Float[Array, " n"], alpha: ScalarLike = 1.0, sigma: ScalarLike = 0.0
+    ) -> Float[Array, " n"]:
+        """The x with cdf(x) = q, by bisection."""
+        reach = 20 * (jnp.abs(jnp.asarray(alpha)) + sigma)
+
+        def halve(ends, _):
+            middle = (ends[0] + ends[1]) / 2
+            below = self.cdf(middle, alpha, sigma) < q
+            return (
+                jnp.where(below, middle, ends[0]),
+                jnp.where(below, ends[1], middle),
+            ), None
+
+        start = (jnp.full_like(q, -reach), jnp.full_like(q, reach))
+        ends, _ = jax.lax.scan(halve, start, length=80)
+        return (ends[0] + ends[1]) / 2
+
+    def sample(
+        self, key: RandomKey, n: int, shape: tuple[int, ...]
+    ) -> Float[Array, "n ..."]:
+        """`n` draws of x0."""
+        pick, noise = jax.random.split(key)
+        k = jax.random.categorical(pick, jnp.log(self.weights), shape=(n,))
+        z = jax.random.normal(noise, (n, *shape), self.means.dtype)
+        along = (n,) + (1,) * len(shape)
+        spread = self.stds[k].reshape(along) * z
+        return self.means[k].reshape(along) * lopsided(shape) + spread
+
+    def standardised(self) -> "Mixture":
+        """The same law with mean 0 and variance 1, in 1-D."""
+        mean = self.weights @ self.means
+        var = self.weights @ (self.means**2 + self.stds**2) - mean**2
+        scale = jnp.sqrt(var)
+        return Mixture(self.weights, (self.means - mean) / scale, self.stds / scale)
+
+
+def data() -> Mixture:
+    """Two modes of unequal weight and width: mean 0.25, variance 1.51."""
+    return Mixture(*map(jnp.asarray, ([0.3, 0.7], [-1.5, 1.0], [0.3, 0.5])))
+
+
+def lopsided(shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """The vector e of (1): cos 0, cos 1, cos 2, ..."""
+    return jnp.cos(jnp.arange(np.prod(shape, dtype=int))).reshape(shape)
+
+
+class PathScore(eqx.Module):
+    """The score of the mixture under a path, as `reverse` and `simulate` take it."""
+
+    path: AbstractPath
+    law: Mixture
+
+    def __call__(self, t: ScalarLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The score at time t, for one sample."""
+        return self.law.score(x, self.path.alpha(t), self.path.sigma(t))
+
+
+LINE = {
+    "x": lambda y: y,
+    "x^2": lambda y: y**2,
+    "sin 2x": lambda y: jnp.sin(2 * y),
+    "exp(-x^2)": lambda y: jnp.exp(-(y**2)),
+}
+"""Test functions on the line."""
+
+_TILT = np.array([1.0, 0.5, -0.3])
+COORDINATES = len(_TILT)
+"""Test functions of a sample see this many of its coordinates."""
+
+
+def _tilted(y):
+    return jnp.sum(_TILT[: len(y)] * y)
+
+
+SPACE = {
+    "a.x": _tilted,
+    "a.x^2": lambda y: jnp.sum(_TILT[: len(y)] * y**2),
+    "sin(2 a.x)": lambda y: jnp.sin(2 * _tilted(y)),
+    "exp(-|x|^2)": lambda y: jnp.exp(-jnp.sum(y**2)),
+    "x_1 x_d exp(-|x|^2/2)": lambda y: y[0] * y[-1] * jnp.exp(-jnp.sum(y**2) / 2),
+    "sin(x_1) cos(2 x_d)": lambda y: jnp.sin(y[0]) * jnp.cos(2 * y[-1]),
+}
+"""Test functions of a few coordinates, y of shape (k,)."""

@@ -1,0 +1,81 @@
+"""Any degradation as a corruption, with or without a little noise.
+
+    x_t = F_t(x0) + noise z                                                         (1)
+    x_s = F_s(x0_hat) + keep (x_t - F_t(x0_hat)) + (1 - keep^2)^(1/2) noise z'      (2)
+
+keep = 1 is the improved sampler of Bansal et al. 2022, "Cold diffusion", algorithm 2:
+what x0_hat does not explain stays as it is, and where F_t(x) = x + t e with a fixed e
+any restorer at all leads back to x0. keep = 0 is their naive sampler, algorithm 1. With
+noise, (2) keeps the law of (1) for every keep, as DDIM does. Neither end is always the
+better one: where e depends on x0 the improved sampler carries every early mistake to
+the end, and a restorer that contracts does better with the naive one.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ..typing import Scalar, is_traced, number
+from .corruption import AbstractCorruption, array_or_none, equal_steps, example
+
+_STEPS = 50
+
+
+class Cold(AbstractCorruption):
+    """A degradation `(t, x) -> F_t(x)` of one sample, F_0 the identity, t from 0 to 1.
+
+    **Arguments:** `degrade`, one of `Blur`, `Downsample`, `Inpaint` or a function;
+    `keep`, 1 for the improved sampler, 0 for the naive one; `noise`, its standard
+    deviation, a little of which keeps samples from being functions of their few ruins
+    (at the last step, s = 0, no fresh noise is added); `power`, 1 trains on the
+    absolute error, as in the paper, 2 on its square; `examples`, data to start from.
+    """
+
+    degrade: Callable
+    noise: Scalar = number(0.0)
+    keep: Scalar = number(1.0)
+    power: int = eqx.field(default=1, static=True)
+    examples: Array | None = eqx.field(default=None, converter=array_or_none)
+
+    def __check_init__(self):
+        if is_traced((self.noise, self.keep)):
+            return
+        if not (float(self.noise) >= 0 and 0 <= float(self.keep) <= 1):
+            raise ValueError(
+                "Cold needs noise >= 0 and keep from 0 (naive) to 1 (improved), got "
+                f"noise={float(self.noise):g} and keep={float(self.keep):g}."
+            )
+
+    def corrupt(self, key, t, x0):
+        """Equation (1)."""
+        return self.degrade(t, x0) + self.noise * jax.random.normal(
+            key, x0.shape, x0.dtype
+        )
+
+    def revert(self, key, s, t, x, prediction):
+        """Equation (2)."""
+        rest = x - self.degrade(t, prediction)
+        fresh = jnp.where(s > 0, self.noise * jnp.sqrt(1 - self.keep**2), 0.0)
+        z = jax.random.normal(key, x.shape, x.dtype)
+        return self.degrade(s, prediction) + self.keep * rest + fresh * z
+
+    def error(self, t, x0, x, prediction):
+        """The mean of |x0 - x0_hat| to the `power`."""
+        return jnp.mean(abs(x0 - prediction) ** self.power)
+
+    def prior(self, key, shape, dtype=None):
+        """One of the examples at t = 1."""
+        pick, noise = jax.random.split(key)
+        x0 = example(pick, self, shape).astype(dtype or jnp.result_type(float))
+        return self.corrupt(noise, jnp.ones((), x0.dtype), x0)
+
+    def times(self, steps, shape):
+        """Equal steps, 50 unless told otherwise."""
+        return equal_steps(steps, _STEPS)
+
+    def training_time(self, u, shape):
+        """Uniform."""
+        return u

@@ -1,0 +1,90 @@
+"""What systems of tokens share: counts, places and moves.
+
+A move puts the token v at the place i. If a step back changes one place, only the
+conditionals of the single places given x_t matter, not their joint law:
+
+    P(i, v) = w(i, v) / sum of w,    w(i, v) = p(x0_i = v | x_t) [i, v allowed]     (1)
+
+so that one logit per place and token, independent across places, makes an exact chain.
+Several moves at once take places without replacement, and tokens as if independent:
+faster, and exact only if they are.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from ..typing import RandomKey, Scalar
+from .corruption import equal_steps
+
+
+def as_tokens(x: Num[Array, "..."]) -> Int[Array, "..."]:
+    """x as whole numbers; floats come from `fit`, which takes no others."""
+    return x.astype(jnp.int32)
+
+
+def count(t: Scalar, length: int) -> Int[Array, ""]:
+    """How many of `length` tokens are corrupted at time t, their share."""
+    return jnp.round(t * length).astype(jnp.int32)
+
+
+def whole_share(u: Scalar, length: int) -> Scalar:
+    """1/l, 2/l, ..., 1, each for its share of u."""
+    return jnp.ceil(u * length) / length
+
+
+def token_steps(steps: int | None, length: int) -> Float[Array, " times"]:
+    """One token to a step, or fewer steps with several."""
+    if steps is not None and steps > length:
+        raise ValueError(
+            f"a chain over {length} tokens has at most {length} steps, got {steps}."
+        )
+    return equal_steps(steps, length)
+
+
+def places(
+    key: RandomKey, number: Int[Array, ""], length: int
+) -> Bool[Array, " length"]:
+    """`number` of `length` places, every subset alike."""
+    return rank(jax.random.uniform(key, (length,))) < number
+
+
+def rank(score: Float[Array, " length"]) -> Int[Array, " length"]:
+    """How many are above each, ties by their order: compiles faster than a sort."""
+    first = jnp.tri(len(score), k=-1, dtype=bool)  # [i, j]: j stands before i
+    above = score[None, :] > score[:, None]
+    ties = (score[None, :] == score[:, None]) & first
+    return jnp.sum(above | ties, axis=1)
+
+
+def log_softmax(logits: Float[Array, "length vocabulary"], vocabulary: int) -> Array:
+    """Logits as log-probabilities, if they are for this vocabulary."""
+    if logits.shape[-1] != vocabulary:
+        raise ValueError(
+            f"a network for {vocabulary} tokens gives as many logits for each place, "
+            f"got an array (length, vocabulary) of shape {logits.shape}."
+        )
+    return jax.nn.log_softmax(logits)
+
+
+def cross_entropy(log_p: Float[Array, "length vocabulary"], x0: Array) -> Array:
+    """-log p of every token of x0, in nats, (length,)."""
+    return -jnp.take_along_axis(log_p, x0[:, None], axis=-1)[:, 0]
+
+
+def move(
+    key: RandomKey,
+    number: Int[Array, ""],
+    x: Int[Array, " length"],
+    log_w: Float[Array, "length vocabulary"],
+) -> Int[Array, " length"]:
+    """x after `number` moves at different places; for one, the law (1).
+
+    Places by Gumbel's trick with their total weight, then a token for each.
+    """
+    where_key, what_key = jax.random.split(key)
+    weight = jax.nn.logsumexp(log_w, axis=-1)
+    allowed = weight > -jnp.inf
+    score = weight + jax.random.gumbel(where_key, weight.shape, weight.dtype)
+    token = jax.random.categorical(what_key, log_w, axis=-1).astype(x.dtype)
+    return jnp.where((rank(score) < number) & allowed, token, x)

@@ -1,0 +1,173 @@
+"""Classic image sets from the disk: MNIST, Fashion-MNIST, CIFAR-10.
+
+They are looked for in a folder that holds one sub-folder per set: the argument
+`directory`, else the environment variable SDEGEN_DATA. Nothing is downloaded.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from .formats import damaged, read_cifar_archive, read_cifar_folder, read_idx, read_npz
+
+Images: TypeAlias = UInt8[np.ndarray, "n h w c"]
+Labels: TypeAlias = Int32[np.ndarray, " n"]
+Found: TypeAlias = tuple[Path, Callable[[], tuple[np.ndarray, np.ndarray]]]
+
+
+def mnist(
+    split: str = "train", directory: str | Path | None = None
+) -> tuple[Images, Labels]:
+    """Handwritten digits 0 to 9: 60,000 (train) or 10,000 (test) images (28, 28, 1).
+
+    0 is the background, 255 is ink. In `mnist/` (or torchvision's `MNIST/raw/`): the
+    idx files, as they are or with `.gz`, or `mnist.npz` with `x_train`, `y_train`,
+    `x_test`, `y_test`. LeCun, Cortes and Burges 1998.
+
+    **Raises:** `FileNotFoundError` if they are not there, `ValueError` if they are
+    damaged.
+    """
+    return _ink("mnist", ("mnist", "MNIST/raw"), split, directory)
+
+
+def fashion_mnist(
+    split: str = "train", directory: str | Path | None = None
+) -> tuple[Images, Labels]:
+    """Garments of ten kinds, in the sizes and the formats of `mnist`.
+
+    In `fashion-mnist/` (or `FashionMNIST/raw/`), or as `fashion-mnist.npz` there.
+    0 T-shirt, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker,
+    8 bag, 9 ankle boot. Xiao, Rasul and Vollgraf 2017.
+    """
+    folders = ("fashion-mnist", "FashionMNIST/raw")
+    return _ink("fashion-mnist", folders, split, directory)
+
+
+def cifar10(
+    split: str = "train",
+    directory: str | Path | None = None,
+    *,
+    cache: str | Path | None = None,
+) -> tuple[Images, Labels]:
+    """Photographs of ten kinds: 50,000 (train) or 10,000 (test) images (32, 32, 3).
+
+    In `cifar10/`, or in the folder itself: `cifar-10-batches-py/`,
+    `cifar-10-python.tar.gz`, or `cifar10.npz` with `x_train`, `y_train`, `x_test`,
+    `y_test`. 0 airplane, 1 automobile, 2 bird, 3 cat, 4 deer, 5 dog, 6 frog, 7 horse,
+    8 ship, 9 truck. Krizhevsky 2009.
+
+    `cache` is a folder for an uncompressed copy, for files that are slow to
+    decompress: the first call writes it (184 MB for both splits), later ones read it.
+    Without it nothing is written anywhere.
+    """
+
+    def layouts(folder: Path) -> Iterator[Found]:
+        batches, archive, npz = (
+            folder / name
+            for name in ("cifar-10-batches-py", "cifar-10-python.tar.gz", "cifar10.npz")
+        )
+        if batches.is_dir():
+            yield batches, lambda: read_cifar_folder(batches, split)
+        if archive.is_file():
+            yield archive, lambda: read_cifar_archive(archive, split)
+        if npz.is_file():
+            yield npz, lambda: read_npz(npz, split)
+
+    files = "cifar-10-batches-py/, cifar-10-python.tar.gz or cifar10.npz"
+    source, read = _find("cifar10", ("cifar10", "."), files, layouts, split, directory)
+    copy = None if cache is None else _copy_of(source, Path(cache).expanduser(), split)
+    if copy is not None and copy.is_file():
+        source, read = copy, lambda: read_npz(copy, split)
+    images, labels = _checked(source, *read(), size=(32, 32, 3))
+    if copy is not None and source != copy:
+        _write_whole(copy, {f"x_{split}": images, f"y_{split}": labels})
+    return images, labels
+
+
+def _ink(name, folders, split, directory) -> tuple[Images, Labels]:
+    """A set in the four files of MNIST, or in an npz file of its own name."""
+    stem = {"train": "train", "test": "t10k"}.get(split, "")
+    kinds = [f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"]
+
+    def layouts(folder: Path) -> Iterator[Found]:
+        pair = [
+            next((p for p in (folder / f"{k}.gz", folder / k) if p.is_file()), None)
+            for k in kinds
+        ]
+        if all(pair):
+            yield pair[0], lambda: (read_idx(pair[0]), read_idx(pair[1]))
+        npz = folder / f"{name}.npz"
+        if npz.is_file():
+            yield npz, lambda: read_npz(npz, split)
+
+    files = f"{kinds[0]} and {kinds[1]} (each with or without .gz) or {name}.npz"
+    source, read = _find(name, folders, files, layouts, split, directory)
+    images, labels = read()
+    return _checked(source, images[..., None], labels, size=(28, 28, 1))
+
+
+def _find(name, folders, files, layouts, split, directory) -> Found:
+    """The first of the layouts that is there, in any of the folders."""
+    if split not in ("train", "test"):
+        raise ValueError(f'split must be "train" or "test", got {split!r}.')
+    given = os.environ.get("SDEGEN_DATA") if directory is None else directory
+    if not given:
+        raise FileNotFoundError(
+            f"where is {name}? Give directory=..., or set the environment variable "
+            f"SDEGEN_DATA, to the folder that holds {folders[0]}/ with {files}. "
+            "Nothing is downloaded."
+        )
+    root = Path(given).expanduser()
+    # The folder of the set itself will do, if its name says which set it is: the
+    # files of MNIST and Fashion-MNIST have the same names.
+    own = [root] if root.name == folders[0] else []
+    places = [*own, *(root / folder for folder in folders)]
+    for place in places:
+        for found in layouts(place):
+            return found
+    origin = "directory" if directory is not None else "SDEGEN_DATA"
+    raise FileNotFoundError(
+        f"{name} ({split}) is not there: {origin} is {root}"
+        + ("" if root.is_dir() else ", which is no folder")
+        + f". Looked for {files}, in {', '.join(map(str, places))}. Put the files "
+        "into one of these; nothing is downloaded."
+    )
+
+
+def _checked(source, images, labels, size) -> tuple[Images, Labels]:
+    expected = f"images of {size} with as many labels from 0 to 9"
+    if images.dtype != np.uint8 or images.shape[1:] != size or not len(images):
+        raise damaged(source, expected, f"found {images.dtype} {images.shape}")
+    if labels.size != len(images) or labels.dtype.kind not in "iu":
+        raise damaged(
+            source,
+            expected,
+            f"found {len(images)} images and {labels.size} labels of {labels.dtype}",
+        )
+    if labels.min() < 0 or labels.max() > 9:
+        raise damaged(source, expected, f"labels {labels.min()} to {labels.max()}")
+    return np.ascontiguousarray(images), labels.reshape(-1).astype(np.int32)
+
+
+def _copy_of(source, cache, split) -> Path:
+    """A name that changes with the size and the date of the source."""
+    facts = source.stat()
+    return cache / f"cifar10-{split}-{facts.st_size:x}-{facts.st_mtime_ns:x}.npz"
+
+
+def _write_whole(path, arrays):
+    """Write an npz file that is complete or absent, whoever else writes it too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            np.savez(file, **arrays)
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -1,0 +1,109 @@
+"""Towards what a number says: a classifier, a score of agreement, any reward.
+
+With G the gradient in x_t of the logarithm of the wanted factor, the denoised point
+moves by w sigma^2 / alpha G (Dhariwal and Nichol 2021, "Diffusion models beat GANs",
+eq. 14, for any path):
+
+    G = grad log p(c | x_t)                a classifier of noisy samples            (1)
+    G = grad r(x0_hat(x_t))                a number of clean samples                (2)
+
+(1) is exact for a conditional law, with w = 1. (2) takes r of the mean where the mean
+of exp(r) would be exact; r is log p(c | x0) of a classifier of clean data, an agreement
+sim(x0, c) (Liu et al. 2023, "More control for free!"), or a negative energy.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ..models.denoiser import AbstractDenoiser
+from ..processes.path import basis_of
+from ..typing import Scalar, float_array, number
+from .base import (
+    AbstractGuidance,
+    Interval,
+    carried,
+    check_gaussian,
+    check_weight,
+    gradient,
+    moved,
+    noise_gain,
+    off_noise,
+    per_sample,
+    strength,
+)
+
+
+class ClassifierGuided(AbstractGuidance):
+    """Equation (1), with a classifier that has seen noisy samples.
+
+    **Arguments:** `log_prob(t, x, cond)`, of each sample, (batch,), in nats, for x_t in
+    data coordinates and t as the denoiser gets it; `weight`; `interval`. The
+    denoiser inside sees `cond` too: wrap an unconditional one as
+    `Unconditional(denoiser)`. One gradient of the classifier per evaluation.
+    """
+
+    denoiser: AbstractDenoiser
+    log_prob: Callable
+    weight: Scalar = number(1.0)
+    interval: Interval = eqx.field(default_factory=Interval)
+
+    def ends(self, t, x, cond=None):
+        """(x0_hat, z_hat), moved by (1)."""
+        t, path = float_array(t), self.path
+        early, basis = off_noise(path, t), basis_of(path)
+
+        def log_prob(x):
+            value = self.log_prob(early, basis.data(x), cond)
+            return per_sample(value, len(x), "log_prob")
+
+        w = strength(self.weight, self.interval, path, t, x)
+        shift = w * noise_gain(path, early, x) * gradient(log_prob, x)
+        return moved(path, t, self.denoiser.ends(t, x, cond), shift.astype(x.dtype), x)
+
+    def __check_init__(self):
+        check_weight(self.weight)
+        check_gaussian(self.path)
+
+
+class RewardGuided(AbstractGuidance):
+    """Equation (2): any differentiable number of clean samples.
+
+    **Arguments:** `reward(x0, cond)`, of each sample, (batch,), x0 being data;
+    `weight`; `interval`; the condition as in `ClassifierGuided`. One vector-Jacobian
+    product of the network per evaluation.
+    """
+
+    denoiser: AbstractDenoiser
+    reward: Callable
+    weight: Scalar = number(1.0)
+    interval: Interval = eqx.field(default_factory=Interval)
+
+    def ends(self, t, x, cond=None):
+        """(x0_hat, z_hat), moved by (2)."""
+        t, path = float_array(t), self.path
+        early = off_noise(path, t)
+        ends, _, slope = rewarded(self.denoiser, self.reward, early, x, cond)
+        ends = carried(path, t, early, ends, x)
+        w = strength(self.weight, self.interval, path, t, x)
+        shift = w * noise_gain(path, early, x) * slope
+        return moved(path, t, ends, shift.astype(x.dtype), x)
+
+    def __check_init__(self):
+        check_weight(self.weight)
+        check_gaussian(self.path)
+
+
+def rewarded(denoiser, reward, t, x, cond):
+    """(ends at x, r(x0_hat) of each sample, its gradient in x): one product more."""
+    basis = basis_of(denoiser.path)
+
+    def through(x):
+        ends = denoiser.ends(t, x, cond)
+        value = reward(basis.data(ends[0]), cond)
+        return per_sample(value, len(x), "reward"), ends
+
+    value, back, ends = jax.vjp(through, x, has_aux=True)
+    return ends, value, back(jnp.ones_like(value))[0]

@@ -1,0 +1,120 @@
+"""Away from what is not wanted: classifier-free guidance and its relatives.
+
+    strong + w (strong - weak)                                                      (1)
+
+of both ends, where strong is the conditional denoiser and weak the unconditional one
+(Ho and Salimans 2022, "Classifier-free diffusion guidance", eq. 6, with their w: 0 is
+the condition alone, -1 no condition; other codes write the scale 1 + w), or a model
+and a worse one (Karras et al. 2024, "Guiding a diffusion model with a bad version of
+itself", eq. 4, with weight 1 + w).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ..models.denoiser import AbstractDenoiser
+from ..typing import PyTree, Scalar, float_array, is_traced, number
+from .base import (
+    AbstractGuidance,
+    Ends,
+    Interval,
+    arrays,
+    check_alike,
+    check_weight,
+    moved,
+    spread_null,
+    strength,
+)
+
+
+class ClassifierFree(AbstractGuidance):
+    """Equation (1) from one network with and without its condition, in one call.
+
+    **Arguments:** `null`, the condition of one sample that stands for none, as in
+    training (`label_dropout`), or a condition to keep away from (a negative prompt);
+    `weight`, w in (1); `interval`, the noise levels where it acts: elsewhere w is 0;
+    `rescale`, from 0 to 1, how far the deviation of every denoised sample over its
+    coordinates is brought back to the conditional one (Lin et al. 2024, "Common
+    diffusion noise schedules and sample steps are flawed", eq. 15 and 16).
+
+    Every evaluation is one call of the network, on a batch twice as large.
+    """
+
+    denoiser: AbstractDenoiser
+    null: PyTree = eqx.field(converter=arrays)
+    weight: Scalar = number(1.0)
+    interval: Interval = eqx.field(default_factory=Interval)
+    rescale: Scalar = number(0.0)
+
+    def ends(self, t, x, cond=None):
+        """(x0_hat, z_hat) of equation (1)."""
+        check_alike(cond, self.null, len(x))
+        strong, weak = stacked(
+            self.denoiser, t, x, [cond, spread_null(self.null, len(x))]
+        )
+        return contrast(self, t, x, strong, weak)
+
+    def __check_init__(self):
+        check_weight(self.weight)
+        check_weight(self.rescale, "rescale")
+
+
+class Autoguided(AbstractGuidance):
+    """Equation (1) from a model and a weaker one, trained less or smaller.
+
+    `weak` is a denoiser on the same path, and sees the same condition. Two network
+    calls: the networks differ. An exact unconditional denoiser beside a conditional
+    one gives classifier-free guidance from two models. The rest as in `ClassifierFree`.
+    """
+
+    denoiser: AbstractDenoiser
+    weak: AbstractDenoiser
+    weight: Scalar = number(1.0)
+    interval: Interval = eqx.field(default_factory=Interval)
+    rescale: Scalar = number(0.0)
+
+    def ends(self, t, x, cond=None):
+        """(x0_hat, z_hat) of equation (1)."""
+        strong = self.denoiser.ends(t, x, cond)
+        return contrast(self, t, x, strong, self.weak.ends(t, x, cond))
+
+    def __check_init__(self):
+        check_weight(self.weight)
+        check_weight(self.rescale, "rescale")
+        paths = (self.denoiser.path, self.weak.path)
+        if is_traced(paths):
+            return
+        if not eqx.tree_equal(*paths):
+            raise ValueError(
+                "both denoisers must live on one path, got "
+                f"{type(paths[0]).__name__} and {type(paths[1]).__name__}, which are "
+                "not the same process with the same numbers."
+            )
+
+
+def contrast(guidance, t, x: Array, strong: Ends, weak: Ends) -> Ends:
+    """Equation (1), with interval and rescaling."""
+    t, path = float_array(t), guidance.path
+    w = strength(guidance.weight, guidance.interval, path, t, x)
+    x0, z = jax.tree.map(lambda a, b: (a + w * (a - b)).astype(x.dtype), strong, weak)
+    if not is_traced(guidance.rescale) and float(guidance.rescale) == 0:
+        return x0, z
+    axes = tuple(range(1, x.ndim))
+    wanted = jnp.std(strong[0], axis=axes, keepdims=True)
+    size = jnp.std(x0, axis=axes, keepdims=True)
+    known = size > 0  # one coordinate has no deviation
+    factor = jnp.where(known, wanted / jnp.where(known, size, 1.0), 1.0)
+    shift = guidance.rescale * (factor - 1) * x0
+    return moved(path, t, (x0, z), shift.astype(x.dtype), x)
+
+
+def stacked(denoiser, t, x: Array, conditions: list[PyTree]) -> list[Ends]:
+    """The ends under each of several conditions, in one call of the denoiser."""
+    t, count = float_array(t), len(conditions)
+    many = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *conditions)
+    times = jnp.tile(t, count) if t.ndim else t
+    x0, z = denoiser.ends(times, jnp.concatenate([x] * count), many)
+    parts = (jnp.split(a, count) for a in (x0, z))
+    return list(zip(*parts, strict=True))

@@ -1,0 +1,117 @@
+"""Conditions composed: all of several, one or another of several, none of some.
+
+With s the score without a condition, s_k that under condition c_k:
+
+    product    s + sum_k w_k (s_k - s)                                              (1)
+    mixture    sum_k r_k s_k,   r = softmax_k(log w_k + log p_t(x_t | c_k))         (2)
+
+(1) is Liu et al. 2022, "Compositional visual generation with composable diffusion
+models", eq. 11; a negative weight keeps away from its condition. It is the score of
+p_t(x) prod_k (p_t(x | c_k) / p_t(x))^w_k at every noise level, which no process noises
+into the next. (2) is the score of the noised mixture itself: exact.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..models.denoiser import AbstractDenoiser
+from ..typing import PyTree, float_array, is_traced
+from .base import (
+    AbstractGuidance,
+    Interval,
+    arrays,
+    check_alike,
+    check_weight,
+    per_sample,
+    spread_null,
+    strength,
+)
+from .classifier_free import stacked
+
+
+class ProductOf(AbstractGuidance):
+    """Equation (1); `cond` is a tuple of as many conditions as there are `weights`.
+
+    **Arguments:** `null`, the condition of one sample that stands for none; `weights`,
+    one for each condition, of any sign; `interval`, the noise levels where it acts. All
+    conditions and `null` go through the network in one call.
+    """
+
+    denoiser: AbstractDenoiser
+    null: PyTree = eqx.field(converter=arrays)
+    weights: Float[Array, " k"] = eqx.field(converter=float_array)
+    interval: Interval = eqx.field(default_factory=Interval)
+
+    def ends(self, t, x, cond=None):
+        """(x0_hat, z_hat) of the product."""
+        _check_several(cond, self.weights, len(x))
+        for one in cond:
+            check_alike(one, self.null, len(x))
+        *under, free = stacked(
+            self.denoiser, t, x, [*cond, spread_null(self.null, len(x))]
+        )
+        total, t = free, float_array(t)
+        for weight, ends in zip(self.weights, under, strict=True):
+            w = strength(weight, self.interval, self.path, t, x)
+            total = jax.tree.map(
+                lambda s, a, b, w=w: s + w * (a - b), total, ends, free
+            )
+        return total
+
+    def __check_init__(self):
+        check_weight(self.weights, "weights")
+
+
+class MixtureOf(AbstractGuidance):
+    """Equation (2); `cond` is a tuple of as many conditions as there are `weights`.
+
+    **Arguments:** `log_density(t, x, cond)`, log p_t(x | cond) of each sample,
+    (batch,), up to what does not depend on cond: of an exact law, or log p(cond | x_t)
+    - log p(cond) from a classifier of noisy samples; `weights`, positive, the share of
+    each condition among the data. One call of the network.
+    """
+
+    denoiser: AbstractDenoiser
+    log_density: Callable
+    weights: Float[Array, " k"] = eqx.field(converter=float_array)
+
+    def ends(self, t, x, cond=None):
+        """(x0_hat, z_hat) of the mixture."""
+        _check_several(cond, self.weights, len(x))
+        for one in cond[1:]:
+            check_alike(one, jax.tree.map(lambda c: c[0], cond[0]), len(x))
+        t = float_array(t)
+        under = stacked(self.denoiser, t, x, list(cond))
+        logs = [
+            per_sample(self.log_density(t, x, one), len(x), "log_density")
+            for one in cond
+        ]
+        shares = jax.nn.softmax(jnp.log(self.weights)[:, None] + jnp.stack(logs), 0)
+        shares = shares.reshape(shares.shape + (1,) * (x.ndim - 1))
+
+        def mean(*each):
+            return jnp.sum(shares * jnp.stack(each), axis=0).astype(x.dtype)
+
+        return jax.tree.map(mean, *under)
+
+    def __check_init__(self):
+        check_weight(self.weights, "weights")
+        if not is_traced(self.weights) and not (np.asarray(self.weights) > 0).all():
+            raise ValueError(
+                f"the weights of a mixture must be positive, got {self.weights}. "
+                "ProductOf takes negative ones."
+            )
+
+
+def _check_several(cond, weights, batch):
+    if not isinstance(cond, tuple | list) or len(cond) != len(weights):
+        came = len(cond) if isinstance(cond, tuple | list) else type(cond).__name__
+        raise ValueError(
+            f"cond must be a tuple of {len(weights)} conditions, one for each weight, "
+            f"got {came}."
+        )

@@ -1,0 +1,79 @@
+"""What was measured: y = A(x0) + std noise, with A any JAX function of one sample."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ...typing import PyTree, Scalar, float_array, is_traced, number
+
+
+class Measurement(eqx.Module):
+    """y = operator(x0) + std times standard normal noise.
+
+    **Arguments:** `operator`, of one sample, which returns one array (a mask times the
+    image, a blur, a matrix product, anything differentiable); `y`, one measurement for
+    the whole batch, of the shape of its result, or one for each sample with the batch
+    axis in front; `std`, the deviation of the noise in the units of y.
+    """
+
+    operator: Callable
+    y: Float[Array, "..."] = eqx.field(converter=float_array)
+    std: Scalar = number(0.05)
+
+    def __check_init__(self):
+        if is_traced((self.y, self.std)):
+            return
+        if not 0 <= float(self.std) < np.inf or not np.isfinite(self.y).all():
+            raise ValueError(
+                "a measurement needs a finite y and a finite std >= 0, got std="
+                f"{float(self.std):g}."
+            )
+
+    def apply(self, x0: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+        """A of every sample."""
+        return jax.vmap(self.operator)(x0)
+
+    def residual(self, x0: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+        """y - A(x0), in the precision of x0."""
+        self.check(x0.shape)
+        return (self.y - self.apply(x0)).astype(x0.dtype)
+
+    def log_prob(
+        self, x0: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, " batch"]:
+        """log p(y | x0) of every sample, in nats: a reward (`cond` is not used)."""
+        error = self.residual(x0).reshape(len(x0), -1) / self.std
+        norming = error.shape[1] * jnp.log(self.std * jnp.sqrt(2 * jnp.pi))
+        return (-0.5 * jnp.sum(error**2, axis=1) - norming).astype(x0.dtype)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse samples (batch, ...) that A maps to another shape than that of y."""
+        try:
+            out = jax.eval_shape(
+                self.operator, jax.ShapeDtypeStruct(shape[1:], jnp.result_type(float))
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the operator could not be applied to one sample of shape {shape[1:]}:"
+                f" {str(error):.200}"
+            ) from error
+        wanted = getattr(out, "shape", None)
+        if wanted is None or self.y.shape not in (wanted, (shape[0], *wanted)):
+            came = type(out).__name__ if wanted is None else wanted
+            raise ValueError(
+                f"the operator maps one sample of shape {shape[1:]} to {came}, but y "
+                f"has the shape {self.y.shape}. y is one measurement of the shape of "
+                "the operator's result, or a batch of as many as there are samples."
+            )
+
+    def check_noise(self, what: str) -> None:
+        """Refuse std = 0 where it would be divided by."""
+        if not is_traced(self.std) and float(self.std) == 0:
+            raise ValueError(
+                f"{what} divides by the noise of the measurement, and std is 0. Give "
+                "it the smallest deviation that you would call exact, 1e-3 say."
+            )

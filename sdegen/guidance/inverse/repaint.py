@@ -1,0 +1,111 @@
+"""Replacement and RePaint: what is known is written into x_t at every step.
+
+With A' A a projection (a mask, or rows that are orthonormal), after every step to s
+
+    x_s + A' (alpha_s y + sqrt(sigma_s^2 - alpha_s^2 std^2) z - A x_s)              (1)
+
+(Song et al. 2021, appendix I.2). The unknown part has then been drawn without regard to
+the known one of that level; RePaint (Lugmayr et al. 2022, algorithm 1, with jumps of
+one step) noises x_s back to t and steps again, `resamples` times in all, so that both
+agree. Neither is exact: the step itself never hears of y.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from diffrax import RESULTS
+
+from ...processes.path import basis_of, check_one_level, check_sample
+from ...sampling.ancestral import Transition, draws, renoise
+from ...solvers.grids import Adaptive
+from ...solvers.solve import Solution, checked
+from ...typing import Scalar, number
+from ..particles import fixed_grid
+from .linear import check_projection
+from .method import AbstractMethod
+
+
+class RePaint(AbstractMethod):
+    """Equation (1) at every step of the ancestral sampler; 1 resample is replacement.
+
+    **Arguments:** `resamples`, evaluations of each step; `stochasticity`, DDIM's eta.
+    The default grid is `LogSNRGrid(50)`. The operator must be linear with A A' A = A,
+    as a mask has it.
+    """
+
+    resamples: int = eqx.field(default=10, static=True)
+    stochasticity: Scalar = number(1.0)
+
+    def __check_init__(self):
+        if not (isinstance(self.resamples, int) and self.resamples >= 1):
+            raise ValueError(
+                f"resamples is a whole number >= 1, got {self.resamples!r}."
+            )
+
+    def __call__(
+        self,
+        key,
+        denoiser,
+        measurement,
+        shape,
+        *,
+        grid=None,
+        cond=None,
+        sharding=None,
+    ):
+        """Draws in which A x0 is y up to its noise."""
+        shape = tuple(shape)
+        measurement.check(shape)
+        check_sample(denoiser.path, shape[1:])
+        check_one_level(denoiser.path, "RePaint")
+        check_projection(measurement.operator, shape[1:], "RePaint")
+        if isinstance(grid, Adaptive):
+            raise ValueError("RePaint walks on a fixed grid, such as LogSNRGrid(50).")
+        grid = fixed_grid(grid, 50, denoiser.path)
+        return _repaint(self, key, denoiser, measurement, cond, grid, shape, sharding)
+
+
+@eqx.filter_jit
+def _repaint(method, key, denoiser, measurement, cond, grid, shape, sharding):
+    path, basis = denoiser.path, basis_of(denoiser.path)
+    ts = grid(path) if callable(grid) else grid
+    dtype, index = ts.dtype, jnp.arange(shape[0])
+    if sharding is not None:
+        index = jax.lax.with_sharding_constraint(index, sharding)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    transpose = jax.linear_transpose(
+        measurement.apply, jax.ShapeDtypeStruct(shape, dtype)
+    )
+
+    def noise(number):
+        fold = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+        return draws(fold, shape[1:], path, dtype)
+
+    def known(x, s, z):
+        alpha, sigma = path.scales(s)
+        left = jnp.sqrt(jnp.maximum(sigma**2 - (alpha * measurement.std) ** 2, 0))
+        # A z has the noise of (1): what A sees of a sample's own noise.
+        x = basis.data(x)
+        target = alpha * measurement.y + measurement.apply(left * z - x)
+        return basis.coordinates(x + transpose(target.astype(dtype))[0]).astype(dtype)
+
+    def step(x, now):
+        t, s, number = now
+        move = Transition(path, t, s, method.stochasticity)
+        keep, more = renoise(path, s, t)
+
+        def once(k, x):
+            first = 3 * (number * method.resamples + k)
+            back = keep * x + more * noise(first)  # from s to t, after the first time
+            x = jnp.where(k > 0, back, x).astype(dtype)
+            x = move(*denoiser.ends(t, x, cond), noise(first + 1))
+            return known(x, s, noise(first + 2))
+
+        return jax.lax.fori_loop(0, method.resamples, once, x), None
+
+    start = (path.sigma(ts[0]) * noise(2**31 - 1)).astype(dtype)
+    now = (ts[:-1], ts[1:], jnp.arange(len(ts) - 1))
+    x, _ = jax.lax.scan(step, start, now)
+    x = basis.data(x)
+    count = jnp.asarray((len(ts) - 1) * method.resamples)
+    return Solution(x, count, checked(RESULTS.successful, x))

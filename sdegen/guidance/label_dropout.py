@@ -1,0 +1,66 @@
+"""Training with and without the condition, so that one network knows both.
+
+Ho and Salimans 2022, algorithm 1: with probability `rate` a sample's condition is
+replaced by the marker for none.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..losses.denoising import denoising_loss
+from ..typing import AxisName, PyTree, RandomKey, Scalar, float_array, is_traced
+from .base import arrays, check_alike, spread_null
+
+_APART = 2**31 - 2  # from the keys of what the loss draws itself
+
+
+class LabelDropout(eqx.Module):
+    """A loss for `fit` that hides the condition of a share `rate` of the samples.
+
+        sdegen.fit(denoiser, data, cond=labels, loss=LabelDropout(null, 0.1))
+
+    **Arguments:** `null`, the condition of one sample that stands for none (zeros, for
+    one-hot labels), a pytree built like one sample's condition; all its parts are
+    dropped together. `rate`, 0.1 to 0.2 as a rule. `loss`, with the arguments of
+    `denoising_loss`. Sample i of the whole batch uses fold_in(key, i), on any mesh.
+    """
+
+    null: PyTree = eqx.field(converter=arrays)
+    rate: Scalar = eqx.field(default=0.1, converter=float_array)
+    loss: Callable = denoising_loss
+
+    def __check_init__(self):
+        if not is_traced(self.rate) and not 0 <= float(self.rate) <= 1:
+            raise ValueError(
+                f"rate is the share of conditions hidden, 0 to 1, got {self.rate}."
+            )
+
+    def __call__(
+        self,
+        denoiser: eqx.Module,
+        key: RandomKey,
+        x0: Float[Array, "batch ..."],
+        cond: PyTree = None,
+        *,
+        axis_name: AxisName | None = None,
+    ) -> Scalar:
+        """The loss of the batch with some of its conditions hidden."""
+        check_alike(cond, self.null, len(x0))
+        index = jnp.arange(len(x0))
+        if axis_name is not None:
+            index = index + len(x0) * jax.lax.axis_index(axis_name)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.fold_in(key, _APART), index
+        )
+        hidden = jax.vmap(lambda k: jax.random.uniform(k, ()))(keys) < self.rate
+
+        def hide(leaf, blank):
+            mask = hidden.reshape(hidden.shape + (1,) * (leaf.ndim - 1))
+            return jnp.where(mask, blank.astype(leaf.dtype), leaf)
+
+        cond = jax.tree.map(hide, cond, spread_null(self.null, len(x0)))
+        return self.loss(denoiser, key, x0, cond, axis_name=axis_name)

@@ -1,0 +1,275 @@
+"""Sampling a tilted law exp(r(x0)) p(x0) / Z by particles: exact in the limit.
+
+A guided sampler follows neither this law nor a name that it could be given. Sequential
+Monte Carlo repairs it (Wu et al. 2023, "Practical and asymptotically exact conditional
+sampling in diffusion models", algorithm 1): particles move by the guided ancestral step
+q, which knows of r through a twist, and weights carry what q is wrong by:
+
+    psi_t(x) = exp(k_t r(x0_hat(x))),   k = 1 at the end                            (1)
+    w_s = psi_s(x_s) p(x_s | x_t) / (psi_t(x_t) q(x_s | x_t)),    w_T = psi_T(x_T)  (2)
+
+The product of the psi telescopes to exp(r) of the denoised point at the end, whatever
+k_t is. Where the weights have become unequal, particles are drawn anew in proportion to
+them (systematic resampling), when their effective number 1 / sum w^2 is below a share
+of them all. The mean weight estimates Z, the evidence, without bias.
+
+p is the law of the ancestral sampler on the grid, not of the data: the answer is exact
+for many particles *and* steps (or, for Gaussian data, with `variance`).
+"""
+
+import operator
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..models.denoiser import AbstractDenoiser
+from ..processes.path import AbstractPath, basis_of, check_sample
+from ..sampling.ancestral import Transition, draws
+from ..solvers.ddim import Variance
+from ..solvers.grids import Adaptive, Grid, LogSNRGrid, check_grid
+from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
+from .base import carried, check_gaussian, noise_gain, off_noise
+from .classifier import rewarded
+
+
+class Particles(eqx.Module):
+    """Weighted samples of a tilted law.
+
+    `x` is (particles, ...); `log_weights` sum to 1 as weights; `log_evidence` is log Z,
+    in nats, whose standard error `log_evidence_error` is estimated from the particles'
+    ancestors (Lee and Whiteley 2018, "Variance estimation in the particle filter",
+    eq. 5; inf where all of them have one), and knows only of what they have met: a mode
+    that none reached is in neither; `ess`, the effective number of particles at every
+    time of the grid; `resampled`, how often they were drawn anew; `evaluations`, of the
+    network, each with one vector-Jacobian product, on all particles; `ok`, whether all
+    is finite.
+    """
+
+    x: Float[Array, "particles ..."]
+    log_weights: Float[Array, " particles"]
+    log_evidence: Scalar
+    log_evidence_error: Scalar
+    ess: Float[Array, " times"]
+    resampled: Int[Array, ""]
+    evaluations: Int[Array, ""]
+    ok: Array
+
+    def mean(self, fn: Callable = lambda x: x) -> PyTree:
+        """The weighted mean of fn(x), which maps the batch to arrays over it."""
+        return jax.tree.map(
+            lambda a: jnp.tensordot(jnp.exp(self.log_weights), a, 1), fn(self.x)
+        )
+
+    def draw(self, key: RandomKey, n: int) -> Float[Array, "n ..."]:
+        """n samples of equal weight, in random order."""
+        pick, order = jax.random.split(key)
+        index = systematic(pick, self.log_weights, n)
+        return self.x[jax.random.permutation(order, index)]
+
+
+def sample_tilted(
+    key: RandomKey,
+    denoiser: AbstractDenoiser,
+    reward: Callable,
+    shape: tuple[int, ...],
+    *,
+    grid: Grid | Adaptive | Array | int | None = None,
+    stochasticity: ScalarLike = 1.0,
+    temper: Callable | None = None,
+    variance: Variance | None = None,
+    threshold: ScalarLike = 0.5,
+    cond: PyTree = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Particles:
+    """Weighted samples of p(x0) exp(r(x0)) / Z, with `shape[0]` particles.
+
+    p is the law of the denoiser under `cond`, r any reward in nats: a log-likelihood,
+    a classifier's log p(c | x0), w log p(c | x0) for a guidance weight, a preference.
+
+    **Arguments:** `reward(x0, cond)`, of each sample, (batch,), differentiable;
+    `shape`, (particles, ...); `grid`, of `sdegen.times`, an array of falling times, or
+    a number of steps of `LogSNRGrid` (default: 100); `stochasticity`, DDIM's eta, above
+    0 and at most 1; `temper(path, t)`, k_t in (1), from 0 to 1 (default:
+    `share_temper()`; a larger power for sharper rewards, 0 for k = 1);
+    `variance`, what x0_hat leaves out of a step (`sdegen.solvers.analytic_variance`),
+    with which far fewer steps will do; `threshold`, the share of particles below which
+    their effective number calls for drawing anew; `cond`, the one condition of all
+    particles, without a
+    batch axis; `sharding`, how to split the particle axis over devices.
+    """
+    shape = tuple(map(operator.index, shape))
+    _check(denoiser, shape, grid, stochasticity)
+    grid = fixed_grid(grid, 100, denoiser.path)
+    temper = share_temper() if temper is None else temper
+    return _run(
+        key,
+        denoiser,
+        reward,
+        cond,
+        grid,
+        float_array(stochasticity),
+        float_array(threshold),
+        temper,
+        variance,
+        shape,
+        sharding,
+    )
+
+
+def fixed_grid(grid, steps: int, path: AbstractPath):
+    """`grid`, or one of so many steps of equal log-SNR."""
+    if grid is None or isinstance(grid, int):
+        return LogSNRGrid(steps if grid is None else grid)
+    return check_grid(grid, path)
+
+
+def _check(denoiser, shape, grid, stochasticity):
+    check_gaussian(denoiser.path)
+    check_sample(denoiser.path, shape[1:])
+    if len(shape) < 2 or shape[0] < 2:
+        raise ValueError(
+            "particles need a shape (particles, ...) with two of them or more, got "
+            f"{shape}."
+        )
+    if isinstance(grid, Adaptive):
+        raise ValueError(
+            "particles walk together on a fixed grid, such as LogSNRGrid(100): their "
+            "weights compare the densities of the same steps."
+        )
+    if not is_traced(stochasticity) and not 0 < float(stochasticity) <= 1:
+        raise ValueError(
+            "the stochasticity of particles is above 0 and at most 1, got "
+            f"{float(stochasticity):g}: without noise a step has no density to weigh."
+        )
+
+
+def systematic(
+    key: RandomKey, log_weights: Float[Array, " m"], n: int
+) -> Int[Array, " n"]:
+    """n indices with index i about n w_i times, from one uniform number."""
+    total = jnp.cumsum(jax.nn.softmax(log_weights))
+    points = (jnp.arange(n) + jax.random.uniform(key, (), total.dtype)) / n
+    index = jnp.searchsorted(total / total[-1], points, side="right")
+    return jnp.minimum(index, len(log_weights) - 1)
+
+
+def share_temper(power: ScalarLike = 4.0, data_std: ScalarLike = 1.0) -> Callable:
+    """k_t = (1 - Var[x0 | x_t] / s^2)^power, the share of x0 that x_t tells of.
+
+    For data of deviation s, 1 - Var / s^2 = alpha^2 s^2 / (alpha^2 s^2 + sigma^2). The
+    reward of a rough guess x0_hat is not to be believed: a curved one draws particles
+    to where no data are, and their weights cannot call them back.
+    """
+    return eqx.Partial(_share, float_array(power), float_array(data_std))
+
+
+def _share(power, data_std, path: AbstractPath, t):
+    alpha, sigma = path.level(t)
+    known = (alpha * data_std) ** 2
+    return (known / (known + sigma**2)) ** power
+
+
+def gaussian_temper(std: ScalarLike, data_std: ScalarLike = 1.0) -> Callable:
+    """k_t = std^2 / (std^2 + r_t^2): for a Gaussian log-likelihood of deviation `std`.
+
+    r_t^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2) is the variance of x0 given x_t for
+    data of deviation s: what is unknown about x0 adds to the noise of the measurement.
+    """
+    return eqx.Partial(_temper, float_array(std), float_array(data_std))
+
+
+def _temper(std, data_std, path: AbstractPath, t):
+    alpha, sigma = path.level(t)
+    spread = (data_std * sigma) ** 2 / ((alpha * data_std) ** 2 + sigma**2)
+    return std**2 / (std**2 + spread)
+
+
+@eqx.filter_jit
+def _run(
+    key, denoiser, reward, cond, grid, eta, threshold, temper, variance, shape, sharding
+) -> Particles:
+    path, n = denoiser.path, shape[0]
+    ts = grid(path) if callable(grid) else grid
+    dtype, index = ts.dtype, jnp.arange(n)
+
+    def split(x):
+        if sharding is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    index = split(index)
+    cond = jax.tree.map(lambda c: jnp.broadcast_to(c, (n, *jnp.shape(c))), cond)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+    def noise(step):
+        return draws(
+            jax.vmap(jax.random.fold_in, (0, None))(keys, step), shape[1:], path, dtype
+        )
+
+    def look(x, t, last):
+        """The ends at x, log psi there, and the shift that it asks for."""
+        early = off_noise(path, t)
+        ends, value, slope = rewarded(denoiser, reward, early, x, cond)
+        k = jnp.where(last, 1.0, temper(path, t))
+        shift = k * noise_gain(path, early, x) * slope
+        ends = carried(path, t, early, ends, x)
+        return ends, (k * value).astype(dtype), shift.astype(dtype)
+
+    def settle(log_weights, evidence):
+        total = jax.nn.logsumexp(log_weights)
+        return log_weights - total, evidence + total
+
+    def step(carry, now):
+        (ends, log_psi, shift), log_weights, evidence, roots, count = carry
+        t, s, number, last = now
+        low = jnp.log(threshold * n) > -jax.nn.logsumexp(2 * log_weights)
+        fold = jax.random.fold_in(jax.random.fold_in(key, number), 2**31 - 1)
+        chosen = jnp.where(low, systematic(fold, log_weights, n), index)
+        ends, log_psi, shift, roots = jax.tree.map(
+            lambda a: split(a[chosen]), (ends, log_psi, shift, roots)
+        )
+        log_weights = jnp.where(low, -jnp.log(float(n)), log_weights)
+        move = Transition(path, t, s, eta, variance)
+        xi = noise(number)
+        x = split(move(*ends, xi) + (move.pull * shift).astype(dtype))
+        # p and q have one variance: the ratio from the distance of their means alone.
+        gap = move.pull * shift / move.fresh
+        ratio = -jnp.sum((gap * (xi + gap / 2)).reshape(n, -1), axis=1)
+        view = look(x, s, last)
+        log_weights, evidence = settle(
+            log_weights + ratio.astype(dtype) + view[1] - log_psi, evidence
+        )
+        carry = (view, log_weights, evidence, roots, count + low)
+        return carry, 1 / jnp.sum(jnp.exp(2 * log_weights))
+
+    view = look(split(path.sigma(ts[0]) * noise(0)).astype(dtype), ts[0], len(ts) == 1)
+    log_weights, evidence = settle(view[1] - jnp.log(float(n)), jnp.zeros((), dtype))
+    first = 1 / jnp.sum(jnp.exp(2 * log_weights))
+    number = jnp.arange(1, len(ts))
+    carry = (view, log_weights, evidence, index, jnp.zeros((), int))
+    now = (ts[:-1], ts[1:], number, number == len(ts) - 1)
+    carry, ess = jax.lax.scan(step, carry, now)
+    ((x, _), _, _), log_weights, evidence, roots, count = carry
+    return Particles(
+        basis_of(path).data(x),
+        log_weights,
+        evidence,
+        _evidence_error(log_weights, roots, count),
+        jnp.concatenate([first[None], ess]),
+        count,
+        jnp.asarray(len(ts)),
+        jnp.isfinite(x).all() & jnp.isfinite(evidence),
+    )
+
+
+def _evidence_error(log_weights, roots, count):
+    """The relative standard error of Z, hence of log Z, from who descends from whom."""
+    n = len(log_weights)
+    families = jax.ops.segment_sum(jnp.exp(log_weights), roots, n)
+    # The weight of pairs from different families, against what it would be by chance.
+    pairs = (1 - jnp.sum(families**2)) * (n / (n - 1)) ** (count + 1)
+    variance = 1 - pairs
+    return jnp.where(pairs > 0, jnp.sqrt(jnp.maximum(variance, 0)), jnp.inf)

@@ -1,0 +1,150 @@
+"""Entropic minibatch optimal transport, on the device, over all devices if need be."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ...typing import AxisName, PyTree, RandomKey, Scalar, is_traced, number
+from .costs import check_points, cost_matrix, plans
+from .pairs import Pairs
+from .sinkhorn import potentials
+
+
+class Plan(NamedTuple):
+    """A plan between two sets of points, and whether it is one.
+
+    `matrix` sums to 1; its columns sum to 1/m exactly, and `error` is the mass that its
+    rows misplace, in [0, 2]. Meaningless unless `converged`: read it on the host.
+    """
+
+    matrix: Float[Array, "n m"]
+    error: Scalar
+    converged: Bool[Array, ""]
+    iterations: Int[Array, ""]
+    regularisation: Scalar
+
+
+class EntropicOT(eqx.Module):
+    """For each x0 an x1 drawn from its row of the entropic plan.
+
+    With regularisation 2 sigma^2 and a Brownian bridge of scale sigma between the ends
+    it is the Schroedinger bridge of a batch (Tong et al. 2024, "Simulation-free
+    Schroedinger bridges via score and flow matching", proposition 3.1); 0 would be
+    `ExactOT`, infinity is `independent`. Plans of many points are better ones (Klein et
+    al. 2025, "On fitting flow models with large Sinkhorn couplings"): by default there
+    is one for the batch of all devices, each of which holds its rows of the costs.
+
+    **Arguments:** `regularisation`, eps of `sdegen.sinkhorn` in (units of the data)^2
+    (default: .05 of the mean cost of each plan); `points`, rows in one plan, None for
+    all; `condition_weight`, see `sdegen.coupling.transport`: None pairs within a class;
+    `tolerance`, the mass of a plan that may be misplaced; `max_iterations`.
+
+    In `Pairs.notes`, "coupling_unsolved" is the share of plans that did not reach the
+    tolerance and "coupling_error" the mass that they misplace on average. The iterate
+    that was reached is used all the same; one that is not finite gives x1 = nan, and so
+    stops the training.
+    """
+
+    regularisation: Scalar | None = number(None)
+    points: int | None = eqx.field(default=None, static=True)
+    condition_weight: Scalar | None = number(None)
+    tolerance: Scalar = number(1e-2)
+    max_iterations: int = eqx.field(default=1000, static=True)
+
+    def plan(
+        self,
+        x0: Float[Array, "n ..."],
+        x1: Float[Array, "m ..."],
+        cond0: PyTree = None,
+        cond1: PyTree = None,
+    ) -> Plan:
+        """The plan between two whole sets of points, to look at."""
+        cost = cost_matrix(x0, x1, cond0, cond1, self.condition_weight)
+        eps = self._eps(x0, x1)
+        solved = self._solve(cost, eps)
+        logits = (solved.f[:, None] + solved.g - cost) / eps
+        matrix = jnp.exp(logits) / cost.size
+        return Plan(matrix, solved.error, solved.converged, solved.iterations, eps)
+
+    def __call__(
+        self,
+        key: RandomKey,
+        x0: Float[Array, "batch ..."],
+        x1: Float[Array, "batch ..."],
+        cond: PyTree = None,
+        axis_name: AxisName | None = None,
+    ) -> Pairs:
+        """x0 as it is, with an x1 for each of its rows, drawn with replacement."""
+        batch = x0.shape[0]
+        index = jnp.arange(batch)
+        if axis_name is not None:
+            index = index + batch * jax.lax.axis_index(axis_name)
+        # Row i draws the same number on any mesh.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        u = jax.vmap(lambda k: jax.random.uniform(k, (), x0.dtype))(keys)
+        if axis_name is not None and self.points is None:
+            others, their_cond = jax.tree.map(
+                lambda a: jax.lax.all_gather(a, axis_name, tiled=True), (x1, cond)
+            )
+            weight = self.condition_weight
+            cost = cost_matrix(x0, others, cond, their_cond, weight, axis_name)
+            eps = jax.lax.pmean(self._eps(x0, others), axis_name)
+            solved = self._solve(cost, eps, axis_name)
+            pick = _draw(u, solved, cost, eps)
+            x1, solved = others[pick], jax.tree.map(lambda a: a[None], solved)
+        else:
+            cost = plans(x0, x1, cond, self.points, self.condition_weight)
+            points = cost.shape[-1]
+
+            def split(a):
+                return a.reshape(-1, points, *a.shape[1:])
+
+            eps = jax.vmap(self._eps)(split(x0), split(x1))
+            solved = jax.vmap(self._solve)(cost, eps)
+            pick = jax.vmap(_draw)(split(u), solved, cost, eps)
+            rows = pick + jnp.arange(0, batch, points)[:, None]
+            x1 = x1[rows.reshape(-1)]
+        x1 = jnp.where(jnp.isfinite(solved.error).all(), x1, jnp.nan)
+        unsolved = 1 - jnp.mean(solved.converged.astype(x0.dtype))
+        notes = {
+            "coupling_unsolved": unsolved,
+            "coupling_error": jnp.mean(solved.error),
+        }
+        return Pairs(x0, x1, cond, notes)
+
+    def _eps(self, x0, x1):
+        if self.regularisation is not None:
+            return self.regularisation.astype(x0.dtype)
+        x, y = (a.reshape(len(a), -1) - jnp.mean(x1, 0).ravel() for a in (x0, x1))
+        mean = jnp.mean(jnp.sum(x**2, 1)) + jnp.mean(jnp.sum(y**2, 1))
+        # where all points are one any plan will do
+        return jnp.maximum(0.05 * mean, jnp.finfo(x0.dtype).tiny)
+
+    def _solve(self, cost, eps, axis_name=None):
+        return potentials(
+            cost,
+            eps,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            axis_name=axis_name,
+        )
+
+    def __check_init__(self):
+        check_points(self.points)
+        eps = self.regularisation
+        if eps is not None and not is_traced(eps) and not bool((eps > 0).all()):
+            raise ValueError(
+                f"regularisation must be > 0, in (units of the data)^2, got "
+                f"{float(eps):g}. For the exact matching take ExactOT()."
+            )
+
+
+def _draw(u, solved, cost, eps):
+    """For each row the column at which its cumulative probability passes u."""
+    share = jax.nn.softmax((solved.g - cost) / eps, axis=-1)
+    passed = jnp.cumsum(share, axis=-1)
+    below = passed < u[:, None] * passed[:, -1:]
+    return jnp.minimum(jnp.sum(below, axis=-1), cost.shape[-1] - 1)

@@ -1,0 +1,84 @@
+"""Exact minibatch optimal transport, by the host."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.optimize import linear_sum_assignment
+
+from ...typing import PyTree, RandomKey, Scalar, number
+from .costs import check_points, plans
+from .pairs import Pairs
+
+_PIECE = 16_000
+"""Numbers in one argument of the callback: 64 kB. From 100 kB on a thread copies."""
+
+
+class ExactOT(eqx.Module):
+    """The cheapest matching of each `points` rows of the batch.
+
+    Pooladian et al. 2023, "Multisample flow matching"; Tong et al. 2024, "Improving
+    and generalizing flow-based generative models with minibatch optimal transport".
+    By SciPy's `linear_sum_assignment` in a callback to the host: about points^2.6 time,
+    .2 ms for 64 points and 5 ms for 256 on a CPU. What it gains is nearly flat beyond
+    64 points, so a larger batch is made of several plans. These are the same on any
+    mesh whose devices hold whole plans.
+
+    **Arguments:** `points`, rows in one plan, None for the whole batch (on a mesh one
+    device's part of it); `condition_weight`, see `sdegen.coupling.transport`: None
+    pairs within a class.
+
+    In `Pairs.notes`, "coupling_unsolved" is the share of plans whose costs were not
+    finite; their rows stay as they came.
+    """
+
+    points: int | None = eqx.field(default=64, static=True)
+    condition_weight: Scalar | None = number(None)
+
+    def __call__(
+        self,
+        key: RandomKey,
+        x0: Float[Array, "batch ..."],
+        x1: Float[Array, "batch ..."],
+        cond: PyTree = None,
+    ) -> Pairs:
+        """x0 as it is, with the x1 that is matched to each of its rows."""
+        cost = plans(x0, x1, cond, self.points, self.condition_weight)
+        shape = jax.ShapeDtypeStruct(cost.shape[:-1], jnp.int32)
+        # One plan at a time under vmap, so that each piece stays as small as it is.
+        match = jax.pure_callback(
+            _assign, shape, *_pieces(cost), vmap_method="sequential"
+        )
+        rows = match + jnp.arange(0, x0.shape[0], cost.shape[-1])[:, None]
+        bad = 1 - jnp.isfinite(cost).all(axis=(1, 2))
+        notes = {"coupling_unsolved": jnp.mean(bad.astype(cost.dtype))}
+        return Pairs(x0, x1[rows.reshape(-1)], cond, notes)
+
+    def __check_init__(self):
+        check_points(self.points)
+
+
+def _pieces(cost):
+    """The matrices as flat arrays of at most `_PIECE` numbers, and their shape.
+
+    JAX copies a larger argument of a callback by a thread of the pool that runs the
+    program, and with few cores all of them may be waiting for the callback: a deadlock.
+    """
+    flat = cost.astype(jnp.float32).reshape(-1)
+    cuts = range(_PIECE, flat.size, _PIECE)
+    return np.array(cost.shape, np.int32), *jnp.split(flat, list(cuts))
+
+
+def _assign(shape, *pieces):
+    """The columns matched to the rows of each matrix; never raises."""
+    flat = np.concatenate([np.asarray(p) for p in pieces])
+    cost = flat.astype(np.float64).reshape(np.asarray(shape))
+    match = np.tile(np.arange(cost.shape[-1], dtype=np.int32), (len(cost), 1))
+    for i, c in enumerate(cost):
+        if np.isfinite(c).all():
+            # no matching changes, and the search starts nearer to its end
+            c = c - c.min(axis=1, keepdims=True)
+            c = c - c.min(axis=0, keepdims=True)
+            match[i] = linear_sum_assignment(c)[1]
+    return match

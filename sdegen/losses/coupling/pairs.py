@@ -1,0 +1,139 @@
+"""Couplings: which end of a path goes with which.
+
+A coupling is a function `(key, x0, x1) -> (x0, x1)` on batches: `x0` is a batch of
+data, `x1` a batch of draws from the other end (the noise z, unless the path runs
+between two data sets). It permutes or pairs them; the law of each end stays what it
+was, so every coupling trains a correct flow, dx/dt = E[velocity given x_t] (Lipman et
+al. 2023, "Flow matching", theorem 2; Tong et al. 2024, "Improving and generalizing
+flow-based generative models with minibatch optimal transport"). Only the independent
+one makes z_hat the score: with another one sample the flow, or a bridge that learned
+its noise.
+
+It may ask for more by the names of its parameters, and give more by returning `Pairs`:
+
+    cond        the conditions of the rows of x0, None where there are none
+    axis_name   the mapped axis, where the batch is one device's part
+
+It leaves the rows of x0 where they are and chooses an x1 for each, so that conditions
+stay with their samples; or it returns `Pairs` with the conditions moved, too. Numbers
+in `Pairs.notes` are rows of the training's record, so that what cannot raise on a
+device is seen on the host.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
+
+from jaxtyping import Array, Float
+
+from ...typing import AxisName, PyTree, RandomKey, Scalar
+
+
+class Pairs(NamedTuple):
+    """What a coupling has paired: row i of each belongs together.
+
+    `notes` are scalars to be watched. One whose name ends in "_unsolved" is the share
+    of plans that were not solved: `fit` warns when it is not 0.
+    """
+
+    x0: Float[Array, "batch ..."]
+    x1: Float[Array, "batch ..."]
+    cond: PyTree = None
+    notes: Mapping[str, Scalar] = {}
+
+
+class Ends(NamedTuple):
+    """The other ends of given pairs, in the place of conditions: see `paired`.
+
+    `x1`, (n, ...), row i belongs to row i of the data; `cond`, conditions as ever.
+    """
+
+    x1: Float[Array, "n ..."]
+    cond: PyTree = None
+
+
+def independent(
+    key: RandomKey, x0: Float[Array, "batch ..."], x1: Float[Array, "batch ..."]
+) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
+    """The product law: x1 is drawn without regard to x0, so nothing needs to move."""
+    return x0, x1
+
+
+def paired(
+    key: RandomKey,
+    x0: Float[Array, "batch ..."],
+    x1: Float[Array, "batch ..."],
+    cond: PyTree,
+) -> Pairs:
+    """The pairs that were given: `fit(model, x0, cond=Ends(x1, labels), loss=...)`.
+
+    For reflow (Liu et al. 2023, "Flow straight and fast"), for bridges by Markovian
+    fitting, and for data that come in pairs. The x1 drawn by the loss is not used.
+    """
+    if not isinstance(cond, Ends):
+        raise ValueError(
+            "coupling.paired needs the other ends of the data: pass cond=coupling."
+            f"Ends(x1), with a row for each row of the data, got {type(cond).__name__}."
+        )
+    return Pairs(x0, cond.x1, cond.cond)
+
+
+def couple(
+    coupling: Callable,
+    key: RandomKey,
+    x0: Float[Array, "batch ..."],
+    x1: Float[Array, "others ..."],
+    cond: PyTree = None,
+    *,
+    axis_name: AxisName | None = None,
+) -> Pairs:
+    """The pairs of a coupling, checked: what every loss calls.
+
+    Raises ValueError with a sentence for ends of other shapes, and for a coupling that
+    moves the rows of x0 and leaves the conditions behind.
+    """
+    name = getattr(coupling, "__name__", type(coupling).__name__)
+    if x0.shape != x1.shape:
+        raise ValueError(
+            f"a coupling pairs two batches of one shape, got x0 of shape {x0.shape} "
+            f"and x1 of shape {x1.shape}. Both ends need as many samples, of one shape."
+        )
+    asked = inspect.signature(coupling).parameters
+    extras = {"cond": cond, "axis_name": axis_name}
+    extras = {k: value for k, value in extras.items() if k in asked}
+    out = coupling(key, x0, x1, **extras)
+    if not isinstance(out, Pairs):
+        if not isinstance(out, tuple) or len(out) != 2:
+            raise ValueError(
+                f"the coupling {name} must return (x0, x1), or Pairs, got "
+                f"{type(out).__name__}."
+            )
+        if cond is not None and out[0] is not x0:
+            raise ValueError(
+                f"the coupling {name} drops the labels: it returned other rows of x0 "
+                "without the conditions that belong to them. Return x0 as it came and "
+                "choose an x1 for each of its rows, or take `cond` as a parameter and "
+                "return coupling.Pairs(x0, x1, cond) with its rows moved alike."
+            )
+        out = Pairs(*out, cond)
+    for end, before in ((out.x0, x0), (out.x1, x1)):
+        if end.shape != before.shape:
+            raise ValueError(
+                f"the coupling {name} must keep the shape of both ends, "
+                f"{before.shape}, got {end.shape}."
+            )
+    return out
+
+
+Loss: TypeAlias = Scalar | tuple[Scalar, dict[str, Scalar]]
+"""What a loss returns: a value, or with a coupling that has notes (value, notes)."""
+
+
+def noted(value: Scalar, notes: Mapping[str, Scalar]) -> Loss:
+    """A loss with the notes of its coupling: (value, notes), or value if none."""
+    return (value, dict(notes)) if notes else value
+
+
+def unnoted(value: Loss) -> tuple[Scalar, dict[str, Scalar]]:
+    """(value, notes) of what a loss returned."""
+    return value if isinstance(value, tuple) else (value, {})

@@ -1,0 +1,122 @@
+"""How training draws its times.
+
+A draw is a quantile function u in (0, 1) -> t. The uniform numbers u come either
+independently or stratified (one in each of B equal cells, by one shared shift), so
+every distribution can have low discrepancy.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+from jaxtyping import Array, Float, Int
+
+from ..processes.path import AbstractPath
+from ..typing import RandomKey, Scalar, number
+
+
+class AbstractTimes(eqx.Module):
+    """The law of the training times, by its quantile function."""
+
+    stratified: eqx.AbstractVar[bool]
+
+    @abc.abstractmethod
+    def quantile(
+        self, path: AbstractPath, u: Float[Array, " batch"]
+    ) -> Float[Array, " batch"]:
+        """The times with probability u below them."""
+
+    def draw(
+        self,
+        key: RandomKey,
+        path: AbstractPath,
+        index: Int[Array, " batch"],
+        total: int,
+        dtype=None,
+    ) -> Float[Array, " batch"]:
+        """The times of the samples `index` of a batch of `total` in all.
+
+        Sample i gets the same time however the batch is spread over devices. Stratified
+        draws put exactly one u into each cell [k/total, (k+1)/total) (Kingma et al.
+        2021, "Variational diffusion models", appendix I.1).
+        """
+        dtype = jnp.promote_types(dtype or jnp.result_type(float), jnp.float32)
+        if self.stratified:
+            u = (jax.random.uniform(key, (), dtype) + index.astype(dtype)) / total
+        else:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+            u = jax.vmap(lambda k: jax.random.uniform(k, (), dtype))(keys)
+        tiny = jnp.finfo(dtype).eps
+        return self.quantile(path, jnp.clip(u, tiny, 1 - tiny))
+
+
+class Uniform(AbstractTimes):
+    """t uniform on [t_min, t_max]."""
+
+    stratified: bool = eqx.field(default=True, static=True)
+
+    def quantile(self, path, u):
+        """The times with probability u below them."""
+        return path.t_min + (path.t_max - path.t_min) * u
+
+
+class FlowTime(AbstractTimes):
+    """sigma / (alpha + sigma) uniform: rectified flow's uniform times, on any path."""
+
+    stratified: bool = eqx.field(default=True, static=True)
+
+    def quantile(self, path, u):
+        """The times with probability u below them."""
+        low, high = path.flow_time(path.t_min), path.flow_time(path.t_max)
+        return jax.vmap(path.inverse())(-jnp.log(low + (high - low) * u))
+
+
+class LogitNormal(AbstractTimes):
+    """logit of (t - t_min) / (t_max - t_min) normal: the middle of the path more often.
+
+    Esser et al. 2024, "Scaling rectified flow transformers", eq. 19.
+    """
+
+    mean: Scalar = number(0.0)
+    std: Scalar = number(1.0)
+    stratified: bool = eqx.field(default=True, static=True)
+
+    def quantile(self, path, u):
+        """The times with probability u below them."""
+        w = jax.nn.sigmoid(self.mean + self.std * ndtri(u))
+        return path.t_min + (path.t_max - path.t_min) * w
+
+
+class LogNormal(AbstractTimes):
+    """log(sigma / alpha) normal, on any path. Karras et al. 2022, table 1.
+
+    Draws beyond the ends of the path become the ends.
+    """
+
+    mean: Scalar = number(-1.2)
+    std: Scalar = number(1.2)
+    stratified: bool = eqx.field(default=True, static=True)
+
+    def quantile(self, path, u):
+        """The times with probability u below them."""
+        log_ratio = self.mean + self.std * ndtri(u)
+        return jax.vmap(path.inverse())(jax.nn.softplus(-log_ratio))
+
+
+class Nodes(AbstractTimes):
+    """The times at which a flow of so many equal Euler steps is asked, equally often.
+
+    t_max, and the steps below it but the last. One is distillation: only the velocity
+    at the start of a path counts, and one step of Euler's method samples (Liu et al.
+    2023, "Flow straight and fast", section 2.2).
+    """
+
+    steps: int = eqx.field(default=1, static=True)
+    stratified: bool = eqx.field(default=True, static=True)
+
+    def quantile(self, path, u):
+        """The times with probability u below them."""
+        node = jnp.ceil(u * self.steps) / self.steps
+        return path.t_min + (path.t_max - path.t_min) * node

@@ -1,0 +1,83 @@
+"""The Fréchet distance of two sets of images, seen through a network's features.
+
+    F = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))                                 (1)
+
+with the mean m and the covariance S of the features (Heusel et al. 2017, "GANs trained
+by a two time-scale update rule", equation (6)): W_2^2 of two Gaussians, equation (1) of
+`gaussian`. With the features of Inception-v3 it is the FID; see docs/metrics.md.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import ArrayLike, Shaped
+
+from ..runs.recorder import progress_bar
+from .gaussian import Moments, gaussian_w2
+
+Images: TypeAlias = Shaped[ArrayLike, "_ ..."]
+
+
+def frechet(
+    real: Images | Moments,
+    fake: Images | Moments,
+    *,
+    features: Callable | None = None,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> float:
+    """The Fréchet distance (1), in (units of the features)^2.
+
+    **Arguments:** `real` and `fake`, images (n, height, width, channels) or any points,
+    or `Moments` of features, which are then taken as they are (keep those of the real
+    set; add those of parts that do not fit into memory); `features`, a function of one
+    batch to (batch, d), best under `jax.jit`: every batch has the same size, the last
+    one is filled up with copies that are left out again (default: the points
+    themselves); `progress`, a progress bar, on process 0.
+
+    Two moments are all it sees. Biased upwards by c / n, where c depends on the model
+    (Chong & Forsyth 2020; about 0.75 d^2 for two sets of N(0, I)), so always use the
+    same number of images: FID is stated for 50,000, and needs n much larger than d.
+    Time: the network's, and d^3, 5 to 25 s at d = 2048 on two cores. Sums are in
+    float64.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    a, b = (
+        x if isinstance(x, Moments) else _moments(x, features, batch_size, progress)
+        for x in (real, fake)
+    )
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(
+            "real and fake must have features of one dimension, got "
+            f"{len(a.mean)} and {len(b.mean)}."
+        )
+    return gaussian_w2(a.mean, a.cov, b.mean, b.cov) ** 2
+
+
+def _moments(x, features, batch_size, progress) -> Moments:
+    if features is None:
+        return Moments.of(x)
+    x = np.asarray(x)
+    if x.ndim == 0 or len(x) < 2:
+        raise ValueError(
+            f"frechet needs two or more images of shape (n, ...), got {x.shape}."
+        )
+    size, total = min(batch_size, len(x)), None
+    with progress_bar(-(-len(x) // size), progress) as bar:
+        for start in range(0, len(x), size):
+            batch = x[start : start + size]
+            filled = np.concatenate(
+                [batch, np.repeat(batch[-1:], size - len(batch), 0)]
+            )
+            found = np.asarray(features(filled))
+            if found.ndim != 2 or len(found) != size:
+                raise ValueError(
+                    f"features must map a batch of shape {filled.shape} to "
+                    f"({size}, d), got {found.shape}. Pool over height and width."
+                )
+            part = Moments.of(found[: len(batch)])
+            total = part if total is None else total + part
+            bar.update()
+    return total

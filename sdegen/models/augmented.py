@@ -1,0 +1,68 @@
+"""Sampling in the whole state of a process with auxiliary rows.
+
+A denoiser on an `AbstractBlockSDE` can be sampled as any other, in the coordinates of
+data. Here it moves the state itself, positions and velocities, by (1) or the flow:
+
+    du = [-F u + (1 + lambda^2)/2 G G^T score(u)] |dt| + lambda G dw,
+    score(u) = -S^-1 (u - a E[x0 given the statistic of u])                        (1)
+"""
+
+import equinox as eqx
+import jax
+
+from ..processes.momentum import AbstractBlockSDE
+from ..processes.reverse import probability_flow, reverse
+from ..typing import PyTree
+from .denoiser import AbstractDenoiser
+from .generator import AbstractGenerator
+
+
+class StateScore(eqx.Module):
+    """The score of one state, (t, u) -> array, from a denoiser of the statistic."""
+
+    denoiser: AbstractDenoiser
+    cond: PyTree = None
+
+    def __call__(self, t, u):
+        """The score of the law of u_t, equation (1)."""
+        process = self.denoiser.path
+        cond = jax.tree.map(lambda c: c[None], self.cond)
+        x0 = self.denoiser(t, process.statistic(t, u)[None], cond)[0]
+        return process.score(t, u, x0)
+
+
+class Augmented(AbstractGenerator):
+    """The reverse dynamics of `denoiser.path` in its state, equation (1).
+
+    For `sample`, with any Diffrax solver or with `sdegen.solvers.SSCS`. It starts from
+    the law of the state at t_max of data that are 0, and returns row 0 at t_min.
+
+    Dockhorn et al. 2022, "Score-based generative modeling with critically-damped
+    Langevin diffusion", eq. 6; with stochasticity 0 their probability flow.
+    """
+
+    denoiser: AbstractDenoiser
+
+    def start(self, key, shape, dtype=None):
+        """A draw of the state at t_max."""
+        return self.denoiser.path.prior(key, shape, dtype)
+
+    def backward(self, stochasticity, cond=None):
+        """The reverse SDE of the state, or its flow."""
+        process, score = self.denoiser.path, StateScore(self.denoiser, cond)
+        if stochasticity is None:
+            return probability_flow(process, score)
+        return reverse(process, score, stochasticity)
+
+    def data(self, state):
+        """Row 0 of the state."""
+        return state[0]
+
+    def __check_init__(self):
+        path = getattr(self.denoiser, "path", None)
+        if not isinstance(path, AbstractBlockSDE):
+            raise ValueError(
+                "Augmented needs a denoiser on a process with auxiliary rows, such as "
+                f"Denoiser(network, sdegen.CLD()), got one on {type(path).__name__}, "
+                "which `sample` takes as it is."
+            )

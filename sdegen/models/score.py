@@ -1,0 +1,249 @@
+"""The score of the law of x_t of any SDE, by a network, and data from it.
+
+    s(t, x) = -(x - m) / S^2 + F(log((t - t_min) / T) / 4, (x - m) / S) / sigma     (1)
+
+with F the network, and m, S^2 the mean and the variance of x_t, sigma^2 the mean
+variance of x_t given x_0, per coordinate and measured once by simulation. So F sees
+inputs of unit size; its best output is at most about of unit size too, as sigma s is
+E[-z given x_t]; and zero is the score of independent Gaussians of the right size. On a
+linear SDE (1) is the scaling of Karras et al. 2022 (table 1), but for a factor.
+
+A drift that confines, such as -x^3, explodes when time runs backwards, unless the score
+is right; and nothing is learned where no path has been. So F, and the coefficients of
+the reversed equation, are evaluated at the nearest state within the range that was seen
+in simulation at that time; the first term of (1) is not, and pulls back.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..losses.simulated_paths import best_weights, chain, square_clock
+from ..processes.noise import AbstractBase
+from ..processes.reverse import probability_flow, reverse
+from ..processes.sde import AbstractSDE
+from ..typing import PyTree, RandomKey, Scalar, ScalarLike, Time, float_array, is_traced
+from .generator import AbstractGenerator
+
+_PILOT = 1024  # data points that are simulated, twice each, to measure the scales
+_LARGEST = 32  # coordinates for which M and its derivative are formed
+_APART = 0.2  # by which the law at t_max may miss `prior`, in standard deviations
+
+
+class SimulatedLaw(AbstractBase):
+    """The law of x at t_max, exactly: a point of `data` carried there by the SDE.
+
+    For processes that do not forget their data, or forget them for a law that has no
+    formula, such as that of a strange attractor. `steps` as in `ScoreModel.from_data`.
+    """
+
+    sde: AbstractSDE
+    points: Float[Array, "n ..."] = eqx.field(converter=float_array)
+    steps: int = eqx.field(default=100, static=True)
+    gaussian = False
+
+    def sample(self, key, shape, dtype=None):
+        """One draw of shape `shape`, which is that of the data."""
+        if shape != self.points.shape[1:]:
+            raise ValueError(
+                f"this law is that of samples of shape {self.points.shape[1:]}, got "
+                f"{shape}."
+            )
+        pick, path = jax.random.split(key)
+        i = jax.random.randint(pick, (1,), 0, len(self.points))
+        ts = square_clock(self.sde, self.steps, dtype)
+        return chain(self.sde, path[None], self.points[i].astype(ts.dtype), ts)[-1, 0]
+
+    def log_prob(self, z):
+        """None: the density is not known."""
+        return None
+
+
+class ScoreModel(AbstractGenerator):
+    """A network as the score of an SDE, equation (1); made by `from_data`.
+
+    `fit(model, data, loss=simulated_score_loss)` trains it, `sample(key, model, shape,
+    stochasticity=1)` runs it backwards from `prior`. The state at t_min is the data.
+    """
+
+    network: Any
+    sde: AbstractSDE
+    prior: AbstractBase
+    mean: Float[Array, "times ..."]
+    spread: Float[Array, "times ..."]
+    noise: Float[Array, "times ..."]
+    low: Float[Array, "times ..."]
+    high: Float[Array, "times ..."]
+    weights: Float[Array, "steps ..."] | None
+
+    @classmethod
+    def from_data(
+        cls,
+        network: Callable,
+        sde: AbstractSDE,
+        data: Float[Array, "n ..."],
+        key: RandomKey,
+        *,
+        steps: int = 100,
+        prior: AbstractBase | None = None,
+        pathwise: bool = True,
+    ) -> "ScoreModel":
+        """The model with its scales measured on paths from `data`.
+
+        **Arguments:** `network`, a callable pytree (time, x, cond) on batches; `data`,
+        (n, ...); `steps`, of Euler-Maruyama in training, equal in sqrt(t); `prior`,
+        the law of the state at t_max (default: `sde.base`; or a `SimulatedLaw`);
+        `pathwise`, train on the targets (4) of `paths`, whose variance is small (they
+        need d^2 numbers per step for d coordinates; else the local ones, (2)).
+
+        **Raises:** `ValueError` if the simulated law at t_max is not `prior`, by mean
+        and spread.
+        """
+        data = jnp.asarray(data)
+        if data.ndim < 2 or not jnp.issubdtype(data.dtype, jnp.floating):
+            raise ValueError(
+                "ScoreModel takes floating-point data of shape (n, ...) with at least "
+                f"two axes, got {data.dtype} of shape {data.shape}."
+            )
+        if steps < 2:
+            raise ValueError(f"ScoreModel needs at least two steps, got {steps}.")
+        if pathwise and data[0].size > _LARGEST:
+            raise ValueError(
+                f"pathwise targets invert a matrix of {data[0].size} x {data[0].size} "
+                f"numbers for every step and sample; {_LARGEST} is the largest size. "
+                "Use pathwise=False."
+            )
+        if not is_traced(sde):
+            _check_noise(sde, data[0])
+        prior = sde.base if prior is None else prior
+        *scales, weights, ends, drawn = _measure(sde, prior, data, key, steps, pathwise)
+        if not is_traced(drawn):
+            _check_prior(prior, ends, drawn)
+        return cls(network, sde, prior, *scales, weights)
+
+    @property
+    def clock(self) -> Float[Array, " times"]:
+        """The times of the training paths and of the tables."""
+        return square_clock(self.sde, len(self.mean) - 1)
+
+    def scales(self, t: ScalarLike):
+        """(time of the network, m, S, sigma, both ends of the range) at a scalar t.
+
+        Linear in sqrt(t - t_min); before the first step all is as after it.
+        """
+        n = len(self.mean) - 1
+        part = (float_array(t) - self.sde.t_min) / (self.sde.t_max - self.sde.t_min)
+        place = n * jnp.sqrt(jnp.maximum(part, 1 / n**2))
+        i = jnp.clip(place.astype(int), 1, n - 1)
+        share = jnp.clip(place - i, 0.0, 1.0)
+        tables = (self.mean, self.spread, self.noise, self.low, self.high)
+        return jnp.log(place / n) / 2, *(
+            (1 - share) * table[i] + share * table[i + 1] for table in tables
+        )
+
+    def score(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """The score (1) at times t, () or (batch,)."""
+        t = jnp.broadcast_to(float_array(t), x.shape[:1])
+        time, *scales = jax.vmap(self.scales)(t)
+        mean, spread, noise, low, high = (a.astype(x.dtype) for a in scales)
+        seen = (jnp.clip(x, low, high) - mean) / spread
+        out = self.network(time, seen, cond)
+        if getattr(out, "shape", None) != x.shape:
+            raise ValueError(
+                f"the network must return an array of the shape of x, {x.shape}, got "
+                f"{getattr(out, 'shape', type(out).__name__)}. Check its output."
+            )
+        return out.astype(x.dtype) / noise - (x - mean) / spread**2
+
+    def sample_score(
+        self, t: ScalarLike, x: Float[Array, "..."], cond: PyTree = None
+    ) -> Float[Array, "..."]:
+        """The score for one sample, as `reverse` and `probability_flow` take it."""
+        cond = jax.tree.map(lambda c: c[None], cond)
+        return self.score(t, x[None], cond)[0]
+
+    def start(self, key, shape, dtype=None):
+        """A draw of `prior`."""
+        return self.prior.sample(key, shape, dtype)
+
+    def backward(self, stochasticity, cond=None):
+        """The reverse SDE, or for None the probability flow."""
+        score = eqx.Partial(self.sample_score, cond=cond)
+        sde = _Within(self, self.sde.t_min, self.sde.t_max, self.prior)
+        if stochasticity is None:
+            return probability_flow(sde, score)
+        return reverse(sde, score, stochasticity)
+
+    def data(self, state):
+        """The state itself."""
+        return state
+
+
+class _Within(AbstractSDE):
+    """The model's SDE, beyond the range of its paths as at the end of the range."""
+
+    model: ScoreModel
+    t_min: Scalar
+    t_max: Scalar
+    base: AbstractBase
+
+    def drift(self, t, x):
+        return self.model.sde.drift(t, self._nearest(t, x))
+
+    def diffusion(self, t, x):
+        return self.model.sde.diffusion(t, self._nearest(t, x))
+
+    def _nearest(self, t, x):
+        low, high = self.model.scales(t)[-2:]
+        return jnp.clip(x, low.astype(x.dtype), high.astype(x.dtype))
+
+
+@eqx.filter_jit
+def _measure(sde, prior, data, key, steps, pathwise):
+    """The tables of (1), the weights of the targets, and two clouds at t_max."""
+    pick, path, last = jax.random.split(key, 3)
+    ts = square_clock(sde, steps, data.dtype)
+    x0 = data[jax.random.randint(pick, (_PILOT,), 0, len(data))]
+    twice = jnp.concatenate([x0, x0])
+    both = chain(sde, jax.random.split(path, 2 * _PILOT), twice, ts)
+    gap = both[:, :_PILOT] - both[:, _PILOT:]
+    noise = jnp.sqrt(jnp.mean(gap**2, axis=1) / 2)
+    weights = best_weights(sde, ts, both) if pathwise else None
+    keys = jax.random.split(last, _PILOT)
+    drawn = jax.vmap(lambda k: prior.sample(k, x0.shape[1:], x0.dtype))(keys)
+    scales = both.mean(1), both.std(1), noise, both.min(1), both.max(1)
+    return *scales, weights, both[-1], drawn
+
+
+def _check_noise(sde, x):
+    g = sde.diffusion(sde.t_min, x)
+    if not bool(jnp.all(g != 0)):
+        raise ValueError(
+            "a score needs noise in every coordinate, but this diffusion is 0 at "
+            "t_min and the first row of the data."
+        )
+
+
+def _check_prior(prior, ends, drawn):
+    if not bool(jnp.isfinite(ends).all()):
+        raise ValueError(
+            "the simulated paths are not finite at t_max: the steps are too large for "
+            "this drift. Take more steps (steps=...), or scale x or t."
+        )
+    gap = jnp.abs(ends.mean(0) - drawn.mean(0)) / drawn.std(0)
+    ratio = ends.std(0) / drawn.std(0)
+    if bool((gap > _APART).any() | (jnp.abs(jnp.log(ratio)) > _APART).any()):
+        i = int(jnp.argmax(gap + jnp.abs(jnp.log(ratio))))
+        raise ValueError(
+            f"at t_max the paths have mean {float(ends.mean(0).ravel()[i]):.3g} and "
+            f"standard deviation {float(ends.std(0).ravel()[i]):.3g} in coordinate "
+            f"{i}, but {type(prior).__name__} has {float(drawn.mean(0).ravel()[i]):.3g}"
+            f" and {float(drawn.std(0).ravel()[i]):.3g}. Take a larger t_max, or "
+            "prior=sdegen.SimulatedLaw(sde, data)."
+        )

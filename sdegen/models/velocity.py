@@ -1,0 +1,226 @@
+"""Networks that learn the velocity of a track, and the equations they then drive.
+
+    x_t = I(t, x0, x1) + gamma z,    b = E[dI/dt + gamma' z | x_t]                 (1)
+    L = 1/2 sum_+- |b(x_+-) - dI/dt|^2 - gamma' (b(x_+) - b(x_-)) . z              (2)
+      + 1/2 sum_+- |z_hat(x_+-) -+ z|^2,    x_+- = I +- gamma z
+
+(2) is the regression on (1) with z and -z in a pair, less the term |gamma' z|^2 that no
+network can change: where gamma' is infinite, b(x_+) - b(x_-) vanishes with gamma, and
+the loss keeps a finite variance (Albergo, Boffi and Vanden-Eijnden 2023, "Stochastic
+interpolants", section 6.1). Without latent noise it is conditional flow matching.
+
+From z_hat follows the score, -z_hat / gamma, and with it a process of any noise level
+eps(t) >= 0 with the same marginals (theorem 8 there), on the clock s from 0 at t_max to
+1 at t_min, T = t_max - t_min:
+
+    dx = T (-b + eps score) ds + sqrt(2 eps T) dw,    eps = lambda^2 gamma^2 / T
+       = (-T b - lambda^2 gamma z_hat) ds + sqrt(2) lambda gamma dw                (3)
+
+lambda, the stochasticity, is chosen after training; eps vanishes at the ends, where the
+score of the model is 0 / 0.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..processes.interpolant import AbstractTrack
+from ..processes.noise import AbstractBase, Gaussian
+from ..processes.path import batched
+from ..processes.sde import AbstractSDE
+from ..typing import (
+    PyTree,
+    Scalar,
+    ScalarLike,
+    Time,
+    float_array,
+    number,
+)
+from .generator import AbstractGenerator
+
+
+class VelocityModel(AbstractGenerator):
+    """A network with the track whose velocity it predicts; `fit` and `sample` take it.
+
+    **Arguments:** `network`, a callable pytree (time, x, cond) -> b on batches, or a
+    pair of them, for b and for E[z | x_t], which stochastic sampling needs; `track`.
+    """
+
+    network: Any
+    track: AbstractTrack
+
+    def velocity(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """b(t, x) on a batch, t of shape () or (batch,)."""
+        pair = isinstance(self.network, tuple)
+        return call_network(self.network[0] if pair else self.network, t, x, cond)
+
+    def latent(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """E[z given x_t] on a batch."""
+        if not isinstance(self.network, tuple):
+            raise ValueError(
+                "the noise of this model is unknown: give VelocityModel a pair of "
+                "networks, for the velocity and for the latent noise, or sample with "
+                "stochasticity=0."
+            )
+        return call_network(self.network[1], t, x, cond)
+
+    def score(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """The gradient of log p_t at x, between the ends."""
+        gamma = batched(self.track.gamma, float_array(t), x)
+        return -self.latent(t, x, cond) / gamma
+
+    def start(self, key, shape, dtype=None):
+        """x at t_max, with x0 = 0."""
+        track, (end_key, latent_key) = self.track, jax.random.split(key)
+        x1 = track.base.sample(end_key, shape, dtype)
+        z = jax.random.normal(latent_key, shape, x1.dtype)
+        x = track.point(track.t_max, jnp.zeros_like(x1), x1, z)
+        return x.astype(x1.dtype)
+
+    def noise(self, t: ScalarLike) -> Scalar:
+        """sqrt(2) gamma: the noise of (3) on its clock, for lambda = 1."""
+        return jnp.sqrt(2.0) * self.track.gamma(t)
+
+    def reversal(
+        self,
+        t: Time,
+        x: Float[Array, "batch ..."],
+        cond: PyTree,
+        strength: ScalarLike,
+        up: bool,
+    ) -> Float[Array, "batch ..."]:
+        """The drift of (3), up or down, on a batch."""
+        span = self.track.t_max - self.track.t_min
+        z, v = self.latent(t, x, cond), span * self.velocity(t, x, cond)
+        pull = batched(self.track.gamma, float_array(t), x) * z
+        return (v if up else -v) - strength**2 * pull
+
+    def backward(self, stochasticity, cond=None):
+        """The flow, for None, or equation (3)."""
+        return equation(self, stochasticity, cond)
+
+    def data(self, state):
+        """The state."""
+        return state
+
+    def __check_init__(self):
+        if isinstance(self.network, tuple) and len(self.network) != 2:
+            raise ValueError(
+                "network is one network for the velocity, or a pair for the velocity "
+                f"and the latent noise, got {len(self.network)} of them."
+            )
+        if isinstance(self.network, tuple):
+            if self.track.gamma(self.track.t_max) is None:
+                raise ValueError(
+                    f"this {type(self.track).__name__} has no latent noise: a second "
+                    "network has nothing to learn, give it the first alone."
+                )
+
+
+def call_network(network, t, x, cond):
+    """The output of a network at times () or (batch,), checked."""
+    out = network(jnp.broadcast_to(float_array(t), x.shape[:1]), x, cond)
+    if getattr(out, "shape", None) != x.shape:
+        raise ValueError(
+            f"the network must return an array of the shape of x, {x.shape}, got "
+            f"{getattr(out, 'shape', type(out).__name__)}. Check its output."
+        )
+    return out.astype(x.dtype)
+
+
+class Upward(AbstractGenerator):
+    """The same process the other way: from the data, `base`, up to the law of x1.
+
+    `sample(key, Upward(model, Empirical(x0)), shape)`, or with `start=x0` for given
+    data. By the flow it is the inverse of sampling; with a stochasticity the process
+    has the same law of paths as the one down, in the other direction of time.
+
+    **Arguments:** `model`, a `VelocityModel` or a `SchroedingerBridge`; `base`, the law
+    of x0, from which it starts without `start`.
+    """
+
+    model: Any
+    base: AbstractBase
+
+    @property
+    def noisy_solver(self):
+        """That of the model."""
+        return getattr(self.model, "noisy_solver", dfx.Euler)
+
+    def start(self, key, shape, dtype=None):
+        """A draw of x0."""
+        return self.base.sample(key, shape, dtype)
+
+    def backward(self, stochasticity, cond=None):
+        """The flow, for None, or the process of this noise, from t_min to t_max."""
+        return equation(self.model, stochasticity, cond, up=True)
+
+    def data(self, state):
+        """The state."""
+        return state
+
+
+def equation(
+    model: Any, stochasticity: Scalar | None, cond: PyTree, up: bool = False
+) -> Callable | AbstractSDE:
+    """The flow (for None), or (3), of a model with a track; `up`, away from the data.
+
+    A model has a `track`, its `velocity`, and for (3) a `reversal` and its `noise`.
+    """
+    flow = _Flow(model, cond, up)
+    return flow if stochasticity is None else _Process(flow, stochasticity)
+
+
+class _Flow(eqx.Module):
+    """(3) with lambda = 0, for one sample."""
+
+    model: Any
+    cond: PyTree
+    up: bool = eqx.field(static=True)
+
+    def time(self, s):
+        """(t, T) at clock s."""
+        low, high = self.model.track.t_min, self.model.track.t_max
+        span = high - low
+        return low + span * s if self.up else high - span * s, span
+
+    def one(self, method, t, x, *more):
+        """A method of the model for one sample."""
+        cond = jax.tree.map(lambda c: c[None], self.cond)
+        return method(t, x[None], cond, *more)[0]
+
+    def __call__(self, s, x):
+        t, span = self.time(s)
+        v = span * self.one(self.model.velocity, t, x)
+        return v if self.up else -v
+
+
+class _Process(AbstractSDE):
+    """Equation (3), for one sample."""
+
+    flow: _Flow
+    stochasticity: Scalar
+    t_min: Scalar = number(0.0)
+    t_max: Scalar = number(1.0)
+    base: AbstractBase = eqx.field(default_factory=Gaussian)
+
+    def drift(self, t, x):
+        """The drift of (3) at clock t."""
+        flow = self.flow
+        more = self.stochasticity, flow.up
+        return flow.one(flow.model.reversal, flow.time(t)[0], x, *more)
+
+    def diffusion(self, t, x):
+        """The noise of (3) at clock t."""
+        return self.stochasticity * self.flow.model.noise(self.flow.time(t)[0])

@@ -1,0 +1,50 @@
+"""Straight paths from data (t = 0) to noise (t = 1).
+
+Papers and code of this family run time the other way; v here is minus theirs at 1 - t.
+"""
+
+import equinox as eqx
+
+from ..typing import Scalar, number
+from .noise import AbstractBase, Gaussian
+from .sde import AbstractLinearSDE
+
+
+class FlowMatching(AbstractLinearSDE):
+    """alpha = 1 - t, sigma = sigma_min + (1 - sigma_min) t: the optimal-transport path.
+
+    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20-22.
+    """
+
+    sigma_min: Scalar = number(1e-3)
+    t_min: Scalar = number(0.0)
+    t_max: Scalar = number(1.0)
+    base: AbstractBase = eqx.field(default_factory=Gaussian)
+
+    def alpha(self, t):
+        """1 - t."""
+        return 1 - t
+
+    def sigma(self, t):
+        """sigma_min + (1 - sigma_min) t."""
+        return self.sigma_min + (1 - self.sigma_min) * t
+
+
+class RectifiedFlow(AbstractLinearSDE):
+    """alpha = 1 - t, sigma = t.
+
+    Liu et al. 2023, "Flow straight and fast", eq. 1. The range starts at t_min = 1e-3,
+    as in the authors' code.
+    """
+
+    t_min: Scalar = number(1e-3)
+    t_max: Scalar = number(1.0)
+    base: AbstractBase = eqx.field(default_factory=Gaussian)
+
+    def alpha(self, t):
+        """1 - t."""
+        return 1 - t
+
+    def sigma(self, t):
+        """t."""
+        return 1.0 * t

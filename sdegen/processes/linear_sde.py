@@ -1,0 +1,218 @@
+"""Any linear process that acts on each coordinate by itself, from two coefficients.
+
+    dx = f(t) x dt + g(t) dw    =>    x_t = alpha x0 + sigma z
+
+by the moment equations (Song et al. 2021, "Score-based generative modeling through
+SDEs", appendix B)
+
+    (log alpha)' = f,    (log sigma^2)' = 2 f + g^2 / sigma^2                      (1)
+"""
+
+from collections.abc import Callable
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
+from .basis import AbstractBasis, Standard
+from .dense_table import evaluate
+from .noise import AbstractBase, Gaussian
+from .sde import AbstractLinearSDE
+
+_GONE = -80.0
+
+
+class LinearSDE(AbstractLinearSDE):
+    """dx = f(t, params) x dt + g(t, params) dw; alpha and sigma follow from (1).
+
+    The moment equations are solved once, when the object is made, by Diffrax (Tsit5 in
+    log t, dense output; the piece from 0 to t_min by Gauss-Legendre quadrature, so that
+    sigma is relatively exact at small t). Accuracy: 1e-9 in float64, 1e-5 in float32.
+    To differentiate or sweep `params`, make the object inside the differentiated
+    function: replacing `params` in a finished object does not move its moments. The
+    derivatives of alpha and sigma in t are exactly those of (1), not of the table.
+
+    The default is the Ornstein-Uhlenbeck process dx = -x dt + sqrt(2) dw up to t = 5.
+
+    **Arguments:** `f` and `g`, functions of (t, params) that return a scalar, or an
+    array over the coordinates of one sample (every coordinate then has its own rate);
+    `params`, any pytree of numbers; 0 < `t_min` < `t_max`; `base`; `basis`, in which
+    these are the coordinates, such as `DCT()` for rates that depend on the frequency.
+    """
+
+    f: Callable = eqx.field(static=True)
+    g: Callable = eqx.field(static=True)
+    params: PyTree
+    t_min: Scalar
+    t_max: Scalar
+    base: AbstractBase
+    basis: AbstractBasis
+    moments: dfx.DenseInterpolation
+
+    def __init__(
+        self,
+        f: Callable | None = None,
+        g: Callable | None = None,
+        params: PyTree = None,
+        *,
+        t_min: ScalarLike = 1e-3,
+        t_max: ScalarLike | None = None,
+        base: AbstractBase | None = None,
+        basis: AbstractBasis | None = None,
+    ):
+        if (f is None) != (g is None):
+            raise ValueError(
+                "LinearSDE needs both coefficients, f(t, params) and g(t, params), got "
+                "only one of them."
+            )
+        t_max = (5.0 if f is None else 1.0) if t_max is None else t_max
+        self.f, self.g = f or _ou_drift, g or _ou_diffusion
+        self.params = jax.tree.map(float_array, params)
+        self.t_min, self.t_max = float_array(t_min), float_array(t_max)
+        self.base = Gaussian() if base is None else base
+        self.basis = Standard() if basis is None else basis
+        if not is_traced((self.t_min, self.t_max)):
+            if not 0 < float(self.t_min) < float(self.t_max):
+                raise ValueError(
+                    f"LinearSDE needs 0 < t_min < t_max, got "
+                    f"t_min={float(self.t_min):g} and t_max={float(self.t_max):g}: "
+                    "sigma(0) = 0, so the path starts a little after 0."
+                )
+        shapes = [
+            jax.eval_shape(fn, self.t_min, self.params).shape for fn in (self.f, self.g)
+        ]
+        try:
+            np.broadcast_shapes(*shapes)
+        except ValueError:
+            raise ValueError(
+                "LinearSDE needs f(t, params) and g(t, params) that broadcast, each a "
+                "scalar or an array over the coordinates of one sample, got the shapes "
+                f"{shapes[0]} and {shapes[1]}. A matrix that mixes coordinates is for "
+                "BlockSDE."
+            ) from None
+        self.moments = _solve_moments(self.f, self.g, self.params, t_min, t_max)
+
+    def alpha(self, t):
+        """exp(int f), from (1)."""
+        log_alpha = self._moments(t)[0]
+        if log_alpha.ndim:
+            # Fast coordinates are gone long before slow ones. Their alpha stays above
+            # what a float can hold, so that alpha' / alpha is f all the way.
+            lift = jnp.maximum(log_alpha, _GONE) - log_alpha
+            log_alpha = log_alpha + jax.lax.stop_gradient(lift)
+        return jnp.exp(log_alpha)
+
+    def sigma(self, t):
+        """The standard deviation of x_t given x0, from (1)."""
+        return jnp.exp(0.5 * self._moments(t)[1])
+
+    def _moments(self, t):
+        coefficients = eqx.Partial(_coefficients, self.f, self.g, self.params)
+        out = _evaluate(float_array(t), self.moments, coefficients)
+        return out[0], out[1]
+
+
+def _ou_drift(t, params):
+    return -jnp.ones_like(t)
+
+
+def _ou_diffusion(t, params):
+    return jnp.sqrt(2.0) * jnp.ones_like(t)
+
+
+def _coefficients(f, g, params, t):
+    """f and g at time t, of one shape."""
+    values = float_array(f(t, params)), float_array(g(t, params))
+    return tuple(jnp.broadcast_arrays(*values))
+
+
+def _most_steps(size):
+    """Steps of the solve: what a table of `size` numbers per node has room for."""
+    return min(max(2**21 // size, 256), 4096)
+
+
+def _solve_moments(f, g, params, t_min, t_max):
+    """Solve (1) for (log alpha, log sigma^2) as a function of log t."""
+    solution = _integrate(f, g, params, float_array(t_min), float_array(t_max))
+    ok = solution.result == dfx.RESULTS.successful
+    if not is_traced(ok) and not bool(ok):
+        if bool(solution.result == dfx.RESULTS.max_steps_reached):
+            steps = _most_steps(solution.interpolation.y0_if_trivial.size)
+            raise ValueError(
+                f"LinearSDE did not reach t_max with {steps} steps of its moment "
+                "equations: f or g is infinite on the way, or some rate |f(t, params)| "
+                "too large for so long a time. Lower t_max: a coordinate is pure noise "
+                "after about 10 of its own time units."
+            )
+        raise ValueError(
+            "LinearSDE could not solve its moment equations between t_min and t_max: "
+            "f(t, params) or g(t, params) is not finite or not smooth there. Check "
+            "them, and keep t_max away from a time where f is infinite."
+        )
+    return solution.interpolation
+
+
+@eqx.filter_jit
+def _integrate(f, g, params, t_min, t_max):
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    nodes = jnp.asarray((nodes + 1) / 2, t_min.dtype)
+    weights = jnp.asarray(weights / 2, t_min.dtype)
+
+    def mean(fn):  # over 0 to 1
+        return jnp.tensordot(weights, jax.vmap(fn)(nodes), 1)
+
+    def log_alpha(t):  # the integral of f from 0 to t
+        return t * mean(lambda c: _coefficients(f, g, params, c * t)[0])
+
+    end = log_alpha(t_min)
+
+    def gained(c):  # the noise of time c t_min, as it is at t_min
+        g_t = _coefficients(f, g, params, c * t_min)[1]
+        return g_t**2 * jnp.exp(2 * (end - log_alpha(c * t_min)))
+
+    start = jnp.stack([end, jnp.log(t_min * mean(gained))])
+
+    def rhs(log_t, y, args):
+        t = jnp.exp(log_t)
+        f_t, g_t = _coefficients(f, g, params, t)
+        return t * jnp.stack([f_t, 2 * f_t + g_t**2 * jnp.exp(-y[1])])
+
+    tol = 1e-11 if start.dtype == jnp.float64 else 1e-6
+    return dfx.diffeqsolve(
+        dfx.ODETerm(rhs),
+        dfx.Tsit5(),
+        t0=jnp.log(t_min),
+        t1=jnp.log(t_max),
+        dt0=0.01,
+        y0=start,
+        stepsize_controller=dfx.PIDController(rtol=tol, atol=tol),
+        saveat=dfx.SaveAt(dense=True),
+        max_steps=_most_steps(start.size),
+        throw=False,
+    )
+
+
+@eqx.filter_custom_jvp
+def _evaluate(t, moments, coefficients):
+    """(log alpha, log sigma^2) at time t; the derivative in t is (1) itself."""
+    return evaluate(moments, jnp.log(t))
+
+
+@_evaluate.def_jvp
+def _evaluate_jvp(primals, tangents):
+    t, moments, coefficients = primals
+    t_dot, moments_dot, _ = tangents  # params act through the moments
+    out = _evaluate(t, moments, coefficients)
+    out_dot = jnp.zeros_like(out)
+    if t_dot is not None:
+        f, g = coefficients(t)
+        out_dot += t_dot * jnp.stack([f, 2 * f + g**2 * jnp.exp(-out[1])])
+    if any(leaf is not None for leaf in jax.tree.leaves(moments_dot)):
+        dense = eqx.filter_jvp(
+            lambda m: evaluate(m, jnp.log(t)), (moments,), (moments_dot,)
+        )[1]
+        out_dot += 0 if dense is None else dense
+    return out, out_dot

@@ -1,0 +1,265 @@
+"""Linear SDEs of a state with momentum: the data, and rows that only help to move them.
+
+The state u has the shape (k, *data): row 0 is the data, the others (a velocity, an
+acceleration) start as N(0, C), independent of x0. F (k, k) and G (k,) act on the rows:
+
+    du = F(t) u dt + G(t) dw,    u_t = a x0 + L z,    S = L L^T                    (1)
+    a' = F a, a(0) = e_0,    S' = F S + S F^T + G G^T, S(0) = diag(0, C)           (2)
+
+All that u_t says about x0 is in one array of the shape of the data,
+
+    y = a^T S^-1 u / snr ~ N(x0, 1 / snr),    snr = a^T S^-1 a,                    (3)
+
+so E[x0 given u_t] = E[x0 given y], and to a denoiser the process is the path of (3):
+
+    alpha = sqrt(snr / (1 + snr)),  sigma = 1 / sqrt(1 + snr),
+    statistic = alpha y = alpha x0 + sigma z                                       (4)
+
+It falls along t (to forget is all that noise can do), exactly by
+
+    (log snr)' = -|G^T S^-1 a|^2 / snr,                                            (5)
+
+and the score of the state needs nothing but the denoised point:
+
+    score(u) = -S^-1 (u - a E[x0 given u])                                         (6)
+
+Nothing here subtracts what is nearly equal: S is only ever met as its factor L.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..typing import RandomKey, ScalarLike, float_array
+from .path import AbstractPath
+from .sde import AbstractSDE
+
+
+class AbstractBlockSDE(AbstractPath, AbstractSDE):
+    """du = F u dt + G dw on a state of k rows, equation (1); as a path, (4).
+
+    A subclass writes `matrix` (F), `noise` (G) and `moments` (a and L). Denoisers,
+    losses, samplers and likelihoods see the path of the statistic; `drift` and
+    `diffusion` are of the state, which is what `reverse` and `simulate` run.
+
+    Marginalising the auxiliary rows is the hybrid score matching of Dockhorn et al.
+    2022, "Score-based generative modeling with critically-damped Langevin diffusion",
+    section 3.2; with general matrices it is the setting of Zhang et al. 2022, "gDDIM".
+    """
+
+    @abc.abstractmethod
+    def matrix(self, t: ScalarLike) -> Float[Array, "k k"]:
+        """F(t)."""
+
+    @abc.abstractmethod
+    def noise(self, t: ScalarLike) -> Float[Array, " k"]:
+        """G(t): the strength of the noise in each row."""
+
+    @abc.abstractmethod
+    def moments(self, t: ScalarLike) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
+        """a and the lower Cholesky factor L of the law (1) at time t."""
+
+    @property
+    def size(self) -> int:
+        """k, the number of rows of the state."""
+        return jax.eval_shape(self.noise, self.t_max).shape[0]
+
+    def alpha(self, t):
+        """sqrt(snr / (1 + snr)), equation (4)."""
+        return _root_sigmoid(float_array(t), self, 1.0)
+
+    def sigma(self, t):
+        """1 / sqrt(1 + snr), equation (4)."""
+        return _root_sigmoid(float_array(t), self, -1.0)
+
+    def drift(self, t, x):
+        """F u, of the whole state."""
+        return mix(self.matrix(t), x)
+
+    def diffusion(self, t, x):
+        """G, of the shape of the state."""
+        return jnp.broadcast_to(column(self.noise(t), x.ndim), x.shape)
+
+    def statistic(self, t: ScalarLike, u: Float[Array, "k ..."]) -> Float[Array, "..."]:
+        """alpha x0 + sigma z as the state u has it, equation (4)."""
+        a, factor = self.moments(t)
+        direction = _unit(solve_lower(factor, a))[0]
+        weights = solve_upper(factor, direction)
+        return self.sigma(t) * mix(weights, u)
+
+    def corrupt(
+        self, key: RandomKey, t: ScalarLike, x0: Float[Array, "..."]
+    ) -> Float[Array, "k ..."]:
+        """A draw of the state at time t for the data x0, equation (1)."""
+        a, factor = self.moments(t)
+        z = jax.random.normal(key, (len(a), *x0.shape), x0.dtype)
+        return column(a, z.ndim) * x0 + mix(factor, z)
+
+    def prior(
+        self, key: RandomKey, shape: tuple[int, ...], dtype=None
+    ) -> Float[Array, "k ..."]:
+        """A draw of the state at t_max, where the data are taken to be forgotten."""
+        zero = jnp.zeros(shape, dtype or jnp.result_type(float))
+        return self.corrupt(key, self.t_max, zero)
+
+    def score(
+        self, t: ScalarLike, u: Float[Array, "k ..."], x0: Float[Array, "..."]
+    ) -> Float[Array, "k ..."]:
+        """The score of the state u whose denoised point is `x0`, equation (6)."""
+        a, factor = self.moments(t)
+        return -solve_upper(factor, solve_lower(factor, u - column(a, u.ndim) * x0))
+
+    def __check_init__(self):
+        name, k = type(self).__name__, self.size
+        if not self.base.gaussian:
+            raise ValueError(
+                f"{name} is a linear SDE, whose noise is Gaussian, got base="
+                f"{type(self.base).__name__}."
+            )
+        a, factor = jax.eval_shape(self.moments, self.t_max)
+        found = {
+            "matrix": (jax.eval_shape(self.matrix, self.t_max).shape, (k, k)),
+            "the mean of moments": (a.shape, (k,)),
+            "the factor of moments": (factor.shape, (k, k)),
+        }
+        for what, (shape, wanted) in found.items():
+            if shape != wanted:
+                raise ValueError(
+                    f"{name} has noise in {k} rows, so {what} must have the shape "
+                    f"{wanted}, got {shape}."
+                )
+
+
+def column(v: Float[Array, " k"], ndim: int) -> Float[Array, "k ..."]:
+    """One number for each row, shaped to broadcast against a state of `ndim` axes."""
+    return v.reshape(v.shape + (1,) * (ndim - 1))
+
+
+def mix(matrix: Float[Array, "*k k"], u: Float[Array, "k ..."]) -> Float[Array, "..."]:
+    """The rows of u mixed by a matrix (or a vector), in full precision."""
+    return jnp.tensordot(matrix, u, 1, precision="highest").astype(u.dtype)
+
+
+def solve_lower(
+    factor: Float[Array, "k k"], b: Float[Array, "k ..."]
+) -> Float[Array, "k ..."]:
+    """L^-1 b. Written out, because k is small: it fuses with what is around it."""
+    rows = []
+    for i in range(len(factor)):
+        known = sum((factor[i, j] * rows[j] for j in range(i)), start=0.0)
+        rows.append((b[i] - known) / factor[i, i])
+    return jnp.stack(rows).astype(b.dtype)
+
+
+def solve_upper(
+    factor: Float[Array, "k k"], b: Float[Array, "k ..."]
+) -> Float[Array, "k ..."]:
+    """L^-T b."""
+    return solve_lower(factor[::-1, ::-1].T, b[::-1])[::-1]
+
+
+def _unit(w):
+    """w / |w| and log |w|, without squares that overflow."""
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(w)))
+    w = w / scale
+    norm = jnp.sqrt(jnp.sum(w**2))
+    return w / norm, jnp.log(norm) + jnp.log(scale)
+
+
+@eqx.filter_jit
+def _root_sigmoid(t, process, sign):
+    """alpha (sign 1) or sigma (sign -1), equation (4)."""
+    return jnp.sqrt(jax.nn.sigmoid(sign * _log_snr(t, process)))
+
+
+@eqx.filter_custom_jvp
+def _log_snr(t, process):
+    """log(a^T S^-1 a); its derivative in t is (5), whatever `moments` is made of."""
+    a, factor = process.moments(t)
+    return 2 * _unit(solve_lower(factor, a))[1]
+
+
+@_log_snr.def_jvp
+def _log_snr_jvp(primals, tangents):
+    t, process = primals
+    t_dot, process_dot = tangents
+    a, factor = process.moments(t)
+    direction, half = _unit(solve_lower(factor, a))
+    out_dot = jnp.zeros_like(half)
+    if t_dot is not None:
+        pull = process.noise(t) * solve_upper(factor, direction)
+        out_dot -= t_dot * jnp.sum(pull**2)
+    if any(leaf is not None for leaf in jax.tree.leaves(process_dot)):
+
+        def at(process):
+            a, factor = process.moments(t)
+            return 2 * _unit(solve_lower(factor, a))[1]
+
+        own = eqx.filter_jvp(at, (process,), (process_dot,))[1]
+        out_dot += 0 if own is None else own
+    return 2 * half, out_dot
+
+
+# --- one exact step of a linear SDE
+
+
+def _collocation(n):
+    """Gauss's nodes c, weights b and Lagrange's integrals A_jl from 0 to c_j."""
+    x, b = np.polynomial.legendre.leggauss(n)
+    values = np.polynomial.legendre.legvander(x, n)
+    p = np.arange(1, n)
+    integrals = np.empty((n, n))
+    integrals[:, 0] = x + 1
+    integrals[:, 1:] = (values[:, 2:] - values[:, :-2]) / (2 * p + 1)
+    return (x + 1) / 2, b / 2, integrals @ np.linalg.inv(values[:, :-1]) / 2
+
+
+_NODES, _WEIGHTS, _INTEGRALS = _collocation(8)
+
+
+def transition(
+    matrix: Float[Array, "nodes k k"], noise: Float[Array, "nodes k"]
+) -> tuple[Float[Array, "k k"], Float[Array, "nodes_k k"]]:
+    """(E, N): u_1 = E u_0 + N^T z for du = F u dr + G dw on 0 <= r <= 1.
+
+    `matrix` and `noise` are F and G at the times `NODES`. With Y(r) the transition from
+    r to 1,
+
+        Y = 1 + int_r^1 Y F,    E = Y(0),    N^T N = int Y G G^T Y^T,              (7)
+
+    by Gauss's method of order 16: exact to rounding where F is of order one. N holds
+    the columns of the quadrature itself, so that no covariance is ever formed.
+    """
+    n, k, dtype = len(_NODES), matrix.shape[-1], matrix.dtype
+    inner, weights = jnp.asarray(_INTEGRALS, dtype), jnp.asarray(_WEIGHTS, dtype)
+    one = jnp.eye(k, dtype=dtype)
+    matrix, noise = matrix[::-1], noise[::-1]  # the nodes seen from r = 1
+
+    def sweep(y, rule):
+        return one + jnp.einsum("jl,lpq,lqr->jpr", rule, y, matrix, precision="highest")
+
+    blocks = jnp.einsum("jl,lqp->jplq", inner, matrix).reshape(n * k, n * k)
+    system = jnp.eye(n * k, dtype=dtype) - blocks
+    y = jnp.linalg.solve(system, jnp.tile(one, (n, 1))).reshape(n, k, k)
+    y = jnp.swapaxes(y, 1, 2)
+    # The solve is precise for the whole; a sweep of (7) for each row makes it so for
+    # every entry, however small: x moves by v h, by the acceleration times h^2 / 2.
+    for _ in range(k):
+        y = sweep(y, inner)
+    spread = jnp.sqrt(weights)[:, None, None] * noise[:, :, None]
+    return sweep(y, weights[None])[0], (spread * jnp.swapaxes(y, 1, 2)).reshape(-1, k)
+
+
+def transition_nodes(dtype) -> Float[Array, " nodes"]:
+    """The times r at which `transition` wants its F and G."""
+    return jnp.asarray(_NODES, dtype)
+
+
+def lower(rows: Float[Array, "n k"]) -> Float[Array, "k k"]:
+    """The Cholesky factor of rows^T rows, by QR: no square is formed."""
+    upper = jnp.linalg.qr(rows, mode="r")
+    return (upper * jnp.where(jnp.diagonal(upper) < 0, -1, 1)[:, None]).T

@@ -1,0 +1,288 @@
+"""The law of x_t given its two ends, and the times at which it has a given noise level.
+
+    x_t = alpha(t) x0 + sigma(t) z,    t_min <= t <= t_max, t = 0 is data         (1)
+    logsnr(t) = log(alpha^2 / sigma^2), strictly decreasing in t                  (2)
+    tau(t) = sigma / (alpha + sigma) = sigmoid(-logsnr / 2)                       (3)
+
+tau, the *flow time*, is the clock on which every path is the rectified flow: with y = x
+/ (alpha + sigma), (1) reads y = (1 - tau) x0 + tau z. It is finite and well scaled at
+both ends, also where alpha or sigma vanishes, so it is where noise levels are inverted:
+
+    h(t) = -log tau(t) = log1p(alpha / sigma),                                    (4)
+    h'(t) = (alpha' sigma - alpha sigma') / (sigma (alpha + sigma)).              (5)
+
+Near the data h is like -log t, near the noise it is like alpha / sigma: relatively
+precise at both ends, in float32 too, where logsnr or tau alone would lose one of them.
+
+alpha and sigma may differ from one coordinate to the next (blurring, for example, fades
+the high frequencies first). They then are arrays that broadcast against one sample, x_t
+is held in the coordinates of the path's `basis`, and (1) holds in each of them. Grids,
+draws and networks need one number for how noisy x_t is: it is the mean of (4) over the
+coordinates, which falls with t as each of them does. A path of scalars is the special
+case in which nothing is averaged.
+"""
+
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..typing import Scalar, ScalarLike, Time, float_array, is_traced
+from .basis import AbstractBasis, Standard
+from .noise import AbstractBase
+
+# Nodes of the inverse, in units of the time range: geometric near the data, where
+# sigma may behave like sqrt(t) or t, and uniform elsewhere.
+_NODES = np.unique(
+    np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 64), np.linspace(0.0, 1.0, 65)])
+)
+_NEWTON_STEPS = 4
+
+
+class AbstractPath(eqx.Module):
+    """x_t = alpha(t) x0 + sigma(t) z with z from `base`.
+
+    A subclass writes `alpha` and `sigma`, for a scalar t, so that logsnr strictly falls
+    from `t_min` to `t_max`. alpha may vanish at t_max; sigma may not vanish at t_min.
+    Both are scalars, or arrays over the coordinates of one sample; a field `basis` says
+    in which `sdegen.basis` these coordinates are (default: the data as they are).
+    """
+
+    t_min: eqx.AbstractVar[Scalar]
+    t_max: eqx.AbstractVar[Scalar]
+    base: eqx.AbstractVar[AbstractBase]
+
+    @abc.abstractmethod
+    def alpha(self, t: ScalarLike) -> Float[Array, "..."]:
+        """The scale of the data at time t."""
+
+    @abc.abstractmethod
+    def sigma(self, t: ScalarLike) -> Float[Array, "..."]:
+        """The scale of the noise at time t."""
+
+    def rates(self, t: ScalarLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """The time derivatives (alpha', sigma')."""
+        t = float_array(t)
+        one = jnp.ones_like(t)
+        return jax.jvp(self.alpha, (t,), (one,))[1], jax.jvp(self.sigma, (t,), (one,))[
+            1
+        ]
+
+    def scales(self, t: ScalarLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """(alpha, sigma) at time t, of one shape."""
+        t = float_array(t)
+        return tuple(jnp.broadcast_arrays(self.alpha(t), self.sigma(t)))
+
+    def level(self, t: ScalarLike) -> tuple[Scalar, Scalar]:
+        """(alpha, sigma) of the scalar path that is as noisy: the mean of (4)."""
+        alpha, sigma = self.scales(t)
+        if alpha.ndim == 0:
+            return alpha, sigma
+        size = jnp.sqrt(jnp.mean(sigma**2))
+        return jnp.expm1(jnp.mean(jnp.log1p(alpha / sigma))) * size, size
+
+    def logsnr(self, t: ScalarLike) -> Scalar:
+        """log(alpha^2 / sigma^2), equation (2): twice the lambda of DPM-Solver."""
+        alpha, sigma = self.level(t)
+        return 2 * (jnp.log(alpha) - jnp.log(sigma))
+
+    def flow_time(self, t: ScalarLike) -> Scalar:
+        """tau = sigma / (alpha + sigma), equation (3)."""
+        alpha, sigma = self.level(t)
+        return sigma / (alpha + sigma)
+
+    def time(self, logsnr: ScalarLike) -> Scalar:
+        """The time with the given log-SNR; beyond the ends, the end."""
+        return self.inverse()(jax.nn.softplus(float_array(logsnr) / 2))
+
+    def inverse(self) -> "NoiseInverse":
+        """The inverse of (4), tabulated; make it once and call it many times."""
+        return NoiseInverse(self)
+
+    def __check_init__(self):
+        if is_traced(self):
+            return
+        name = type(self).__name__
+        t_min, t_max = float(self.t_min), float(self.t_max)
+        if not 0 <= t_min < t_max:
+            raise ValueError(
+                f"{name} needs 0 <= t_min < t_max, got t_min={t_min:g} and "
+                f"t_max={t_max:g}. t=0 is data and t rises to noise."
+            )
+        with jax.ensure_compile_time_eval():
+            low, high = float_array(self.t_min), float_array(self.t_max)
+            ts = low + (high - low) * jnp.asarray(_NODES, low.dtype)
+            ts = ts.at[-1].set(high)
+            scales = jax.vmap(self.scales)(ts)
+            alpha, sigma = (np.asarray(a).reshape(len(ts), -1) for a in scales)
+            ts = np.asarray(ts)
+        bad = ~((alpha >= 0) & (sigma > 0) & np.isfinite(alpha) & np.isfinite(sigma))
+        bad[:-1] |= alpha[:-1] == 0
+        # One of many coordinates may be gone before t_max, to rounding.
+        gone = (alpha < 1e-30 * sigma) & (alpha.shape[1] > 1)
+        bad &= ~(gone & (alpha >= 0) & np.isfinite(sigma))
+        if bad.any():
+            i, j = np.unravel_index(np.argmax(bad), bad.shape)
+            raise ValueError(
+                f"{name} needs alpha(t) > 0 and sigma(t) > 0, both finite, between "
+                f"t_min and t_max (alpha may be 0 at t_max), got alpha({ts[i]:g})="
+                f"{alpha[i, j]:g} and sigma({ts[i]:g})={sigma[i, j]:g}"
+                f"{_where(j, scales)}. Move t_min={t_min:g} or t_max={t_max:g} inside "
+                "the range where both are positive."
+            )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logsnr = 2 * (np.log(alpha) - np.log(sigma))
+            step = logsnr[1:] - logsnr[:-1]
+        # In float32 a flat stretch near the data can tie by rounding; a rise cannot.
+        slack = 1e-5 if ts.dtype == np.float32 else 0.0
+        rise = step > slack * np.abs(logsnr[:-1])
+        wide = (np.diff(_NODES) > 1e-3)[:, None]  # too wide to be rounding
+        rise |= (step >= 0) & wide
+        rise[-1] |= ~(logsnr[-1] < logsnr[0])
+        rise &= ~(gone[1:] & gone[:-1])
+        if rise.any():
+            i, j = np.unravel_index(np.argmax(rise), rise.shape)
+            raise ValueError(
+                f"{name} needs a log-SNR, log(alpha^2/sigma^2), that falls as t rises, "
+                f"got {logsnr[i, j]:.6g} at t={ts[i]:.6g} and {logsnr[i + 1, j]:.6g} "
+                f"at t={ts[i + 1]:.6g}{_where(j, scales)}. Check alpha and sigma: t=0 "
+                "is data, t_max noise."
+            )
+
+
+def _where(j, scales):
+    """ " in the coordinate ..." for the error messages of a path with many."""
+    shape = scales[0].shape[1:]
+    index = tuple(int(i) for i in np.unravel_index(j, shape))
+    return f" in the coordinate {index}" if shape else ""
+
+
+def basis_of(path: AbstractPath) -> AbstractBasis:
+    """The basis in which x_t is held: the path's, or the data as they are."""
+    return getattr(path, "basis", Standard())
+
+
+def check_sample(path: AbstractPath, shape: tuple[int, ...]) -> None:
+    """Refuse samples of a shape that the path's alpha and sigma are not for."""
+    t = jax.eval_shape(lambda: float_array(path.t_min))
+    own = jax.eval_shape(path.scales, t)[0].shape
+    try:
+        fits = jnp.broadcast_shapes(own, shape) == tuple(shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"the alpha and sigma of this {type(path).__name__} have the shape {own}, "
+            f"which does not broadcast to one sample of shape {tuple(shape)}. Make the "
+            "process for the shape of your data."
+        )
+
+
+def check_one_level(path: AbstractPath, what: str) -> None:
+    """Refuse a path whose coordinates have noise levels of their own."""
+    if not _is_scalar(path):
+        raise ValueError(
+            f"{what} is written for one noise level at a time, and in this "
+            f"{type(path).__name__} every coordinate has its own. Use log_likelihood."
+        )
+
+
+class NoiseInverse(eqx.Module):
+    """t as a function of h = -log tau: a bracket from a table, then Newton on (4), (5).
+
+    No loop and no callback, so it costs a few scalar operations inside a sampler on any
+    device; exact to rounding; differentiable in h and in the path's parameters.
+    """
+
+    path: AbstractPath
+    ts: Float[Array, " nodes"]
+    hs: Float[Array, " nodes"]
+
+    def __init__(self, path: AbstractPath):
+        self.path = path
+        t_min, t_max = float_array(path.t_min), float_array(path.t_max)
+        ts = t_min + (t_max - t_min) * jnp.asarray(_NODES, t_min.dtype)
+        self.ts = jax.lax.stop_gradient(ts)
+        self.hs = jax.lax.stop_gradient(jax.vmap(self._h)(ts))
+
+    def _h(self, t):
+        return _mean(jnp.log1p(self.path.alpha(t) / self.path.sigma(t)))
+
+    def _newton(self, t, h):
+        slope = _mean(noise_slope(jax.lax.stop_gradient(self.path), t))
+        slope = jax.lax.stop_gradient(slope)
+        return t - (self._h(t) - h) / jnp.where(slope < 0, slope, -1.0)
+
+    def __call__(self, h: ScalarLike) -> Scalar:
+        """The time t in [t_min, t_max] with -log tau(t) = h."""
+        h = float_array(h)
+        target = jax.lax.stop_gradient(h)
+        i = jnp.clip(jnp.sum(self.hs > target), 1, len(_NODES) - 1)
+        lo, hi, h_lo, h_hi = self.ts[i - 1], self.ts[i], self.hs[i - 1], self.hs[i]
+        gap = jnp.where(h_lo > h_hi, h_lo - h_hi, 1.0)
+        t = lo + (hi - lo) * jnp.clip((h_lo - target) / gap, 0.0, 1.0)
+        for _ in range(_NEWTON_STEPS):
+            t = jnp.clip(jax.lax.stop_gradient(self._newton(t, target)), lo, hi)
+        # One more step carries the derivative (implicit function theorem); outside the
+        # range of the path the answer is the end itself.
+        outside = (target >= self.hs[0]) | (target <= self.hs[-1])
+        end = jnp.where(target >= self.hs[0], self.path.t_min, self.path.t_max)
+        return jnp.where(outside, end, self._newton(t, h))
+
+    def local(self, h: ScalarLike) -> Float[Array, "..."]:
+        """(4) in every coordinate, at the time when its mean is h."""
+        h = float_array(h)
+        if _is_scalar(self.path):
+            return h
+        alpha, sigma = self.path.scales(self(h))
+        return jnp.log1p(alpha / sigma)
+
+    def local_rate(self, h: ScalarLike) -> Float[Array, "..."] | float:
+        """The derivative of `local` in h; 1 where alpha and sigma are scalars."""
+        if _is_scalar(self.path):
+            return 1.0
+        slope = noise_slope(self.path, self(h))
+        return slope / jnp.mean(slope)
+
+
+def noise_slope(path: AbstractPath, t: ScalarLike) -> Float[Array, "..."]:
+    """h'(t) in every coordinate, equation (5)."""
+    (a, s), (da, ds) = path.scales(t), path.rates(t)
+    return (da * s - a * ds) / (s * (a + s))
+
+
+def _mean(h):
+    return h if h.ndim == 0 else jnp.mean(h)
+
+
+def _is_scalar(path):
+    t = jax.eval_shape(lambda: float_array(path.t_min))
+    return jax.eval_shape(path.scales, t)[0].ndim == 0
+
+
+LOGSNR_FLOOR = -13.8155  # 2 log(1e-3): noise, for paths that reach alpha = 0
+
+
+def logsnr_span(path: AbstractPath) -> tuple[Scalar, Scalar]:
+    """(log-SNR at t_max, at t_min), the first not below LOGSNR_FLOOR."""
+    low = jnp.maximum(path.logsnr(path.t_max), LOGSNR_FLOOR)
+    return low, path.logsnr(path.t_min)
+
+
+def batched(fn: Callable, t: Time, x: Float[Array, "batch ..."]):
+    """fn(t) for t of shape () or (batch,), shaped to broadcast against x.
+
+    fn returns scalars, or arrays that broadcast against one sample.
+    """
+    if t.ndim == 0:
+        return fn(t)
+    values = jax.vmap(fn)(t)
+
+    def align(a):  # (batch, ...) against (batch, ..., ...), both from the right
+        return a.reshape(a.shape[:1] + (1,) * (x.ndim - a.ndim) + a.shape[1:])
+
+    return jax.tree.map(align, values)

@@ -1,0 +1,125 @@
+"""What a network predicts: a kind is one row (a, b), pred = a x0 + b z.
+
+Together with x_t = alpha x0 + sigma z a row is a 2x2 system, so every kind gives x0 and
+z, and therefore every other kind, by one solve:
+
+    | alpha sigma | |x0|   |x_t |          x0 = (b x_t - sigma pred) / det
+    |   a     b   | |z | = |pred|          z = (alpha pred - a x_t) / det           (1)
+                                           det = alpha b - sigma a
+
+At a given x_t the errors obey alpha dx0 = -sigma dz, so the squared errors of two kinds
+differ by the factor
+
+    ((a2 sigma - b2 alpha) / (a1 sigma - b1 alpha))^2 = (det2 / det1)^2             (2)
+
+from which every published loss weight follows, EDM's included.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..typing import Levels, PyTree, ScalarLike, Time
+from .path import AbstractPath
+
+
+@runtime_checkable
+class PosteriorMeans(Protocol):
+    """What solvers and losses need of a denoiser: its path and both posterior means."""
+
+    path: AbstractPath
+
+    def ends(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
+        """(E[x0 given x_t], E[z given x_t])."""
+
+    def eps(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """E[z given x_t]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A prediction kind: `row(path, t, sigma_data) -> (a, b)` for a scalar t.
+
+    `sigma_data` is the standard deviation of the data, which only `edm` needs.
+    """
+
+    name: str
+    row: Callable[[AbstractPath, ScalarLike, Levels], tuple[Array, Array]]
+
+    def __repr__(self):
+        return self.name
+
+    def det(
+        self, path: AbstractPath, t: ScalarLike, sigma_data: Levels
+    ) -> Float[Array, "..."]:
+        """The determinant of (1); its square scales this kind's squared error."""
+        a, b = self.row(path, t, sigma_data)
+        return path.alpha(t) * b - path.sigma(t) * a
+
+
+def _x0(path, t, sigma_data):
+    return jnp.ones_like(t), jnp.zeros_like(t)
+
+
+def _eps(path, t, sigma_data):
+    return jnp.zeros_like(t), jnp.ones_like(t)
+
+
+def _score(path, t, sigma_data):
+    if not path.base.gaussian:
+        raise ValueError(
+            "the score is -z / sigma only where the noise z is Gaussian, but "
+            f"{type(path).__name__} has base={type(path.base).__name__}. Predict x0, "
+            "eps, velocity or v instead."
+        )
+    return jnp.zeros_like(t), -1 / path.sigma(t)
+
+
+def _velocity(path, t, sigma_data):
+    return path.rates(t)
+
+
+def _v(path, t, sigma_data):
+    return -path.sigma(t), path.alpha(t)
+
+
+def _edm(path, t, sigma_data):
+    # F of D = c_skip x + c_out F (Karras et al. 2022, eq. 7 and table 1), written for
+    # x_t = alpha x0 + sigma z; it stays finite where alpha or sigma vanishes.
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    scale = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)
+    return sigma / (sigma_data * scale), -alpha * sigma_data / scale
+
+
+x0 = Kind("x0", _x0)
+"""The data: (1, 0)."""
+eps = Kind("eps", _eps)
+"""The noise: (0, 1). Ho et al. 2020."""
+score = Kind("score", _score)
+"""The score of the law of x_t: (0, -1/sigma), Gaussian noise only. Song et al. 2021."""
+velocity = Kind("velocity", _velocity)
+"""dx/dt of the flow: (alpha', sigma'). Lipman et al. 2023, Liu et al. 2023."""
+v = Kind("v", _v)
+"""(-sigma, alpha). Salimans and Ho 2022, with alpha^2 + sigma^2 = 1."""
+edm = Kind("edm", _edm)
+"""EDM's unit-variance target, for any path. Karras et al. 2022."""
+
+
+def ends(
+    row: tuple[Array, Array],
+    alpha: Array,
+    sigma: Array,
+    x: Float[Array, "..."],
+    prediction: Float[Array, "..."],
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Both ends (x0, z) of the path through x, equation (1); everything broadcasts."""
+    a, b = row
+    det = alpha * b - sigma * a
+    return (b * x - sigma * prediction) / det, (alpha * prediction - a * x) / det

@@ -1,0 +1,156 @@
+"""Time reversals of an SDE that keep its marginals.
+
+For dx = f dt + G dw with D = G G^T, every reverse-time process with the same marginals,
+for any lambda >= 0, is, on a clock s that rises as t falls, r = -dt/ds > 0 (Anderson
+1982 for lambda = 1; the probability flow of Song et al. 2021 for 0):
+
+    dx = r [-f + (1 + lambda^2)/2 (div D + D score)] ds + lambda sqrt(r) G dw      (1)
+
+(div D)_i = sum_j d_j D_ij is zero unless G depends on x. The clock is exponential near
+the data, so that small times keep their relative precision in float32:
+
+    t(s) = t_min + (t_max - t_min) expm1(k (1 - s)) / expm1(k),    k = 7           (2)
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..typing import Scalar, ScalarLike, is_traced, number
+from .path import AbstractPath
+from .sde import AbstractSDE, noise_depends_on_state
+
+_CLOCK = 7.0  # k in (2)
+
+
+def _divergence(sde: AbstractSDE, t, x):
+    """(div D)_i = sum_j d_j D_ij for scalar or diagonal G; 0 where G ignores x."""
+    if not noise_depends_on_state(sde, t, x):
+        return jnp.zeros_like(x)
+
+    def square(x):
+        return sde.diffusion(t, x) ** 2
+
+    if square(x).ndim == 0:
+        return jax.grad(square)(x)
+    jacobian = jax.jacfwd(square)(x).reshape(x.size, x.size)
+    return jnp.diagonal(jacobian).reshape(x.shape)
+
+
+def _time(sde, s):
+    """t(s), equation (2), and r = -dt/ds."""
+    scale = (sde.t_max - sde.t_min) / np.expm1(_CLOCK)
+    t = sde.t_min + scale * jnp.expm1(_CLOCK * (1 - s))
+    return t, scale * _CLOCK * jnp.exp(_CLOCK * (1 - s))
+
+
+def _pull(sde, score, t, x):
+    """div D + D score: what turns the forward drift into the reverse one."""
+    g = sde.diffusion(t, x)
+    if g.ndim and g.shape != x.shape:
+        raise ValueError(
+            f"diffusion must return a scalar or an array of the shape of x, {x.shape}, "
+            f"got {g.shape}. Noise that mixes coordinates cannot be reversed here."
+        )
+    return _divergence(sde, t, x) + g**2 * score(t, x)
+
+
+def _check_coefficients(sde):
+    if isinstance(sde, AbstractPath) and not is_traced(sde):
+        with jax.ensure_compile_time_eval():
+            alpha = sde.alpha(sde.t_max)
+        if (np.asarray(alpha) == 0).any():
+            raise ValueError(
+                f"{type(sde).__name__} has alpha = 0 at t_max={float(sde.t_max):g}, "
+                "where its drift and diffusion are infinite. Give it a smaller t_max "
+                "(0.999), or use `sample`, which needs neither."
+            )
+
+
+class ReverseSDE(AbstractSDE):
+    """Equation (1): a process on a rising clock s from 0 (noise) to 1 (data).
+
+    `drift(s, x)` and `diffusion(s, x)` are what Diffrax integrates forward; `time(s)`
+    is the time t of the forward process. Made by `reverse`.
+    """
+
+    sde: AbstractSDE
+    score: Callable
+    stochasticity: Scalar = number()
+    t_min: Scalar = number(0.0)
+    t_max: Scalar = number(1.0)
+
+    @property
+    def base(self):
+        """The law of the noise of the forward process."""
+        return self.sde.base
+
+    def time(self, s: ScalarLike) -> Scalar:
+        """The time t of the forward process at clock s, equation (2)."""
+        return _time(self.sde, s)[0]
+
+    def drift(self, t, x):
+        """The drift of (1), in the clock s (called t, as for every process)."""
+        time, rate = _time(self.sde, t)
+        weight = 0.5 * (1 + self.stochasticity**2)
+        pull = _pull(self.sde, self.score, time, x)
+        return rate * (-self.sde.drift(time, x) + weight * pull)
+
+    def diffusion(self, t, x):
+        """The noise of (1), in the clock s (called t, as for every process)."""
+        time, rate = _time(self.sde, t)
+        return self.stochasticity * jnp.sqrt(rate) * self.sde.diffusion(time, x)
+
+    def __check_init__(self):
+        if not is_traced(self.stochasticity) and not float(self.stochasticity) >= 0:
+            raise ValueError(
+                "stochasticity must be >= 0 (0 is the flow, 1 Anderson's reverse SDE), "
+                f"got {float(self.stochasticity):g}."
+            )
+        _check_coefficients(self.sde)
+
+
+class ProbabilityFlow(eqx.Module):
+    """Equation (1) with lambda = 0: an ODE on a clock s from 0 (noise) to 1 (data).
+
+    Callable as (s, x, args), so `diffrax.ODETerm(probability_flow(sde, score))` is all
+    that Diffrax needs. `time(s)` is the time t of the forward process.
+    """
+
+    sde: AbstractSDE
+    score: Callable
+    t_min: Scalar = number(0.0)
+    t_max: Scalar = number(1.0)
+
+    def time(self, s: ScalarLike) -> Scalar:
+        """The time t of the forward process at clock s, equation (2)."""
+        return _time(self.sde, s)[0]
+
+    def __call__(self, s, x, args=None):
+        """dx/ds."""
+        time, rate = _time(self.sde, s)
+        pull = _pull(self.sde, self.score, time, x)
+        return rate * (-self.sde.drift(time, x) + 0.5 * pull)
+
+    def __check_init__(self):
+        _check_coefficients(self.sde)
+
+
+def reverse(
+    sde: AbstractSDE, score: Callable, stochasticity: ScalarLike = 1.0
+) -> ReverseSDE:
+    """The reverse-time SDE with the marginals of `sde`, equation (1).
+
+    **Arguments:** `score(t, x)`, the score of the law of x_t for one sample (of a
+    denoiser it is `denoiser.sample_score`); `stochasticity`, lambda in (1): 1
+    is Anderson's, towards 0 the probability flow.
+    """
+    return ReverseSDE(sde, score, stochasticity)
+
+
+def probability_flow(sde: AbstractSDE, score: Callable) -> ProbabilityFlow:
+    """The ODE with the marginals of `sde`, from noise to data: (1) with lambda 0."""
+    return ProbabilityFlow(sde, score)

@@ -1,0 +1,83 @@
+"""Ito processes, forward in time.
+
+    dx = f(t, x) dt + G(t, x) dw                                                   (1)
+
+A linear process has the path x_t = alpha x0 + sigma z with Gaussian z, so its
+coefficients follow by autodiff (both terms of g^2 are positive: nothing cancels):
+
+    f = (alpha' / alpha) x,    g^2 = 2 sigma (sigma' - sigma alpha' / alpha)       (2)
+"""
+
+import abc
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..typing import Scalar, ScalarLike, float_array
+from .brownian import NoiseTerm
+from .noise import AbstractBase
+from .path import AbstractPath
+
+_TINY = 1e-30  # t = 0 stands for this time, where sigma' may be infinite but (2) is not
+
+
+class AbstractSDE(eqx.Module):
+    """A forward Ito process, for one sample and a scalar time.
+
+    `diffusion` returns a scalar, or an array of the shape of x (independent noise in
+    every coordinate). `base` is the law that the process has, about, at t_max.
+    """
+
+    t_min: eqx.AbstractVar[Scalar]
+    t_max: eqx.AbstractVar[Scalar]
+    base: eqx.AbstractVar[AbstractBase]
+
+    @abc.abstractmethod
+    def drift(self, t: ScalarLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """f(t, x), of the shape of x."""
+
+    @abc.abstractmethod
+    def diffusion(self, t: ScalarLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """G(t, x): a scalar, or of the shape of x."""
+
+    def terms(self, brownian: dfx.AbstractBrownianPath) -> dfx.MultiTerm:
+        """The equation for `diffrax.diffeqsolve`, driven by `brownian`, one sample."""
+        return dfx.MultiTerm(
+            dfx.ODETerm(lambda t, x, args: self.drift(t, x)),
+            NoiseTerm(lambda t, x, args: self.diffusion(t, x), brownian),
+        )
+
+
+class AbstractLinearSDE(AbstractPath, AbstractSDE):
+    """A path with a Gaussian base, which is a linear SDE by equation (2)."""
+
+    def drift(self, t, x):
+        """f = (alpha' / alpha) x, equation (2)."""
+        t = jnp.maximum(float_array(t), _TINY)
+        return self.rates(t)[0] / self.alpha(t) * x
+
+    def diffusion(self, t, x):
+        """g(t), equation (2): a scalar, or one number for each coordinate."""
+        t = jnp.maximum(float_array(t), _TINY)
+        (da, ds), sigma = self.rates(t), self.sigma(t)
+        g = jnp.sqrt(2 * sigma * (ds - sigma * da / self.alpha(t)))
+        return jnp.broadcast_to(g, x.shape) if g.ndim else g
+
+    def __check_init__(self):
+        if not self.base.gaussian:
+            raise ValueError(
+                f"{type(self).__name__} is a linear SDE, whose noise is Gaussian, got "
+                f"base={type(self.base).__name__}. Subclass AbstractPath for a path "
+                "with another law of z."
+            )
+
+
+def noise_depends_on_state(sde: AbstractSDE, t: ScalarLike, x: Array) -> bool:
+    """Whether G depends on x, read from the derivative's structure while tracing."""
+    tangent = eqx.filter_jvp(
+        lambda x: sde.diffusion(float_array(t), x), (x,), (jnp.ones_like(x),)
+    )[1]
+    return len(jax.tree.leaves(tangent)) > 0

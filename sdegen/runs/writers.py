@@ -1,0 +1,105 @@
+"""Where else the rows of a run may go: TensorBoard, Weights & Biases, trackio.
+
+A writer has three methods, `scalars(step, values)`, `image(step, name, array)` and
+`close()`; a `Recorder` hands every row to each of its writers.
+"""
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .recorder import describe
+
+
+class Writer(Protocol):
+    """What a `Recorder` asks of a writer."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """The numbers of one row."""
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """A picture, (h, w, 3) uint8."""
+
+    def close(self) -> None:
+        """Write what is pending."""
+
+
+class TensorBoard:
+    """Event files under DIRECTORY/tensorboard, through tensorboardX."""
+
+    def __init__(self, directory: str | Path, config: Any = None):
+        module = _load("tensorboardX", "TensorBoard files need tensorboardX")
+        self._writer = module.SummaryWriter(str(Path(directory) / "tensorboard"))
+
+    def scalars(self, step, values):
+        """The numbers of one row."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, step, name, image):
+        """A picture, (h, w, 3) uint8."""
+        self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self):
+        """Write what is pending."""
+        self._writer.close()
+
+
+class _Tracker:
+    """Weights & Biases' interface, which trackio shares."""
+
+    def __init__(self, directory, config, module, **options):
+        self._module = module
+        directory = Path(directory)
+        name = directory.absolute().name
+        self._run = module.init(
+            project="sdegen", name=name, config=describe(config), **options
+        )
+
+    def scalars(self, step, values):
+        """The numbers of one row."""
+        self._module.log(dict(values), step=step)
+
+    def image(self, step, name, image):
+        """A picture, (h, w, 3) uint8."""
+        self._module.log({name: self._module.Image(image)}, step=step)
+
+    def close(self):
+        """Write what is pending."""
+        self._module.finish()
+
+
+class Wandb(_Tracker):
+    """Weights & Biases; WANDB_MODE=offline needs no account."""
+
+    def __init__(self, directory: str | Path, config: Any = None):
+        module = _load("wandb", "Weights & Biases needs wandb")
+        # The same directory is the same run, also when it goes on.
+        place = str(Path(directory).absolute())
+        name = hashlib.sha1(place.encode()).hexdigest()[:16]
+        options = {"dir": str(directory), "resume": "allow", "id": name}
+        super().__init__(directory, config, module, **options)
+
+
+class Trackio(_Tracker):
+    """trackio: a local board, no account and no server."""
+
+    def __init__(self, directory: str | Path, config: Any = None):
+        module = _load("trackio", "the trackio board needs trackio")
+        super().__init__(directory, config, module, resume="allow")
+
+
+KINDS = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
+"""The writers by the names that a command line takes."""
+
+
+def _load(name, need):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"{need}, which is not installed: pip install {name}."
+        ) from error

@@ -1,0 +1,198 @@
+"""Times: how training draws them, and where a sampler stops on its way.
+
+A *draw* is a quantile function u in (0, 1) -> t; the uniform numbers u come either
+independently or stratified (one in each of B equal cells, by one shared shift), so
+every law can have low discrepancy. A *grid* is a function path -> times that fall from
+t_max to t_min; `Adaptive` stands in its place and lets the solver's error estimate
+choose.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..processes.path import AbstractPath, logsnr_span
+from ..typing import Scalar, float_array, is_traced, number
+
+# -- draws -----------------------------------------------------------------------------
+
+
+# -- grids -----------------------------------------------------------------------------
+
+
+class AbstractGrid(eqx.Module):
+    """`steps` + 1 times that fall from t_max to t_min."""
+
+    steps: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def __call__(self, path: AbstractPath) -> Float[Array, " times"]:
+        """The times for `path`, both ends included."""
+
+    def __check_init__(self):
+        if not (isinstance(self.steps, int) and self.steps >= 1):
+            raise ValueError(
+                f"{type(self).__name__} needs a whole number of steps >= 1, got "
+                f"{self.steps!r}."
+            )
+
+
+def _fraction(path, steps):
+    return jnp.arange(steps + 1, dtype=float_array(path.t_min).dtype) / steps
+
+
+def _pin(path, ts):
+    """Both ends exactly, whatever rounding or the log-SNR floor did to them."""
+    return ts.at[0].set(path.t_max).at[-1].set(path.t_min)
+
+
+class UniformGrid(AbstractGrid):
+    """Equal steps in t."""
+
+    steps: int = eqx.field(default=32, static=True)
+
+    def __call__(self, path):
+        """The times for `path`, both ends included."""
+        u = _fraction(path, self.steps)
+        return _pin(path, path.t_max + (path.t_min - path.t_max) * u)
+
+
+class FlowTimeGrid(AbstractGrid):
+    """Equal steps in the flow time tau = sigma / (alpha + sigma)."""
+
+    steps: int = eqx.field(default=32, static=True)
+
+    def __call__(self, path):
+        """The times for `path`, both ends included."""
+        high, low = path.flow_time(path.t_max), path.flow_time(path.t_min)
+        tau = high + (low - high) * _fraction(path, self.steps)
+        return _pin(path, jax.vmap(path.inverse())(-jnp.log(tau)))
+
+
+class LogSNRGrid(AbstractGrid):
+    """Equal steps in the log-SNR. Lu et al. 2022, "DPM-Solver", section 3.4."""
+
+    steps: int = eqx.field(default=32, static=True)
+
+    def __call__(self, path):
+        """The times for `path`, both ends included."""
+        low, high = logsnr_span(path)
+        logsnr = low + (high - low) * _fraction(path, self.steps)
+        return _pin(path, jax.vmap(path.inverse())(jax.nn.softplus(logsnr / 2)))
+
+
+class KarrasGrid(AbstractGrid):
+    """Equal steps in (sigma / alpha)^(1/rho). Karras et al. 2022, eq. 5.
+
+    The paper's grid of N points and a last step to 0 is `KarrasGrid(N - 1)` with
+    `sample(..., denoise=True)`. Paths that reach alpha = 0 start from sigma/alpha = 80.
+    """
+
+    steps: int = eqx.field(default=32, static=True)
+    rho: Scalar = number(7.0)
+
+    def __call__(self, path):
+        """The times for `path`, both ends included."""
+        low, high = (jnp.exp(-logsnr / 2) for logsnr in logsnr_span(path))
+        low = jnp.where(path.level(path.t_max)[0] == 0, jnp.minimum(low, 80.0), low)
+        start, stop = low ** (1 / self.rho), high ** (1 / self.rho)
+        ratio = (start + (stop - start) * _fraction(path, self.steps)) ** self.rho
+        return _pin(path, jax.vmap(path.inverse())(jnp.log1p(1 / ratio)))
+
+
+class CosineGrid(AbstractGrid):
+    """Equal steps in the angle arctan((sigma / (alpha scale))^(1/rho)).
+
+    With scale 1 and rho 1 these are equal steps of the cosine schedule (Nichol and
+    Dhariwal 2021, eq. 17, without its offset) on any path. `scale`, the standard
+    deviation of the data, puts the densest steps where noise and data are of a size,
+    and rho spreads them from there to both ends: log-SNR steps have the density 1 /
+    cosh(log(sigma / (alpha scale)) / rho). rho between 1.25 and 1.5 is the best grid
+    known here for the multistep solvers (see docs/choosing-a-solver.md).
+    """
+
+    steps: int = eqx.field(default=32, static=True)
+    scale: Scalar = number(0.5)
+    rho: Scalar = number(1.5)
+
+    def __call__(self, path):
+        """The times for `path`, both ends included."""
+
+        def angle(t):
+            # from alpha = 0 the angle is pi / 2
+            alpha, sigma = path.level(t)
+            alpha = alpha * self.scale
+            power, positive = 1 / self.rho, alpha > 0
+            root = jnp.where(positive, alpha, 1.0) ** power
+            return jnp.arctan2(sigma**power, jnp.where(positive, root, 0.0))
+
+        high, low = angle(path.t_max), angle(path.t_min)
+        angles = (high + (low - high) * _fraction(path, self.steps))[1:-1]
+        ratio = self.scale * jnp.tan(angles) ** self.rho
+        times = jax.vmap(path.inverse())(jnp.log1p(1 / ratio).astype(angles.dtype))
+        ends = (float_array(path.t_max)[None], float_array(path.t_min)[None])
+        return jnp.concatenate([ends[0], times, ends[1]])
+
+
+class Adaptive(eqx.Module):
+    """Steps chosen by the solver's error estimate: one size for the whole batch.
+
+    The error of a step is the largest over the samples of the batch of each sample's
+    root mean square, so that a hard sample is not hidden by easy ones.
+
+    **Arguments:** relative and absolute tolerance per coordinate (of data of order
+    one); at most `max_steps` steps, after which the result code says so; `per_sample`,
+    steps of its own for each sample, which then does not depend on its batch: on a
+    device the batch goes on until the slowest has arrived.
+    """
+
+    rtol: Scalar = number(1e-4)
+    atol: Scalar = number(1e-4)
+    max_steps: int = eqx.field(default=4096, static=True)
+    per_sample: bool = eqx.field(default=False, static=True)
+
+
+Grid: TypeAlias = AbstractGrid | Callable[[AbstractPath], Array]
+"""Anything that maps a path to falling times: the classes above, or a function."""
+
+
+def check_grid(grid: Any, path: AbstractPath) -> Any:
+    """`grid` where it can be used on `path`; an array of times is checked on the host.
+
+    Grid objects and functions know their path; `Adaptive` is returned as it is.
+    """
+    if isinstance(grid, Adaptive):
+        return grid
+    if callable(grid):
+        if isinstance(grid, type):
+            raise ValueError(
+                f"grid must be an object such as {grid.__name__}(32), got the class."
+            )
+        return grid
+    try:
+        ts = float_array(grid).astype(float_array(path.t_min).dtype)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "grid must be a grid of sdegen.times such as KarrasGrid(18), "
+            f"Adaptive(rtol, atol), or an array of falling times, got {grid!r}."
+        ) from None
+    if is_traced((ts, path.t_min, path.t_max)):
+        return ts
+    values, low, high = np.asarray(ts), float(path.t_min), float(path.t_max)
+    if values.ndim != 1 or len(values) < 2 or not (np.diff(values) < 0).all():
+        raise ValueError(
+            "a grid is one array of at least two times that fall strictly, from noise "
+            f"to data, got {np.array2string(values, threshold=6)}."
+        )
+    if values[0] > high or values[-1] < low:
+        raise ValueError(
+            f"grid times must lie in [t_min, t_max] = [{low:g}, {high:g}] of "
+            f"{type(path).__name__}, got times from {values[0]:g} to {values[-1]:g}."
+        )
+    return ts

@@ -1,0 +1,289 @@
+"""A sweep from a sweep file: in one process, by workers that pull jobs, or in shards.
+
+    python -m experiments.sweep experiments/sweeps/rates.py --dry-run
+    python -m experiments.sweep experiments/sweeps/rates.py
+    python -m experiments.sweep experiments/sweeps/rates.py --workers 2
+    python -m experiments.sweep FILE --storage postgresql+psycopg://me@host/sweeps
+    python -m experiments.sweep FILE --shard 0/4
+    python -m experiments.sweep FILE --trials 64 --sampler tpe --workers 1
+
+A sweep file is Python that sets `sweep = sdegen.sweep.Sweep(trial, space, ...)`. Trials
+that differ in numbers alone run as one program, whose trial axis is split over all
+devices. Everything is kept in --out: the same command with --resume goes on from there,
+and any number of hosts may start it with the same --storage, or with a shard each.
+
+At the end (and so far, at any time, with --status): results.csv and results.jsonl, a
+row for each trial; summary.csv, means over seeds; sweep.png; ledger.txt, who did what.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+FLAGS = os.environ.get("XLA_FLAGS", "")
+if __name__ == "__main__" and "device_count" not in FLAGS:
+    # Before JAX starts: a CPU is as many devices as cores, shared by the workers.
+    cores = (os.cpu_count() or 1) // int(os.environ.get("SDEGEN_WORKERS", "1"))
+    count = f"--xla_force_host_platform_device_count={max(cores, 1)}"
+    os.environ["XLA_FLAGS"] = f"{FLAGS} {count}"
+
+import jax  # noqa: E402
+
+from sdegen import cli
+from sdegen.mesh import make_mesh
+from sdegen.runs import plots as pictures
+from sdegen.runs.recorder import table
+from sdegen.sweeps import Sweep, run, work
+from sdegen.sweeps.folder import Folder
+
+
+@dataclass(frozen=True)
+class Config:
+    file: Annotated[Path, tyro.conf.Positional] = Path("experiments/sweeps/rates.py")
+    """The sweep file."""
+    out: Path | None = None
+    """Where everything is kept; default runs/sweeps/NAME of the file."""
+    dry_run: bool = False
+    """List the trials and their programs, and run nothing."""
+    status: bool = False
+    """Show the results that are there, and run nothing."""
+    resume: bool = False
+    """Go on with the sweep that is in --out."""
+    workers: int = 0
+    """Pull jobs from a storage in this many processes; 1 is this process."""
+    storage: str | None = None
+    """An Optuna storage URL; default a SQLite file in --out. Implies --workers 1."""
+    shard: str | None = None
+    """i/n: this process does the jobs i modulo n of a static grid; no storage."""
+    trials: int | None = None
+    """Choose so many points (needed where an axis is a range)."""
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    """With --workers, who chooses them: tpe learns from the results of all workers."""
+    batch: int = 16
+    """Points that a sampler chooses at once, run as one program."""
+    chunk: int | None = None
+    """Trials to one program at most; the default is the sweep file's, or all."""
+    mesh: str = "trial"
+    """Devices that a program's trials are split over, as in trial:4."""
+    heartbeat: int = 30
+    """Seconds between a worker's signs of life."""
+    grace: int = 120
+    """Seconds of silence after which its job is given to another worker."""
+    distributed: bool = False
+    """This process is one of several of an SPMD worker (jax.distributed)."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where JAX cannot find it out (TPU and Slurm: it can)."""
+    processes: int | None = None
+    """With --coordinator, how many processes the worker has."""
+    process: int | None = None
+    """With --coordinator, the number of this one."""
+    quick: bool = False
+    """A sweep of seconds: two values of each axis, steps as the file's `quick` says."""
+
+
+def load(file: Path) -> Sweep:
+    """The `sweep` of a sweep file."""
+    if not file.exists():
+        raise ValueError(f"no sweep file {file}. There are some in experiments/sweeps.")
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
+    found = getattr(module, "sweep", None)
+    if not isinstance(found, Sweep):
+        raise ValueError(
+            f"{file} must set `sweep = sdegen.sweep.Sweep(trial, space, ...)`, got "
+            f"{found!r:.60}."
+        )
+    return found
+
+
+def main(config: Config) -> None:
+    plan = load(config.file)
+    changes = {"trials": config.trials, "chunk": config.chunk}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if config.quick:
+        changes["space"] = [_fewer(part) for part in plan.axes.parts]
+        if plan.base is not None and hasattr(plan.base, "quick"):
+            changes["base"] = dataclasses.replace(plan.base, quick=True)
+    plan = dataclasses.replace(plan, **changes)
+    out = config.out or Path("runs/sweeps") / config.file.stem
+    if config.dry_run:
+        return _list(plan, config)
+    if config.status:
+        return _show(plan, out)
+    pulls = config.workers > 0 or config.storage is not None
+    begun = (out / "jobs").is_dir() and any((out / "jobs").iterdir())
+    if begun and not (config.resume or config.storage or config.shard):
+        raise ValueError(
+            f"{out} holds a sweep that has begun: --resume goes on with it (if it is "
+            "this one), --status shows it, another --out starts anew."
+        )
+    if pulls and config.shard:
+        raise ValueError(
+            "a shard needs no storage, and workers no shards: choose one of them."
+        )
+    if config.workers > 1:
+        return _spawn(plan, config, out)
+    if config.distributed:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(config.coordinator, config.processes, config.process)
+    cli.compile_cache()
+    mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
+    watch = Best(plan)
+    options = {"mesh": mesh, "watch": watch, "progress": sys.stderr.isatty()}
+    if pulls:
+        sampler = None if config.sampler == "grid" else config.sampler
+        results = work(
+            plan,
+            out,
+            storage=config.storage,
+            sampler=sampler,
+            batch=config.batch,
+            heartbeat=config.heartbeat,
+            grace=config.grace,
+            **options,
+        )
+    else:
+        index, parts = _shard(config.shard)
+        results = run(plan, directory=out, shard=(index, parts), **options)
+    if jax.process_index() == 0:
+        _finish(plan, results, out)
+
+
+def _shard(text):
+    if text is None:
+        return 0, 1
+    index, slash, parts = text.partition("/")
+    if not (slash and index.isdecimal() and parts.isdecimal()):
+        raise ValueError(f"--shard is i/n, as in 0/4 to 3/4, got {text!r}.")
+    return int(index), int(parts)
+
+
+def _fewer(part):
+    from sdegen.sweeps import Between, Static
+
+    def two(values):
+        if isinstance(values, Between):
+            return values
+        if isinstance(values, Static):
+            return Static(**dict(list(values.values.items())[:2]))
+        return list(values)[:2]
+
+    return {name: two(values) for name, values in part.items()}
+
+
+def _list(plan, config):
+    """The trials as a table, and what they would be run as."""
+    if config.trials is not None and config.sampler == "tpe":
+        print(f"{config.trials} points, chosen by tpe {config.batch} at a time")
+        return
+    parts = _shard(config.shard)[1]
+    jobs = plan.jobs(parts)
+    rows = [{"job": job.number} | point.row for job in jobs for point in job.points]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    print(table([{name: row.get(name, "-") for name in columns} for row in rows]))
+    print(f"{len(rows)} trials, {len(jobs)} programs")
+
+
+def _show(plan, out):
+    """The results that are there, and the last lines of the ledger."""
+    if not (out / "sweep.json").exists():
+        raise ValueError(f"there is no sweep in {out}. Is --out right?")
+    rows = Folder.peek(out)
+    if not rows:
+        print(f"no finished job in {out} yet")
+    else:
+        _finish(plan, plan.results(rows), out)
+    print("\n".join((out / "ledger.txt").read_text().splitlines()[-5:]))
+
+
+def _spawn(plan, config, out):
+    """Workers in processes of their own; this one only looks on."""
+    command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:]]
+    command += ["--workers", "1", "--resume", "--out", str(out.absolute())]
+    points = plan.points() if config.sampler == "grid" else []
+    if plan.chunk is None and 0 < len(plan.axes.jobs(points)) < config.workers:
+        command += ["--chunk", str(-(-len(points) // config.workers))]
+    count = {"SDEGEN_WORKERS": str(config.workers), "XLA_FLAGS": FLAGS}
+    root = Path(__file__).resolve().parent.parent
+    out.parent.mkdir(parents=True, exist_ok=True)
+    logs = [
+        open(out.parent / f"{out.name}.worker-{i}.log", "w")
+        for i in range(config.workers)
+    ]
+    started = [
+        subprocess.Popen(
+            command, stdout=log, stderr=log, env=os.environ | count, cwd=root
+        )
+        for log in logs
+    ]
+    watch, seen = Best(plan), -1
+    try:
+        while any(process.poll() is None for process in started):
+            rows = Folder.peek(out)
+            if len(rows) != seen:
+                watch(plan.results(rows))
+                seen = len(rows)
+            time.sleep(1)
+    except BaseException:
+        for process in started:
+            process.terminate()
+        raise
+    bad = [i for i, process in enumerate(started) if process.returncode]
+    _finish(plan, plan.results(Folder.peek(out)), out)
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {config.workers} workers ended with an error: see "
+            f"{logs[bad[0]].name}. What is finished is kept; --resume goes on."
+        )
+
+
+class Best:
+    """A table of the best points so far, drawn over the one before on a terminal."""
+
+    def __init__(self, plan, rows: int = 8):
+        self.plan, self.rows, self.lines = plan, rows, 0
+
+    def __call__(self, results) -> None:
+        """Draw it."""
+        if not results.rows:
+            return
+        done = len(results.rows)
+        text = f"{done} trials done\n{results.table(self.rows)}\n"
+        if sys.stdout.isatty():
+            text = f"\x1b[{self.lines}A\x1b[J{text}" if self.lines else text
+            self.lines = text.count("\n")
+            print(text, end="", flush=True)
+        else:
+            print(f"{done} trials done; best: {results.line()}", flush=True)
+
+
+def _finish(plan, results, out):
+    if not results.rows:
+        print("no trial finished")
+        return
+    results.save(out)
+    print(results.table(12))
+    counts = [row["status"] for row in results.rows]
+    kinds = ", ".join(f"{counts.count(k)} {k}" for k in dict.fromkeys(counts))
+    print(f"{len(results.rows)} trials: {kinds}")
+    metric = results.metric or next(iter(results.metrics), None)
+    files = "results.csv, results.jsonl, summary.csv"
+    if metric is not None and any(r["seeds"] for r in results.summary()):
+        pictures.sweep(out / "sweep.png", results.summary(), results.axes, metric)
+        files += ", sweep.png"
+    print(f"in {out}: {files}, ledger.txt")
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

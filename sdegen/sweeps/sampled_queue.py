@@ -1,0 +1,166 @@
+"""Slots whose points a sampler chooses, several at once to one program.
+
+The first slot of such a batch leads: it remembers, in the storage, which slots belong
+together, and whoever claims it after its worker was lost claims the others, too.
+"""
+
+import dataclasses
+import itertools
+import math
+import time
+
+from .queue import Slots
+from .space import SEED, Between, Point, Static
+from .storage import fail_stale
+
+
+class Search(Slots):
+    """A slot is a point that the sampler chooses."""
+
+    def slots(self) -> int:
+        """The number of points."""
+        if len(self.plan.axes.parts) > 1:
+            raise ValueError(
+                "a sampler needs one space, got a list of several. Sweep over them one "
+                "by one, or as a grid."
+            )
+        if self.plan.metric is None:
+            raise ValueError("a sampler compares trials: say by which metric=.")
+        return self.plan.trials
+
+    def _claim(self, live):
+        reserved = {}
+        for slot, trial in live.items():
+            if not trial.state.is_finished():
+                for member in trial.user_attrs.get("batch", ()):
+                    reserved[member] = slot
+        # A batch that somebody lost goes on as it was.
+        for slot, trial in sorted(live.items()):
+            if trial.state == self.states.WAITING and "batch" in trial.user_attrs:
+                if self._take(trial):
+                    self._gather(trial.user_attrs["batch"], slot)
+                    return self._begin(trial.user_attrs["batch"])
+        taken = []
+        # Those whose point is chosen first.
+        for slot, trial in sorted(live.items(), key=lambda s: (not s[1].params, s[0])):
+            if len(taken) < self.batch and slot not in reserved:
+                if trial.state == self.states.WAITING and self._take(trial):
+                    taken.append((slot, trial))
+        if not taken:
+            return False
+        groups: dict[str, list] = {}
+        for slot, trial in taken:
+            static = self._choose(trial._trial_id)
+            groups.setdefault(str(sorted(static.items())), []).append((slot, trial))
+        first, *others = sorted(groups.values(), key=len, reverse=True)
+        # Other programs are for whoever comes next: their points are chosen already.
+        for _, trial in itertools.chain(*others):
+            self._give_back(trial)
+        members = [slot for slot, _ in first]
+        self.storage.set_trial_user_attr(first[0][1]._trial_id, "batch", members)
+        return self._begin(members)
+
+    def _gather(self, members, lead):
+        """Claim the rest of a batch, whose heartbeats end when its leader's did."""
+        while True:
+            fail_stale(self.study)
+            live = self._live()
+            rest = [live[slot] for slot in members if slot != lead]
+            for trial in rest:
+                if trial.state == self.states.WAITING:
+                    self._take(trial)
+            others = [
+                t
+                for t in rest
+                if not t.state.is_finished() and t._trial_id not in self.mine
+            ]
+            if not others:
+                return
+            time.sleep(min(self.grace / 10, 1.0))
+
+    def _give_back(self, trial):
+        held = self.storage.get_trial(trial._trial_id)
+        self.life.remove(trial._trial_id)
+        self.mine.remove(trial._trial_id)
+        self._finish(trial._trial_id, self.states.FAIL)
+        self.storage.get_heartbeat_stale_trial_callback()(self.study, held)
+
+    def _choose(self, id_: int) -> dict[str, str]:
+        """Let the sampler choose the point of a slot, if it has not yet."""
+        # Loaded anew: a study keeps the trials that it once saw.
+        study = self.optuna.load_study(
+            study_name=self.study.study_name,
+            storage=self.storage,
+            sampler=self.study.sampler,
+        )
+        study.get_trials(deepcopy=False)  # its cache must know them
+        trial, static = self.optuna.trial.Trial(study, id_), {}
+        for name, axis in self.plan.axes.parts[0].items():
+            if name == SEED:
+                continue
+            if isinstance(axis, Between):
+                trial.suggest_float(name, axis.low, axis.high, log=axis.log)
+            elif isinstance(axis, Static):
+                static[name] = trial.suggest_categorical(name, list(axis.values))
+            else:
+                trial.suggest_categorical(name, axis)
+        return static
+
+    def _begin(self, members):
+        live, part = self._live(), self.plan.axes.parts[0]
+        seeds, points = part.get(SEED, [0]), []
+        self.slot = {}
+        for slot in members:
+            params = live[slot].params
+            static = {k: v for k, v in params.items() if isinstance(part[k], Static)}
+            values = {k: v for k, v in params.items() if k not in static}
+            for k, seed in enumerate(seeds):
+                number = slot * len(seeds) + k
+                self.slot[number] = slot
+                points.append(Point(number, values, static, seed))
+        self.ids = {slot: live[slot]._trial_id for slot in members}
+        self.task = {
+            "name": f"batch-{members[0]:04d}",
+            "number": members[0],
+            "total": None,
+            "points": [dataclasses.asdict(point) for point in points],
+        }
+        return True
+
+    def _means(self, values):
+        """The mean over the seeds of every slot; NaN if one of them is not finite."""
+        several: dict[int, list[float]] = {}
+        for number, value in values.items():
+            several.setdefault(self.slot[number], []).append(value)
+        return {slot: sum(all_) / len(all_) for slot, all_ in several.items()}
+
+    def prune(self, step: int, values: dict[int, float]) -> list[int]:
+        """Who stops at a rung, compared with all that any worker has reported there.
+
+        Asynchronous successive halving: nobody waits for others (Li et al. 2020, "A
+        system for massively parallel hyperparameter tuning").
+        """
+        means = self._means(values)
+        for slot, value in means.items():
+            if math.isfinite(value):
+                self.storage.set_trial_intermediate_value(self.ids[slot], step, value)
+        everyone = {
+            slot: trial.intermediate_values[step]
+            for slot, trial in self._live().items()
+            if step in trial.intermediate_values
+        }
+        out = self.plan.halving.stop(everyone | means, self.plan.goal)
+        return [number for number in values if self.slot[number] in out]
+
+    def tell(self, rows) -> None:
+        """Every point's mean over its seeds."""
+        metric, values = self.plan.metric, {}
+        for row in rows:
+            fine = row["status"] == "ok"
+            values[row["trial"]] = row.get(metric, math.nan) if fine else math.nan
+        for slot, value in self._means(values).items():
+            if value is not None and math.isfinite(value):
+                self._finish(self.ids[slot], self.states.COMPLETE, [value])
+            else:
+                self._finish(self.ids[slot], self.states.PRUNED)
+        self._release()

@@ -1,0 +1,359 @@
+"""The compiled loop: many steps to one dispatch, on one device or on a mesh.
+
+On a mesh the gradient is taken per device, under `shard_map`, so that what is
+communicated is what is written here and nothing else:
+
+    "data"   one sum of the gradients over the devices;
+    "fsdp"   every parameter is gathered before use, and again for the backward pass,
+             and its gradient is summed and scattered in one.
+
+The update then acts on arrays as they lie, part by part.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from ..losses.denoising import denoising_loss
+from ..mesh import batch_axes, parameter_sharding, place, replicated
+from ..typing import PyTree, RandomKey, ScalarLike
+from .ema import AbstractAverage, as_averages
+from .feed import Feed, as_float, take
+from .optimizer import AbstractOptimizer, AdamW, Given
+from .step import TrainState, apply_gradients, gradients, init_state
+
+
+def as_optimizer(
+    optimizer: AbstractOptimizer | optax.GradientTransformation | None,
+) -> AbstractOptimizer:
+    """A module of `sdegen.optimizer` from what a user may hand in."""
+    optimizer = AdamW() if optimizer is None else optimizer
+    if isinstance(optimizer, optax.GradientTransformation):
+        optimizer = Given(optimizer)
+    if not isinstance(optimizer, AbstractOptimizer):
+        raise ValueError(
+            "optimizer must be a module such as sdegen.AdamW(), or an Optax "
+            f"transformation such as optax.adam(1e-3), got {optimizer!r:.60}."
+        )
+    return optimizer
+
+
+def make_call(
+    denoiser: eqx.Module,
+    feed: Feed,
+    *,
+    steps: int,
+    optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
+    loss: Callable = denoising_loss,
+    ema: ScalarLike | AbstractAverage | Sequence = 0.999,
+    augment: Callable | None = None,
+    accumulate: int = 1,
+) -> tuple[Callable, list[Array], Any]:
+    """The compiled loop of `fit`: many steps of a run of `steps` steps to one dispatch.
+
+    **Returns:** (call, leaves, structure): `call(leaves, fed) -> (leaves, metrics)`
+    runs one step for each row of a chunk of `feed` and donates `leaves`; the state is
+    `jax.tree.unflatten(structure, leaves)`. `call.lower` lowers without running.
+    A third argument, one number for each device, comes back as its largest in
+    metrics["heard"].
+    Leaves, because a network crosses the jit boundary far faster as a flat list than as
+    a tree of objects.
+    """
+    optimizer, averages, mesh = as_optimizer(optimizer), as_averages(ema), feed.mesh
+    network, transform = denoiser.network, optimizer.transform(steps)
+    # The same seed gives the noise of the steps and, apart, their augmentation.
+    extras = (
+        dataclasses.replace(denoiser, network=None),
+        optimizer,
+        loss,
+        averages,
+        augment,
+        jax.random.key(feed.seed),
+    )
+    if mesh is None:
+        state = init_state(network, transform, averages=len(averages))
+    else:
+        _warn_of_whole_arrays(network, mesh)
+        network = place(network, parameter_sharding(network, mesh))
+        extras = place(extras, jax.tree.map(lambda _: replicated(mesh), extras))
+        arrays, static = eqx.partition(network, eqx.is_array)
+
+        def init(arrays):
+            full = eqx.combine(arrays, static)
+            state = init_state(full, transform, averages=len(averages))
+            return eqx.filter(state, eqx.is_array)
+
+        shape = jax.eval_shape(init, arrays)
+        born = jax.jit(init, out_shardings=parameter_sharding(shape, mesh))(arrays)
+        like = eqx.filter_eval_shape(
+            lambda: init_state(network, transform, averages=len(averages))
+        )
+        state = eqx.combine(born, eqx.filter(like, _is_static))
+    leaves, structure = jax.tree.flatten(state)
+    extras, static = eqx.partition(extras, eqx.is_array)
+    arrays = (extras, feed.arrays)
+    static = _static(structure, static, steps, accumulate, mesh)
+
+    class Call:
+        def __call__(self, leaves, fed, notes=None):
+            return _run(leaves, arrays, fed, notes, static)
+
+        def lower(self, leaves, fed, notes=None):
+            return _run.lower(leaves, arrays, fed, notes, static)
+
+    return Call(), leaves, structure
+
+
+def begin(
+    denoiser: eqx.Module,
+    key: RandomKey,
+    *,
+    steps: int,
+    optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
+    loss: Callable = denoising_loss,
+    ema: ScalarLike | AbstractAverage | Sequence = 0.999,
+    augment: Callable | None = None,
+    accumulate: int = 1,
+) -> tuple[list[Array], PyTree, Any]:
+    """What `advance` needs for a run on one device: (leaves, extras, static).
+
+    A pure function of the arrays in its arguments: under `vmap` it begins many runs,
+    and `advance` under `vmap` goes on with them.
+    """
+    optimizer, averages = as_optimizer(optimizer), as_averages(ema)
+    state = init_state(
+        denoiser.network, optimizer.transform(steps), averages=len(averages)
+    )
+    shell = dataclasses.replace(denoiser, network=None)
+    extras = (shell, optimizer, loss, averages, augment, key)
+    extras, static = eqx.partition(extras, eqx.is_array)
+    leaves, structure = jax.tree.flatten(state)
+    return leaves, extras, _static(structure, static, steps, accumulate, None)
+
+
+def _static(structure, static, steps, accumulate, mesh):
+    leaves, inner = jax.tree.flatten(static)
+    return _Static(structure, tuple(leaves), inner, steps, accumulate, mesh)
+
+
+class _Static:
+    """What a program depends on besides arrays; its hash is taken once, not per call.
+
+    The structure of a network has hundreds of nodes: hashing it took most of the
+    host's time for a step.
+    """
+
+    def __init__(self, *parts):
+        self.parts, self._hash = parts, hash(parts)
+
+    def state(self, leaves: Sequence[Array]) -> TrainState:
+        """The state whose leaves these are."""
+        return jax.tree.unflatten(self.parts[0], leaves)
+
+    def __hash__(self):
+        return self._hash
+
+    def __eq__(self, other):
+        return self is other or self.parts == other.parts
+
+
+def _warn_of_whole_arrays(network, mesh):
+    """Say so where "fsdp" leaves much of the parameters on every device."""
+    if mesh.shape.get("fsdp", 1) == 1:
+        return
+    arrays = jax.tree.leaves(eqx.filter(network, eqx.is_array))
+    pairs = zip(arrays, parameter_sharding(arrays, mesh), strict=True)
+    whole = sum(a.size for a, s in pairs if s.is_fully_replicated)
+    share = whole / max(sum(a.size for a in arrays), 1)
+    if whole > 10**7 and share > 0.2:
+        warnings.warn(
+            f"{share:.0%} of the parameters stay whole on every device: no axis of "
+            f"their arrays is divisible by the {mesh.shape['fsdp']} devices of "
+            '"fsdp". A smaller "fsdp" with "data" beside it splits more of them.',
+            stacklevel=3,
+        )
+
+
+def _is_static(leaf):
+    return not isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+@functools.partial(jax.jit, static_argnums=(4,), donate_argnums=(0,))
+def _run(leaves, arrays, fed, notes, static):
+    leaves, metrics = advance(leaves, arrays, fed, static)
+    return leaves, metrics if notes is None else metrics | {"heard": jnp.max(notes)}
+
+
+def advance(leaves, arrays, fed, static):
+    """Scan the step over the rows of `fed`: (leaves, metrics of every step).
+
+    `arrays` are the extras of `begin` and the data that the rows are of, or None.
+    """
+    structure, static_leaves, static_structure, steps, accumulate, mesh = static.parts
+    static = jax.tree.unflatten(static_structure, static_leaves)
+    extras, held = eqx.combine(arrays[0], static), arrays[1]
+    shell, optimizer, loss, averages, augment, key = extras
+    transform = optimizer.transform(steps)
+    given = (shell, loss, augment, key, held)
+
+    def body(leaves, fed):
+        state = jax.tree.unflatten(structure, leaves)
+        arguments = (state.network, given, fed, state.step)
+        if mesh is None:
+            found = _part(*arguments, accumulate=accumulate)
+        else:
+            found = _on_mesh(*arguments, mesh=mesh, accumulate=accumulate)
+        value, grads, notes = found
+        state, metrics = apply_gradients(
+            state, value, grads, transform, averages, notes
+        )
+        leaves = jax.tree.leaves(state)
+        if mesh is not None:
+            shardings = parameter_sharding(leaves, mesh)
+            leaves = jax.lax.with_sharding_constraint(leaves, shardings)
+        return leaves, metrics
+
+    return jax.lax.scan(body, leaves, fed)
+
+
+def _part(network, given, fed, step, *, accumulate, axes=None, dims=None):
+    """(loss, gradient, notes) of the batch of `step`, or of a device's part of it."""
+    shell, loss, augment, key, held = given
+    x0, cond = take(held, fed)
+    if augment is not None:
+        rows = jnp.arange(x0.shape[0])
+        if axes is not None:
+            rows = rows + x0.shape[0] * jax.lax.axis_index(axes)
+        # Apart from the keys of the steps: no run has so many.
+        here = jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(here, rows)
+        x0 = jax.vmap(augment)(keys, x0)
+    x0, key = as_float(x0), jax.random.fold_in(key, step)
+    loss = loss if dims is None else _gathering(loss, dims)
+    if axes is not None:
+        full = dataclasses.replace(shell, network=network)
+        _check_loss(lambda key: loss(full, key, x0, cond, axis_name=axes), key)
+    return gradients(
+        network,
+        shell,
+        x0,
+        cond,
+        key,
+        loss=loss,
+        axis_name=axes,
+        accumulate=accumulate,
+    )
+
+
+def _check_loss(loss, key):
+    """Refuse a loss that would draw the same numbers on every device."""
+    seen = set()
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            seen.add(equation.primitive.name)
+            for value in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
+            ):
+                inner = getattr(value, "jaxpr", value)  # closed ones hold another
+                if hasattr(inner, "eqns"):
+                    visit(inner)
+
+    visit(jax.make_jaxpr(loss)(key).jaxpr)
+    if "random_bits" in seen and "axis_index" not in seen:
+        raise ValueError(
+            "on a mesh every device would draw the same random numbers with this loss, "
+            "because it does not look at axis_name. Draw sample i of the whole batch "
+            "from fold_in(key, i), with i counted from jax.lax.axis_index(axis_name) "
+            "times the samples of one device, as sdegen.denoising_loss does."
+        )
+
+
+def _gathering(loss, dims):
+    """`loss` of a network whose arrays are one device's parts of the parameters."""
+    if all(dim < 0 for dim in jax.tree.leaves(dims)):
+        return loss
+
+    def gather(shard, dim):
+        if dim < 0:
+            return shard
+        return jax.lax.all_gather(shard, "fsdp", axis=dim, tiled=True)
+
+    def gathered(denoiser, key, x0, cond, axis_name=None):
+        parts, static = eqx.partition(denoiser, eqx.is_array)
+
+        @functools.partial(jax.checkpoint, policy=_keep)
+        def inner(parts, key, x0, cond):
+            full = eqx.combine(parts, static)
+            network = jax.tree.map(gather, full.network, dims)
+            full = dataclasses.replace(full, network=network)
+            return loss(full, key, x0, cond, axis_name=axis_name)
+
+        return inner(parts, key, x0, cond)
+
+    return gathered
+
+
+def _keep(primitive, *_, **__):
+    """What is kept for the backward pass: all but whole parameters, in any guise."""
+    return primitive.name not in (
+        "all_gather",
+        "convert_element_type",
+        "transpose",
+        "reshape",
+        "broadcast_in_dim",
+        "squeeze",
+    )
+
+
+def _dimensions(network, mesh):
+    """For each leaf the dimension that is split over "fsdp", or -1."""
+
+    def dimension(sharding):
+        spec = tuple(sharding.spec)
+        return spec.index("fsdp") if "fsdp" in spec else -1
+
+    return jax.tree.map(dimension, parameter_sharding(network, mesh))
+
+
+def _on_mesh(network, given, fed, step, *, mesh, accumulate):
+    """`_part` on every device; the gradients averaged over all."""
+    axes, spread = batch_axes(mesh), mesh.shape.get("fsdp", 1)
+    others = tuple(a for a in axes if a != "fsdp")
+    arrays, static = eqx.partition((network, given), eqx.is_array)
+    trained = eqx.filter(network, eqx.is_inexact_array)
+    # From the whole shapes: inside, an array is one device's part.
+    dims, trained_dims = _dimensions(network, mesh), _dimensions(trained, mesh)
+
+    def specs(tree):
+        return jax.tree.map(lambda s: s.spec, parameter_sharding(tree, mesh))
+
+    def average(g, dim):
+        if dim < 0:
+            return jax.lax.pmean(g, axes)
+        # The gather's transpose has summed over "fsdp" already.
+        return (jax.lax.pmean(g, others) if others else g) / spread
+
+    def per_device(arrays, fed, step):
+        network, given = eqx.combine(arrays, static)
+        value, grads, notes = _part(
+            network, given, fed, step, accumulate=accumulate, axes=axes, dims=dims
+        )
+        return value, jax.tree.map(average, grads, trained_dims), notes
+
+    return jax.shard_map(
+        per_device,
+        mesh=mesh,
+        in_specs=((specs(arrays[0]), P()), P(axes), P()),
+        out_specs=(P(), specs(trained), P()),
+        check_vma=False,
+    )(arrays, fed, step)

@@ -1,0 +1,134 @@
+"""Averages of any length after training, from the snapshots of a run.
+
+    python -m sdegen.posthoc_ema RUN --std 0.05 0.10 0.15
+
+`fit(ema=[Power(0.05), Power(0.10)], directory=RUN)` leaves snapshots of its averages;
+this finds the weighted sum of them that is closest to an average of another relative
+width `std`, at the last step or at `--step`, and writes it as a checkpoint of the
+network. Equations in `sdegen.average`; Karras et al. 2024, section 3.2.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..runs import checkpoint
+from .ema import is_averaged, posthoc_weights
+
+
+def snapshots(run: str | Path) -> tuple[list[int], list[float]]:
+    """(steps, stds): the steps of the snapshots of `run`, the widths at each."""
+    place = Path(run).absolute() / "averages"
+    kept = checkpoint.Checkpoints(place, keep=None)
+    steps = kept.steps()
+    if not steps:
+        raise FileNotFoundError(
+            f"no snapshots of averages in {place}: train with fit(ema=[sdegen.average."
+            "Power(0.05), sdegen.average.Power(0.10)], directory=...)."
+        )
+    return steps, kept.metadata(steps[-1])["identity"]["stds"]
+
+
+def reconstruct(
+    run: str | Path, std: float, like: Any = None, *, step: int | None = None
+) -> tuple[Any, float]:
+    """(network, error): the network averaged with relative width `std`.
+
+    **Arguments:** `like`, a network of the same structure, whose shardings the result
+    takes (None: a dictionary of arrays by their place); `step`, up to which the average
+    runs, default the last. Snapshots are read one after the other. `error` is the part
+    of the profile that the snapshots cannot express, relative to its norm.
+    """
+    if not 0 < std < 0.28:
+        raise ValueError(
+            f"std must be between 0 and 0.28, got {std}: it is the width of the "
+            "average relative to the time of training, 0.05 to 0.15 say."
+        )
+    steps, stds = snapshots(run)
+    step = steps[-1] if step is None else step
+    if not steps[0] <= step <= steps[-1]:
+        raise ValueError(
+            f"step must be between {steps[0]} and {steps[-1]}, the first and the last "
+            f"snapshot, got {step}."
+        )
+    used = [n for n in steps if n <= step]
+    pairs = [(n, j) for n in used for j in range(len(stds))]
+    weights, error = posthoc_weights(
+        [n for n, _ in pairs], [stds[j] for _, j in pairs], step, std
+    )
+    kept = checkpoint.Checkpoints(Path(run).absolute() / "averages", keep=None)
+    wanted, total = None if like is None else checkpoint.named(like), None
+    layout = None
+    if like is not None:
+        every = range(len(stds))
+        layout = {f"{j}{name}": a for j in every for name, a in wanted.items()}
+    for (n, j), share in zip(pairs, weights, strict=True):
+        if j == 0:
+            arrays = kept.read(n, layout)
+        part = _part(arrays, j)
+        total = _add(total, part, share)
+    total = {name: a.astype(part[name].dtype) for name, a in total.items()}
+    if like is not None:
+        leaves = [total[name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), error
+    return total, error
+
+
+def _part(arrays, j):
+    """The arrays of average number j, whose names begin with it."""
+    places = {name: name.lstrip("0123456789") for name in arrays}
+    return {p: arrays[n] for n, p in places.items() if n == f"{j}{p}"}
+
+
+def _add(total, part, share):
+    """total + share * part; whole numbers (counters) are those of the last snapshot."""
+
+    def one(name, array):
+        if not is_averaged(array):
+            return array
+        wide = jnp.promote_types(array.dtype, jnp.float32)
+        scaled = float(share) * array.astype(wide)
+        return scaled if total is None else total[name] + scaled
+
+    return {name: one(name, array) for name, array in part.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sdegen.posthoc_ema",
+        description="Averages of any length, from the snapshots of a run.",
+    )
+    parser.add_argument("run", type=Path, help="directory of the run")
+    parser.add_argument(
+        "--std", type=float, nargs="+", required=True, help="relative widths, e.g. 0.1"
+    )
+    parser.add_argument("--step", type=int, help="last step of the average")
+    parser.add_argument("--out", type=Path, help="default RUN/posthoc")
+    arguments = parser.parse_args(argv)
+    try:
+        steps, stds = snapshots(arguments.run)
+        widths = ", ".join(f"{std:g}" for std in stds)
+        print(f"{len(steps)} snapshots of the widths {widths}, to step {steps[-1]:,}")
+        for std in arguments.std:
+            step = steps[-1] if arguments.step is None else arguments.step
+            network, error = reconstruct(arguments.run, std, step=step)
+            out = (arguments.out or arguments.run / "posthoc").absolute()
+            place = out / f"std-{std:.3f}-step-{step}"
+            checkpoint.save_named(place, network)
+            print(f"{place}  (the profile is met to {error:.1e})")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(
+        "Read one with sdegen.checkpoint.restore(place, like=network), a network of "
+        "the same structure."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The state of training and the pure step that changes it.
+
+A step is a function of (state, data, key): the batch, the noise and the times of step n
+are functions of the seed and n alone. `train_step` is pure: jit it, scan it, or run it
+under `jax.pmap` or `shard_map` given the axis name (networks with our convolutions, and
+Diffrax itself, need `shard_map(check_vma=False)`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ..losses.coupling.pairs import unnoted
+from ..losses.denoising import denoising_loss
+from ..typing import AxisName, PyTree, RandomKey, Scalar, ScalarLike
+from . import ema as average
+from .ema import AbstractAverage, as_averages
+from .optimizer import global_norm
+
+
+class TrainState(eqx.Module):
+    """All that training changes: network, its averages, optimiser state, step."""
+
+    network: Any
+    averages: tuple[Any, ...]
+    opt_state: PyTree
+    step: Int[Array, ""]
+
+
+def init_state(
+    network: Any, transform: optax.GradientTransformation, *, averages: int = 1
+) -> TrainState:
+    """The state before the first step; every moving average starts at the network."""
+    params = eqx.filter(network, eqx.is_inexact_array)
+
+    # a copy: the state's buffers are donated, the network's stay the caller's
+    def own(tree):
+        return jax.tree.map(lambda a: jnp.copy(a) if eqx.is_array(a) else a, tree)
+
+    if not jax.tree.leaves(params):
+        raise ValueError("the network has no floating-point arrays: nothing to train.")
+    copies = tuple(own(network) for _ in range(averages))
+    return TrainState(own(network), copies, transform.init(params), jnp.array(0))
+
+
+def gradients(
+    network: Any,
+    denoiser: eqx.Module,
+    x0: Float[Array, "batch ..."],
+    cond: PyTree,
+    key: RandomKey,
+    *,
+    loss: Callable = denoising_loss,
+    axis_name: AxisName | None = None,
+    accumulate: int = 1,
+) -> tuple[Scalar, PyTree, dict[str, Scalar]]:
+    """(loss, its gradient with respect to the network, notes), on a batch.
+
+    The notes are those of the loss's coupling, {} if it has none. With `axis_name` the
+    batch is one device's part: the loss is the mean over all, the gradient still the
+    part's, whose mean over the devices is the gradient. With `accumulate` = k the batch
+    is worked off in k parts, one after the other in less memory: part j holds the
+    samples i with i % k = j and uses fold_in(key, j).
+    """
+
+    def part(network, x0, cond, key):
+        full = dataclasses.replace(denoiser, network=network)
+        out = unnoted(loss(full, key, x0, cond, axis_name=axis_name))
+        # The mean belongs inside: where autodiff sums gradients of replicated arrays
+        # by itself (shard_map with its checks) it then sums the right thing.
+        return out if axis_name is None else jax.lax.pmean(out, axis_name)
+
+    def grad(*arguments):
+        (value, notes), slope = eqx.filter_value_and_grad(part, has_aux=True)(
+            *arguments
+        )
+        return value, slope, notes
+
+    if accumulate == 1:
+        return grad(network, x0, cond, key)
+
+    def split(a):  # (batch, ...) -> (k, batch / k, ...), the same on any mesh
+        return a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1)
+
+    def body(total, piece):
+        j, x0, cond = piece
+        new = grad(network, x0, cond, jax.random.fold_in(key, j))
+        return jax.tree.map(lambda a, b: a + b / accumulate, total, new), None
+
+    shapes = jax.eval_shape(grad, network, x0, cond, key)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    pieces = (jnp.arange(accumulate), *jax.tree.map(split, (x0, cond)))
+    return jax.lax.scan(body, zero, pieces)[0]
+
+
+def apply_gradients(
+    state: TrainState,
+    value: Scalar,
+    grads: PyTree,
+    transform: optax.GradientTransformation,
+    averages: Sequence[AbstractAverage],
+    notes: Mapping[str, Scalar] = {},  # noqa: B006
+) -> tuple[TrainState, dict[str, Scalar]]:
+    """The next state, and `loss`, `grad_norm`, `update_norm` and the notes."""
+    params = eqx.filter(state.network, eqx.is_inexact_array)
+    updates, opt_state = transform.update(grads, state.opt_state, params)
+    network = eqx.apply_updates(state.network, updates)
+    n = (state.step + 1).astype(jnp.float32)
+    moving = average.update(averages, state.averages, network, n)
+    new = TrainState(network, moving, opt_state, state.step + 1)
+    return new, {
+        "loss": value,
+        "grad_norm": global_norm(grads),
+        "update_norm": global_norm(updates),
+        **notes,
+    }
+
+
+def train_step(
+    state: TrainState,
+    denoiser: eqx.Module,
+    transform: optax.GradientTransformation,
+    x0: Float[Array, "batch ..."],
+    cond: PyTree,
+    key: RandomKey,
+    *,
+    loss: Callable = denoising_loss,
+    ema: ScalarLike | AbstractAverage | Sequence = 0.999,
+    axis_name: AxisName | None = None,
+    accumulate: int = 1,
+) -> tuple[TrainState, dict[str, Scalar]]:
+    """One step: (state, batch) -> (state, metrics). Pure; jit it, or scan it.
+
+    **Arguments:** `denoiser`, whose network is replaced by the state's; `key`, of the
+    whole run: step n uses fold_in(key, n); `loss(denoiser, key, x0, cond,
+    axis_name=...)`; `ema`, one decay or average, or as many as `state.averages` has
+    (see `sdegen.average`); `axis_name`, the mapped axis if the batch is one device's
+    part of it; `accumulate`, parts that the batch is worked off in.
+
+    **Returns:** the next state, and `loss`, `grad_norm`, `update_norm` and the notes of
+    the coupling, which the caller looks at now and then: the step itself never raises.
+    """
+    value, grads, notes = gradients(
+        state.network,
+        denoiser,
+        x0,
+        cond,
+        jax.random.fold_in(key, state.step),
+        loss=loss,
+        axis_name=axis_name,
+        accumulate=accumulate,
+    )
+    if axis_name is not None:
+        grads = jax.lax.pmean(grads, axis_name)
+    averages = as_averages(ema)
+    return apply_gradients(state, value, grads, transform, averages, notes)
