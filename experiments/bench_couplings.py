@@ -58,10 +58,10 @@ def ours(config, plan):
     )
     network = Plain(config.width, x0.std(), rngs=nnx.Rngs(0))
     base = sdegen.Empirical(x1)
-    track = sdegen.StochasticInterpolant(latent=None, base=base)
+    interpolant = sdegen.StochasticInterpolant(latent=None, noise=base)
     loss = eqx.Partial(sdegen.velocity_loss, coupling=plan)
     feed = Feed(x0, None, batch_size=config.batch_size, seed=0, mesh=None)
-    model = sdegen.VelocityModel(network, track)
+    model = sdegen.VelocityModel(network, interpolant)
     call, leaves, _ = make_call(model, feed, steps=10**6, loss=loss)
     with feed.chunks(0, iter([config.steps])) as chunks:
         fed = next(chunks)

@@ -100,10 +100,10 @@ def costs(config):
     """The cost of an evaluation in network calls."""
     key, batch = jax.random.key(0), config.batch_size
     cases = {
-        "MLP, 2-D": (nets.Mlp(), (2,), ("exact", 1, 4)),
-        "MLP, 16-D": (nets.Mlp(), (16,), ("exact", 1, 4)),
-        "MLP, 64-D": (nets.Mlp(), (64,), ("exact", 1, 16)),
-        "UNet, 8x8": (nets.Unet(), (8, 8, 1), (1, 4, "exact")),
+        "MLP, 2-D": (nets.MLPConfig(), (2,), ("exact", 1, 4)),
+        "MLP, 16-D": (nets.MLPConfig(), (16,), ("exact", 1, 4)),
+        "MLP, 64-D": (nets.MLPConfig(), (64,), ("exact", 1, 16)),
+        "UNet, 8x8": (nets.UNetConfig(), (8, 8, 1), (1, 4, "exact")),
     }
     for name, (config_of, shape, probes) in cases.items():
         network = config_of(shape, key)

@@ -26,7 +26,7 @@ from sdegen.runs.recorder import table
 
 @dataclass(frozen=True)
 class Config:
-    network: nets.Unet | nets.Mlp = nets.Unet()
+    network: nets.UNetConfig | nets.MLPConfig = nets.UNetConfig()
     """The network."""
     batch_size: int = 64
     """Images in the batch."""
@@ -39,7 +39,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    small = nets.Mlp(width=16, depth=1)
+    small = nets.MLPConfig(width=16, depth=1)
     config = cli.shrink(config, network=small, steps=2, rounds=1, batch_size=8)
     shape, key = (config.batch_size, 8, 8, 1), jax.random.key(0)
     network = config.network(shape[1:], key)

@@ -56,7 +56,7 @@ def trial(key, rate, config):
 
     data = np.random.default_rng(0).normal(size=(4096, 2)).astype(np.float32)
     model = sdegen.Denoiser(
-        nets.Mlp(width=config.width, depth=2)((2,), key),
+        nets.MLPConfig(width=config.width, depth=2)((2,), key),
         sdegen.RectifiedFlow(),
         prediction.velocity,
     )

@@ -28,7 +28,9 @@ from sdegen.training import Feed, make_call
 
 @dataclass(frozen=True)
 class Config:
-    network: nets.Unet = nets.Unet(channels=32, multiples=(1, 2, 3), blocks=1)
+    network: nets.UNetConfig = nets.UNetConfig(
+        channels=32, multiples=(1, 2, 3), blocks=1
+    )
     """The structure of both."""
     batch_size: int = 64
     """Images per call."""
@@ -188,7 +190,7 @@ def ours(config):
 
 
 def main(config: Config) -> None:
-    small = nets.Unet(channels=8, multiples=(1, 2))
+    small = nets.UNetConfig(channels=8, multiples=(1, 2))
     config = cli.shrink(config, network=small, batch_size=4, calls=1, rounds=1)
     try:
         import torch

@@ -26,7 +26,7 @@ from sdegen.training import Feed, make_call
 
 @dataclass(frozen=True)
 class Config:
-    network: nets.Mlp | nets.Unet = nets.Mlp(width=128, depth=3)
+    network: nets.MLPConfig | nets.UNetConfig = nets.MLPConfig(width=128, depth=3)
     """The network of both: a perceptron on points, or a UNet on images 32 x 32 x 1."""
     batch_size: int = 256
     """Points per step."""
@@ -77,7 +77,7 @@ def hand_written(network, data, config):
 
 def main(config: Config) -> None:
     config = cli.shrink(config, steps_per_call=5, rounds=3)
-    images = isinstance(config.network, nets.Unet)
+    images = isinstance(config.network, nets.UNetConfig)
     shape, key = (32, 32, 1) if images else (2,), jax.random.key(0)
     data = ring().sample(key, 10_000)
     if images:

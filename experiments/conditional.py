@@ -35,7 +35,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, data, inverse, metrics, nets, prediction
 from sdegen.guidance import ClassifierFree, Interval, LabelDropout, Unconditional
-from sdegen.runs import plots as pictures
+from sdegen.runs import plots
 from sdegen.runs.recorder import Recorder, table
 
 METHODS = {
@@ -56,7 +56,7 @@ class Config:
         default_factory=sdegen.RectifiedFlow
     )
     """How data turn into noise."""
-    network: nets.Unet | nets.Mlp = nets.Unet(channels=24)
+    network: nets.UNetConfig | nets.MLPConfig = nets.UNetConfig(channels=24)
     """What predicts the way back."""
     optimizer: sdegen.AdamW = field(
         default_factory=lambda: sdegen.AdamW(learning_rate=3e-3, warmup=50)
@@ -158,7 +158,7 @@ def guided(config, denoiser, images, labels, held, held_labels):
         name = f"w = {w:g}" + (", some levels" if np.isfinite(levels[1]) else "")
         rows.append({"w": name} | by_class(x, wanted, judge, held, held_labels))
         grids[name] = x
-    pictures.image_grids(config.out / "guidance.png", grids, rows=6)
+    plots.image_grids(config.out / "guidance.png", grids, rows=6)
     return rows
 
 
@@ -207,7 +207,7 @@ def restored(config, denoiser, truth):
             seconds = time.perf_counter() - began
             rows.append(row | {"calls": int(out.evaluations), "seconds": seconds})
             grids[name] = x[0]
-        pictures.image_grids(config.out / f"{task}.png", grids, columns=4, rows=4)
+        plots.image_grids(config.out / f"{task}.png", grids, columns=4, rows=4)
     return rows
 
 
@@ -286,7 +286,7 @@ def coverage(config):
 def main(config: Config) -> None:
     config = cli.shrink(
         config,
-        network=nets.Mlp(width=16, depth=1),
+        network=nets.MLPConfig(width=16, depth=1),
         steps=20,
         weights=(0.0, 2.0),
         per_class=6,

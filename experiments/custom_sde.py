@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import sdegen
 from sdegen import cli, metrics, nets
 from sdegen.data import ring
-from sdegen.runs import plots as pictures
+from sdegen.runs import plots
 
 # fmt: off
 linear = sdegen.LinearSDE(  # dx = -k t x dt + sqrt(2 k t) dw
@@ -30,7 +30,7 @@ class Config:
 
 def main(config: Config) -> None:
     config, keys = cli.shrink(config, steps=20), jax.random.split(jax.random.key(0), 6)
-    law, net = ring(modes=5, std=0.25), nets.Mlp(width=64, depth=2)((2,), keys[3])
+    law, net = ring(modes=5, std=0.25), nets.MLPConfig(width=64, depth=2)((2,), keys[3])
     data, real, other = (law.sample(keys[i], (20000, 1000, 1000)[i]) for i in range(3))
     shape, learn = real.shape, {"steps": config.steps, "optimizer": sdegen.AdamW(3e-3)}
     one = sdegen.fit(sdegen.Denoiser(net, linear), data, **learn).denoiser
@@ -40,7 +40,7 @@ def main(config: Config) -> None:
     sets["nonlinear"] = sdegen.sample(keys[4], two, shape, stochasticity=1.0).x
     distances = {k: metrics.w2(v, real) for k, v in (sets | {"data": other}).items()}
     print("W2:", {k: round(v, 3) for k, v in distances.items()}, "(data: the floor)")
-    print("picture:", pictures.point_clouds(config.out / "samples.png", sets))
+    print("picture:", plots.point_clouds(config.out / "samples.png", sets))
 
 if __name__ == "__main__":
     cli.run(main, Config)

@@ -34,8 +34,7 @@ import sdegen
 from sdegen import cli, data, metrics, nets, prediction, times
 from sdegen.data import augment
 from sdegen.mesh import batch_sharding, make_mesh, to_host
-from sdegen.runs import plots as pictures
-from sdegen.runs import report, writers
+from sdegen.runs import plots, report, writers
 from sdegen.runs.recorder import table
 from sdegen.training import ema as average
 
@@ -56,14 +55,14 @@ class Config:
     ) = field(default_factory=sdegen.RectifiedFlow)
     """How data turn into noise."""
     network: (
-        nets.Unet
-        | nets.Ddpmpp
-        | nets.Ncsnpp
-        | nets.Adm
-        | nets.Edm2
-        | nets.Dit
-        | nets.Mlp
-    ) = nets.Unet(channels=32, multiples=(1, 2, 2), blocks=1)
+        nets.UNetConfig
+        | nets.DDPMppConfig
+        | nets.NCSNppConfig
+        | nets.ADMConfig
+        | nets.EDM2Config
+        | nets.DiTConfig
+        | nets.MLPConfig
+    ) = nets.UNetConfig(channels=32, multiples=(1, 2, 2), blocks=1)
     """What predicts the way back."""
     optimizer: sdegen.AdamW | sdegen.Lion = field(
         default_factory=lambda: sdegen.AdamW(learning_rate=2e-3)
@@ -107,13 +106,13 @@ class Config:
 
 PRESETS = {
     "digits": Config(
-        "digits", network=nets.Unet(channels=24), out=Path("runs/images-digits")
+        "digits", network=nets.UNetConfig(channels=24), out=Path("runs/images-digits")
     ),
     "mnist": Config("mnist", out=Path("runs/mnist")),
     "fashion-mnist": Config("fashion-mnist", flip=True, out=Path("runs/fashion-mnist")),
     "cifar10": Config(
         "cifar10",
-        network=nets.Ddpmpp(dropout=0.13),
+        network=nets.DDPMppConfig(dropout=0.13),
         steps=390_000,
         batch_size=512,
         flip=True,
@@ -175,7 +174,7 @@ def sampler(config, shape, classes, mesh):
 
 
 def main(config: Config) -> None:
-    small = nets.Unet(channels=8, multiples=(1,))
+    small = nets.UNetConfig(channels=8, multiples=(1,))
     config = cli.shrink(
         config, network=small, steps=20, steps_per_call=5, sampling_steps=4, samples=20
     )
@@ -220,8 +219,8 @@ def main(config: Config) -> None:
     def look(step, model):
         images = draw(jax.random.fold_in(key, 1), model, shown)
         if jax.process_index() == 0:
-            grid = pictures.tile(images.reshape(classes, 8, *shape).swapaxes(0, 1))
-            pictures.write(config.out / "samples" / f"{step:08d}.png", grid)
+            grid = plots.tile(images.reshape(classes, 8, *shape).swapaxes(0, 1))
+            plots.write(config.out / "samples" / f"{step:08d}.png", grid)
             recorder.image(step, "samples", grid)
 
     with recorder:
@@ -269,7 +268,7 @@ def main(config: Config) -> None:
         pairs = [(r["step"], r["loss"]) for r in report.read(config.out)["rows"]]
         steps, losses = np.array(pairs).T
         curve, smooth = {"loss": (steps, losses)}, max(1, len(steps) // 50)
-        pictures.curves(
+        plots.curves(
             config.out / "loss.png", curve, xlabel="step", ylabel="loss", smooth=smooth
         )
     print("\n" + table(rows))

@@ -29,7 +29,7 @@ from scipy.stats import multivariate_normal
 import sdegen
 from sdegen import cli, metrics, nets, prediction
 from sdegen.data import Mixture, digits
-from sdegen.runs import plots as pictures
+from sdegen.runs import plots
 from sdegen.runs.recorder import Recorder, table
 
 LEVELS = 17  # the digits' pixels are 0 to 16
@@ -43,7 +43,7 @@ class Config:
     """Training steps in the plane."""
     points: int = 1000
     """New draws in the plane."""
-    network: nets.Unet | nets.Mlp = nets.Unet(channels=24)
+    network: nets.UNetConfig | nets.MLPConfig = nets.UNetConfig(channels=24)
     """The digits' network."""
     digits_steps: int = 1800
     """Its training steps."""
@@ -74,7 +74,7 @@ def plane(config, recorder):
     keys = jax.random.split(key, 8)
     data, x = law.sample(keys[0], 20_000), law.sample(keys[1], config.points)
     path = sdegen.RectifiedFlow()
-    network = nets.Mlp()((2,), keys[2])
+    network = nets.MLPConfig()((2,), keys[2])
     denoiser = sdegen.Denoiser(
         network, path, prediction.velocity, sigma_data=data.std()
     )
@@ -139,7 +139,7 @@ def plane(config, recorder):
     print("\n" + table(rows))
     print("W2 of two sets has a floor; the distance of the same starts is above W2")
     score = (probed.value - ours.value) / probed.standard_error
-    pictures.calibration(
+    plots.calibration(
         config.out / "plane.png",
         truth,
         ours.value,
@@ -235,7 +235,7 @@ def digit_images(config, recorder):
     print("+- is of the images drawn, probes +- that of the divergence, solver the")
     print(f"solves' own estimate; all in bits. Uniform pixels: {np.log2(LEVELS):.3f}.")
     label = "bits per dimension"
-    pictures.density(config.out / "digits.png", values, bins=25, xlabel=label)
+    plots.density(config.out / "digits.png", values, bins=25, xlabel=label)
 
 
 def main(config: Config) -> None:
@@ -243,7 +243,7 @@ def main(config: Config) -> None:
         config,
         steps=100,
         points=50,
-        network=nets.Mlp(width=16, depth=1),
+        network=nets.MLPConfig(width=16, depth=1),
         digits_steps=5,
         images=4,
         probes=2,

@@ -21,21 +21,25 @@ from sdegen.runs.recorder import table
 
 WIDER = (1, 2, 2, 2)  # multiples for 64 x 64
 NETWORKS = {
-    "UNet, 24 channels": (nets.Unet(channels=24), (8, 8, 1), 0),
-    "DiT, 128 x 4, patch 2": (nets.Dit(width=128, depth=4, heads=4), (8, 8, 1), 0),
-    "DiT-S/8": (nets.Dit("S", patch=8), (32, 32, 4), 1000),
-    "DDPM++": (nets.Ddpmpp(), (32, 32, 3), 0),
-    "NCSN++": (nets.Ncsnpp(), (32, 32, 3), 0),
-    "DDPM++, 64": (nets.Ddpmpp(multiples=WIDER), (64, 64, 3), 0),
-    "NCSN++, 64": (nets.Ncsnpp(multiples=WIDER), (64, 64, 3), 0),
-    "ADM": (nets.Adm(), (64, 64, 3), 1000),
+    "UNet, 24 channels": (nets.UNetConfig(channels=24), (8, 8, 1), 0),
+    "DiT, 128 x 4, patch 2": (
+        nets.DiTConfig(width=128, depth=4, heads=4),
+        (8, 8, 1),
+        0,
+    ),
+    "DiT-S/8": (nets.DiTConfig("S", patch=8), (32, 32, 4), 1000),
+    "DDPM++": (nets.DDPMppConfig(), (32, 32, 3), 0),
+    "NCSN++": (nets.NCSNppConfig(), (32, 32, 3), 0),
+    "DDPM++, 64": (nets.DDPMppConfig(multiples=WIDER), (64, 64, 3), 0),
+    "NCSN++, 64": (nets.NCSNppConfig(multiples=WIDER), (64, 64, 3), 0),
+    "ADM": (nets.ADMConfig(), (64, 64, 3), 1000),
 }
 NETWORKS |= {
-    f"EDM2-{size}": (nets.Edm2(size), (64, 64, 4), 1000)
+    f"EDM2-{size}": (nets.EDM2Config(size), (64, 64, 4), 1000)
     for size in ("XS", "S", "M", "L", "XL", "XXL")
 }
 NETWORKS |= {
-    f"DiT-{size}/{patch}": (nets.Dit(size, patch=patch), (32, 32, 4), 1000)
+    f"DiT-{size}/{patch}": (nets.DiTConfig(size, patch=patch), (32, 32, 4), 1000)
     for size, patch in (("S", 2), ("B", 2), ("L", 2), ("XL", 4), ("XL", 2))
 }
 

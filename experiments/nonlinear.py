@@ -26,7 +26,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, metrics, nets
 from sdegen.data import Mixture, ring
-from sdegen.runs import plots as pictures
+from sdegen.runs import plots
 from sdegen.runs.recorder import Recorder, table
 
 LOSSES = {
@@ -38,7 +38,7 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class Config:
-    network: nets.Mlp = nets.Mlp(width=64, depth=2)
+    network: nets.MLPConfig = nets.MLPConfig(width=64, depth=2)
     """The network, the same for both systems and all losses."""
     steps: int = 800
     """Training steps of every run."""
@@ -108,7 +108,11 @@ def train(config, loss, sde, data, prior, seed):
 
 
 def main(config: Config) -> None:
-    small = {"network": nets.Mlp(width=16, depth=1), "path_steps": 20, "points": 100}
+    small = {
+        "network": nets.MLPConfig(width=16, depth=1),
+        "path_steps": 20,
+        "points": 100,
+    }
     config = cli.shrink(config, steps=10, seeds=1, sampling_steps=100, **small)
     rows = []
     with Recorder(config.out, config) as recorder:
@@ -119,7 +123,7 @@ def main(config: Config) -> None:
             data, real, other = map(
                 law.sample, jax.random.split(jax.random.key(9), 3), sizes
             )
-            prior = sdegen.SimulatedLaw(sde, data, config.path_steps)
+            prior = sdegen.SimulatedPrior(sde, data, config.path_steps)
             found = {"fresh data (the floor)": [other]}
             for name, loss in list(LOSSES.items())[: 1 if config.quick else None]:
                 seeds = range(config.seeds if name == "simulated" else 1)
@@ -141,7 +145,7 @@ def main(config: Config) -> None:
             sets = {"data": real, "t_max": frames[0], "half way": half, "later": late}
             sets |= {name: found[name][0] for name in LOSSES if name in found}
             flat = {name: np.asarray(x)[:, :2] for name, x in sets.items()}
-            pictures.point_clouds(config.out / f"{system}.png", flat, columns=7)
+            plots.point_clouds(config.out / f"{system}.png", flat, columns=7)
     print("\n" + table(rows))
     print(f"pictures: {config.out}/*.png")
 

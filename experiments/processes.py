@@ -28,13 +28,13 @@ import numpy as np
 import sdegen
 from sdegen import cli, metrics, nets, prediction, solvers, times
 from sdegen.data import ring
-from sdegen.runs import plots as pictures
+from sdegen.runs import plots
 from sdegen.runs.recorder import Recorder, table
 
 
 @dataclass(frozen=True)
 class Config:
-    network: nets.Mlp = nets.Mlp(width=128, depth=3)
+    network: nets.MLPConfig = nets.MLPConfig(width=128, depth=3)
     """The network, the same for every process."""
     optimizer: sdegen.AdamW | sdegen.Lion = field(
         default_factory=lambda: sdegen.AdamW(learning_rate=2e-3)
@@ -92,9 +92,9 @@ def models(config, network, size):
         if isinstance(path, sdegen.PoissonFlow):
             name = f"{name}({float(path.dof):g})"
         found[name] = sdegen.Denoiser(network, path, sigma_data=size), loss
-    found["PoissonFlow(1)"] = (  # noise without a variance: see `nets.Tails`
+    found["PoissonFlow(1)"] = (  # noise without a variance: see `nets.HeavyTailed`
         sdegen.Denoiser(
-            nets.Tails(network, size),
+            nets.HeavyTailed(network, size),
             sdegen.PoissonFlow(1),
             prediction.x0,
             sigma_data=size,
@@ -127,7 +127,7 @@ def samplers(config, model):
         }
     grid = sdegen.LogSNRGrid(config.sampling_steps)
     found = {"flow": (model, {"solver": solvers.UniPC(), "grid": grid})}
-    if model.path.base.gaussian:
+    if model.path.noise.gaussian:
         found["SDE"] = model, {"solver": diffrax.ShARK(), "grid": grid} | noisy
     if isinstance(model.path, sdegen.AbstractBlockSDE):
         state = {"solver": solvers.SSCS(), "grid": steps} | noisy
@@ -177,9 +177,9 @@ def main(config: Config) -> None:
         rows.append({"process": name, "sampler": sampler} | {"floor": floor})
         rows[-1] |= {"evaluations": runs[0]["evaluations"], "W2": float(w2.mean())}
         rows[-1] |= {"+-": float(w2.std())}
-    pictures.point_clouds(config.out / "samples.png", clouds, columns=8, limit=3.0)
+    plots.point_clouds(config.out / "samples.png", clouds, columns=8, limit=3.0)
     smooth = max(1, config.steps // 50)
-    pictures.curves(
+    plots.curves(
         config.out / "loss.png", losses, xlabel="step", ylabel="loss", smooth=smooth
     )
     print("\n" + table(rows))

@@ -26,7 +26,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, metrics, nets, prediction, times
 from sdegen.data import digits
-from sdegen.runs import plots as pictures
+from sdegen.runs import plots
 from sdegen.runs.recorder import Recorder, table
 
 
@@ -43,7 +43,7 @@ class Config:
         | sdegen.FlowMatching
     ) = field(default_factory=sdegen.RectifiedFlow)
     """How data turn into noise."""
-    network: nets.Unet | nets.Mlp = nets.Unet(channels=24)
+    network: nets.UNetConfig | nets.MLPConfig = nets.UNetConfig(channels=24)
     """What predicts the way back."""
     optimizer: sdegen.AdamW | sdegen.Lion = field(
         default_factory=lambda: sdegen.AdamW(learning_rate=3e-3, warmup=50)
@@ -83,7 +83,7 @@ def distances(sets, train, held) -> dict[str, float]:
 
 
 def main(config: Config) -> None:
-    small = nets.Unet(channels=8, multiples=(1,))
+    small = nets.UNetConfig(channels=8, multiples=(1,))
     config = cli.shrink(config, network=small, steps=20, sampling_steps=4, draws=1)
     (train, _), (held, _) = digits(config.seed)
     held = held[: len(train)]
@@ -156,13 +156,13 @@ def main(config: Config) -> None:
             images[sampler] = sets[-1]
             if out.trajectory is not None:
                 title = f"{name}: from noise to digits along the probability flow"
-                pictures.image_flow(
+                plots.image_flow(
                     config.out / "flow.png", out.trajectory, out.times, title=title
                 )
         for row in rows:
             recorder.row(**row)
-        pictures.image_grids(config.out / "samples.png", images)
-        pictures.curves(
+        plots.image_grids(config.out / "samples.png", images)
+        plots.curves(
             config.out / "loss.png",
             {"loss": fit.losses},
             xlabel="step",

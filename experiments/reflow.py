@@ -41,7 +41,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, coupling, metrics, nets, prediction, times
 from sdegen.data import digits
-from sdegen.runs import plots as pictures
+from sdegen.runs import plots
 from sdegen.runs.recorder import Recorder, table
 
 FINE = 32  # steps of the default solver: the flow itself
@@ -51,7 +51,7 @@ FINE = 32  # steps of the default solver: the flow itself
 class Config:
     coupling: Literal["independent", "exact"] = "independent"
     """Which noise goes with which digit in the first round; exact: transport."""
-    network: nets.Unet | nets.Mlp = nets.Unet(channels=16)
+    network: nets.UNetConfig | nets.MLPConfig = nets.UNetConfig(channels=16)
     """What predicts the velocity."""
     optimizer: sdegen.AdamW | sdegen.Lion = field(
         default_factory=lambda: sdegen.AdamW(learning_rate=3e-3, warmup=50)
@@ -126,7 +126,7 @@ def picture(path: Path, blocks: dict[str, dict[int, np.ndarray]], columns: int =
         margin = np.pad(
             images, [(0, 0)] * 2 + [(1, 1)] * 2 + [(0, 0)], constant_values=-1
         )
-        grid = 255 - pictures.tile(margin)
+        grid = 255 - plots.tile(margin)
         axis.imshow(grid)
         axis.set_title(name, loc="left", fontweight="bold")
         middles = (np.arange(len(block)) + 0.5) * len(grid) / len(block)
@@ -138,7 +138,7 @@ def picture(path: Path, blocks: dict[str, dict[int, np.ndarray]], columns: int =
 
 def main(config: Config) -> None:
     quick = {"steps": 20, "pairs": 256, "euler": (1, 2), "draws": 1}
-    config = cli.shrink(config, network=nets.Mlp(16, 1), **quick)
+    config = cli.shrink(config, network=nets.MLPConfig(16, 1), **quick)
     (train, _), (held, _) = digits(config.seed)
     held = held[: len(train)]
     key = jax.random.key(config.seed)
@@ -169,7 +169,7 @@ def main(config: Config) -> None:
         blocks[f"{number}-rectified flow"] = sets
     # The last model and its pairs: only the velocity at the start of a path is learned.
     loss = eqx.Partial(
-        sdegen.denoising_loss, coupling=coupling.paired, times=times.Nodes(1)
+        sdegen.denoising_loss, coupling=coupling.paired, times=times.EulerTimes(1)
     )
     student = sdegen.fit(model, pairs.stream, loss=loss, **how).denoiser
     one = solved(config, student, held.shape, (1,))

@@ -38,9 +38,9 @@ from sdegen.training import Feed, make_call
 MACHINES = {"v5p": (459e12, 10**9, 600e9, 600e9), "H100": (989e12, 8, 450e9, 50e9)}
 UTILISATION = 0.4  # assumed, of the peak, without communication
 NETWORKS = {
-    "DiT-B/2": (nets.Dit("B"), (32, 32, 4), 1000),
-    "DiT-XL/2": (nets.Dit("XL"), (32, 32, 4), 1000),
-    "DDPM++": (nets.Ddpmpp(), (32, 32, 3), 0),
+    "DiT-B/2": (nets.DiTConfig("B"), (32, 32, 4), 1000),
+    "DiT-XL/2": (nets.DiTConfig("XL"), (32, 32, 4), 1000),
+    "DDPM++": (nets.DDPMppConfig(), (32, 32, 3), 0),
 }
 KINDS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}  # factors of (1)
 
@@ -103,7 +103,9 @@ def read(text):
 
 def compile_step(spec):
     mesh, shape = make_mesh(spec), (8, 8, 4)
-    network = nets.Dit(width=64, depth=2, heads=2)(shape, jax.random.key(0), mesh=mesh)
+    network = nets.DiTConfig(width=64, depth=2, heads=2)(
+        shape, jax.random.key(0), mesh=mesh
+    )
     data = np.zeros((mesh.size, *shape), np.float32)
     feed = Feed(data, None, batch_size=mesh.size, seed=0, mesh=mesh)
     model = sdegen.Denoiser(network, sdegen.RectifiedFlow())

@@ -27,7 +27,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, nets, prediction, solvers, times
 from sdegen.data import Mixture, digits
-from sdegen.runs import plots as pictures
+from sdegen.runs import plots
 from sdegen.runs.recorder import Recorder, table
 
 SOLVERS = {
@@ -47,7 +47,7 @@ GRIDS = {
     "log-SNR": sdegen.LogSNRGrid,
     "Karras": sdegen.KarrasGrid,
     "flow time": sdegen.FlowTimeGrid,
-    "cosine": lambda n: sdegen.CosineGrid(n, scale=1.0, rho=1.0),
+    "cosine": lambda n: sdegen.CosineGrid(n, sigma_data=1.0, rho=1.0),
     "cosine .5, 1": lambda n: sdegen.CosineGrid(n, rho=1.0),
     "cosine .5, 1.5": sdegen.CosineGrid,
 }
@@ -96,7 +96,7 @@ def exact_problem(name, config):
 
 def digits_problem(config):
     (train, _), _ = digits(config.seed)
-    network = nets.Unet(channels=24)(train.shape[1:], jax.random.key(config.seed))
+    network = nets.UNetConfig(channels=24)(train.shape[1:], jax.random.key(config.seed))
     denoiser = sdegen.Denoiser(
         network, sdegen.RectifiedFlow(), prediction.velocity, sigma_data=train.std()
     )
@@ -197,8 +197,8 @@ def main(config: Config) -> None:
                         k: (list(v), list(v.values())) for k, v in lines.items() if v
                     }
     label = "network evaluations"
-    pictures.error_curves(config.out / "solvers.png", panels, xlabel=label)
-    pictures.error_curves(config.out / "grids.png", grids, xlabel=label)
+    plots.error_curves(config.out / "solvers.png", panels, xlabel=label)
+    plots.error_curves(config.out / "grids.png", grids, xlabel=label)
     print(f"\nfigures: {config.out}/solvers.png, grids.png; rows in rows.jsonl")
 
 

@@ -39,7 +39,7 @@ from flax import nnx
 
 import sdegen
 from sdegen import cli, coupling, data, metrics
-from sdegen.runs import plots as pictures
+from sdegen.runs import plots
 from sdegen.runs.recorder import Recorder, table
 
 TASKS = {
@@ -191,14 +191,14 @@ def measured(task, config, known, smooth=True):
 def couplings(task, method, config, known, drawn):
     """Rows of the seeds of one coupling, trained as one program."""
     source, _, rows, base = laws(task)
-    track = sdegen.StochasticInterpolant(latent=None, base=base)
+    interpolant = sdegen.StochasticInterpolant(latent=None, noise=base)
     loss = eqx.Partial(sdegen.velocity_loss, coupling=COUPLINGS[method])
     measure = measured(task, config, known)
 
     def trial(key):
         network = Plain(config.width, rows.std(), rngs=nnx.Rngs(key))
         return sdegen.Training(
-            sdegen.VelocityModel(network, track),
+            sdegen.VelocityModel(network, interpolant),
             rows,
             config.steps,
             batch_size=config.batch_size,
@@ -231,8 +231,8 @@ def rounds(task, method, config, known, drawn):
         nets = [Plain(config.width, x0.std(), rngs=nnx.Rngs(k)) for k in keys]
         options, number = {}, 2
         if method == "reflow":
-            track = sdegen.StochasticInterpolant(latent=None, base=base)
-            model = sdegen.VelocityModel(nets[0], track)
+            interpolant = sdegen.StochasticInterpolant(latent=None, noise=base)
+            model = sdegen.VelocityModel(nets[0], interpolant)
             options = {"loss": sdegen.velocity_loss, "grid": 20}
         else:
             model = sdegen.SchroedingerBridge(tuple(nets), 1.0, base)
@@ -322,7 +322,7 @@ def main(config: Config):
         {"floor": "stratified floor", "adaptive": "stratified best"}
         | {"1": "stratified 1", "NPE": "NPE", "S": "S", "cost": "cost"},
     )
-    pictures.paths(config.out / "paths.png", drawn)
+    plots.paths(config.out / "paths.png", drawn)
     print(f"\nlook at {config.out}/paths.png")
 
 

@@ -1,7 +1,7 @@
 """Unified diffusion beyond Gaussian noise: blurred digits, heat, and masked text.
 
-    SDEGEN_DATA=path/to/data python experiments/udm.py
-    python experiments/udm.py --data-dir path/to/data --text-steps 20000
+    SDEGEN_DATA=path/to/data python experiments/corruption.py
+    python experiments/corruption.py --data-dir path/to/data --text-steps 20000
 
 Digits (8x8): cold diffusion restores blurred held-out images in one shot, by the naive
 and by the improved chain (PSNR in dB), and draws new ones from blurred training images;
@@ -33,17 +33,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdegen
-from sdegen import cli, metrics, nets
-from sdegen import corruption as udm
+from sdegen import cli, corruption, metrics, nets
 from sdegen.data import digits
 from sdegen.nets.transformer import Transformer
-from sdegen.runs import plots as pictures
+from sdegen.runs import plots
 from sdegen.runs.recorder import Recorder, table
 
 
 @dataclass(frozen=True)
 class Config:
-    image_network: nets.Mlp | nets.Unet = nets.Mlp(width=256, depth=3)
+    image_network: nets.MLPConfig | nets.UNetConfig = nets.MLPConfig(width=256, depth=3)
     """The network of the digits."""
     text_network: Transformer = Transformer(width=64, depth=2, heads=4)
     """The network of the text."""
@@ -75,13 +74,13 @@ class Config:
 
 def trained(config, network, system, data, steps):
     fit = sdegen.fit(
-        udm.Restorer(network, system),
+        corruption.Restorer(network, system),
         data,
         steps=steps,
         batch_size=64,
         seed=config.seed,
         optimizer=config.optimizer,
-        loss=udm.restoration_loss,
+        loss=corruption.restoration_loss,
         ema=0.995,
         steps_per_call=100,
     )
@@ -92,10 +91,10 @@ def images(config: Config, key) -> tuple[list[dict], list[dict]]:
     """Restoration and generation of digits."""
     (train, _), (held, _) = digits(config.seed)
     held = held[: len(train)]
-    blur = udm.Blur(config.blur)
+    blur = corruption.Blur(config.blur)
     # Squares, whose minimiser is the mean: where x0 is unsure PSNR asks for it.
-    cold = udm.Cold(blur, config.noise, power=2)
-    heat = udm.HeatDissipation(
+    cold = corruption.Cold(blur, config.noise, power=2)
+    heat = corruption.HeatDissipation(
         config.levels, 0.3, 8.0, config.noise, 1.25 * config.noise
     )
     network = config.image_network(train.shape[1:], jax.random.fold_in(key, 0))
@@ -103,17 +102,19 @@ def images(config: Config, key) -> tuple[list[dict], list[dict]]:
     heat = trained(config, network, heat, train, config.image_steps)
 
     def chain(model, start, **kwargs):
-        return udm.sample(
+        return corruption.sample(
             jax.random.fold_in(key, 2),
             model,
             held.shape,
             steps=config.levels,
-            start=udm.corrupt(jax.random.fold_in(key, 1), model.system, 1.0, start),
+            start=corruption.corrupt(
+                jax.random.fold_in(key, 1), model.system, 1.0, start
+            ),
             **kwargs,
         )
 
     naive = eqx.tree_at(lambda r: r.system.keep, cold, jnp.zeros(()))
-    ruins = udm.corrupt(jax.random.fold_in(key, 1), cold.system, 1.0, held)
+    ruins = corruption.corrupt(jax.random.fold_in(key, 1), cold.system, 1.0, held)
     restored = {
         "blurred": ruins,
         "one shot": eqx.filter_jit(cold)(jnp.ones(()), ruins),
@@ -121,7 +122,7 @@ def images(config: Config, key) -> tuple[list[dict], list[dict]]:
         "improved": chain(cold, held).x,
     }
     flow = chain(heat, train, trajectory=True)
-    pictures.image_flow(config.out / "heat.png", flow.trajectory, flow.times)
+    plots.image_flow(config.out / "heat.png", flow.trajectory, flow.times)
     restoration = [
         {"restorer": name, "PSNR": float(10 * np.log10(4 / np.mean((x - held) ** 2)))}
         for name, x in restored.items()
@@ -137,8 +138,8 @@ def images(config: Config, key) -> tuple[list[dict], list[dict]]:
         x = np.clip(np.asarray(x), -1, 1)
         near = metrics.nearest(x, train)
         generation.append({"drawn": name, "W2": metrics.w2(x, held), "nearest": near})
-    pictures.image_grids(config.out / "restored.png", {"held out": held} | restored)
-    pictures.image_grids(config.out / "drawn.png", drawn)
+    plots.image_grids(config.out / "restored.png", {"held out": held} | restored)
+    plots.image_grids(config.out / "drawn.png", drawn)
     return restoration, generation
 
 
@@ -169,8 +170,8 @@ def text(config: Config, key) -> tuple[list[dict], str]:
     train = tokens[starts[:, None] + np.arange(length)].astype(np.float32)
     held = tokens[cut:][: (len(tokens) - cut) // length * length].reshape(-1, length)
     network = config.text_network(length, size, jax.random.fold_in(key, 0))
-    model = trained(config, network, udm.Mask(size), train, config.text_steps)
-    loss = eqx.filter_jit(udm.restoration_loss)
+    model = trained(config, network, corruption.Mask(size), train, config.text_steps)
+    loss = eqx.filter_jit(corruption.restoration_loss)
     batch = jnp.asarray(held[: len(held) // 256 * 256]).reshape(-1, 256, length)
     bits = [
         float(loss(model, jax.random.fold_in(key, i), x)) / np.log(2)
@@ -180,7 +181,7 @@ def text(config: Config, key) -> tuple[list[dict], str]:
     draws, rows = {}, []
     count = min(len(held), 64 if config.quick else 500)
     for steps in (length, 1) if config.quick else (length, length // 4, 1):
-        out = udm.sample(key, model, (count, length), steps=steps)
+        out = corruption.sample(key, model, (count, length), steps=steps)
         draws[f"{steps} steps"] = np.asarray(out.x)
     draws["real text"] = train[:count]
     for name, x in draws.items():
@@ -197,7 +198,7 @@ def text(config: Config, key) -> tuple[list[dict], str]:
 def main(config: Config) -> None:
     config = cli.shrink(
         config,
-        image_network=nets.Mlp(16, 1),
+        image_network=nets.MLPConfig(16, 1),
         text_network=Transformer(16, 1, 2),
         image_steps=20,
         text_steps=20,

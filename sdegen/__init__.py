@@ -45,7 +45,7 @@ from .losses.denoising import denoising_loss as denoising_loss
 from .losses.variational import vdm_loss as vdm_loss
 from .losses.velocity import velocity_loss as velocity_loss
 from .models import ScoreModel as ScoreModel
-from .models import SimulatedLaw as SimulatedLaw
+from .models import SimulatedPrior as SimulatedPrior
 from .models.augmented import Augmented as Augmented
 from .models.bridge import SchroedingerBridge as SchroedingerBridge
 from .models.denoiser import AbstractDenoiser as AbstractDenoiser
@@ -55,7 +55,7 @@ from .models.denoiser import edm_inputs as edm_inputs
 from .models.denoiser import raw_inputs as raw_inputs
 from .models.generator import AbstractGenerator as AbstractGenerator
 from .models.vdm import VDM as VDM
-from .models.velocity import Upward as Upward
+from .models.velocity import Forward as Forward
 from .models.velocity import VelocityModel as VelocityModel
 from .processes import CLD as CLD
 from .processes import DDPM as DDPM
@@ -79,9 +79,9 @@ from .processes import SubVP as SubVP
 from .processes import prediction as prediction
 from .processes.basis import DCT as DCT
 from .processes.basis import AbstractBasis as AbstractBasis
-from .processes.interpolant import AbstractTrack as AbstractTrack
+from .processes.interpolant import AbstractInterpolant as AbstractInterpolant
 from .processes.momentum import AbstractBlockSDE as AbstractBlockSDE
-from .processes.noise import AbstractBase as AbstractBase
+from .processes.noise import AbstractNoise as AbstractNoise
 from .processes.noise import Box as Box
 from .processes.noise import Empirical as Empirical
 from .processes.noise import Gaussian as Gaussian

@@ -32,7 +32,7 @@ class Atoms(eqx.Module):
         """log of weight times likelihood, (batch, atoms)."""
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         z = (x[:, None] - alpha * self.points) / sigma
-        log_q = jax.vmap(jax.vmap(self.path.base.log_prob))(z)
+        log_q = jax.vmap(jax.vmap(self.path.noise.log_prob))(z)
         return jnp.log(self.weights) + self.power * log_q
 
     def __call__(self, t, x, cond):

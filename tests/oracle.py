@@ -94,7 +94,7 @@ PROBES = np.array([0.05, 0.12, 0.20, 0.42, 0.60, 0.80, 0.95])
 
 
 def finals(module, base):
-    """Every final subclass of `base` in `module`, default-constructible, by name."""
+    """Every final subclass of `noise` in `module`, default-constructible, by name."""
     found = {
         name: cls
         for name, cls in vars(module).items()

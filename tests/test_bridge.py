@@ -63,7 +63,7 @@ def moved(model, start, strength):
 
 
 def upward(model):
-    return sdegen.Upward(model, sdegen.Gaussian())
+    return sdegen.Forward(model, sdegen.Gaussian())
 
 
 @pytest.mark.parametrize("strength", [None, 0.6, 1.0, 1.7])
@@ -229,7 +229,9 @@ def test_both_ways_to_train_a_bridge(well_compiled, float32):
     x0, x1 = (rng.normal(size=(8192, 1)).astype(np.float32) * s for s in (S0, S1))
 
     def model():
-        pair = [nets.Mlp(width=16, depth=1)((1,), jax.random.key(i)) for i in range(2)]
+        pair = [
+            nets.MLPConfig(width=16, depth=1)((1,), jax.random.key(i)) for i in range(2)
+        ]
         base = sdegen.Empirical(x1)
         return sdegen.SchroedingerBridge(tuple(pair), np.sqrt(EPS), base)
 

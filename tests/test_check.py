@@ -23,7 +23,7 @@ from sdegen.checks import PARTS, Report
 from sdegen.checks import command as command_line
 from sdegen.checks.fokker_planck import solve
 from sdegen.checks.test_data import LINE, data, lopsided
-from sdegen.checks.weak_form import STRENGTHS, residuals_on_a_line
+from sdegen.checks.weak_form import STOCHASTICITIES, residuals_on_a_line
 
 SAMPLES = 2000
 RIGHT = dict(
@@ -81,7 +81,7 @@ class Mutant(sdegen.AbstractPath, sdegen.AbstractSDE):
     m: dict
     t_min: jax.Array
     t_max: jax.Array
-    base: sdegen.AbstractBase
+    noise: sdegen.AbstractNoise
 
     def scales(self, t):
         m = self.m
@@ -119,7 +119,7 @@ def mutant(of, **changes):
     """`of` with `changes`, made as it would be without its constructor's look at it."""
     of = process(of) if isinstance(of, str) else of
     numbers = {k: jnp.asarray(float(v), of.t_min.dtype) for k, v in RIGHT.items()}
-    right = Mutant(of, numbers, of.t_min, of.t_max, of.base)
+    right = Mutant(of, numbers, of.t_min, of.t_max, of.noise)
     new = {k: jnp.asarray(float(v), of.t_min.dtype) for k, v in changes.items()}
     return eqx.tree_at(lambda p: p.m, right, right.m | new)
 
@@ -192,7 +192,7 @@ def test_other_parameters_pass_too(name, numbers):
 def test_a_chain_whose_rates_jump_passes():
     # Steps of 0.1 to 0.9: nothing about this chain is smooth.
     chain = sdegen.DDPM(np.linspace(1e-3, 0.9, 10))
-    report = sdegen.check(chain, parts=("ends", "moments", "weak form"))
+    report = sdegen.check(chain, parts=("finite", "moments", "weak form"))
     print(report)
     assert report.ok
 
@@ -200,7 +200,7 @@ def test_a_chain_whose_rates_jump_passes():
 def test_the_unchanged_mutant_passes():
     # Guards the mutation tests: what fails below fails for its mistake.
     for name in KINDS:
-        report = sdegen.check(mutant(name), parts=("ends", "moments"))
+        report = sdegen.check(mutant(name), parts=("finite", "moments"))
         assert report.ok, str(report)
         assert same(mutant(name), process(name))
 
@@ -216,7 +216,7 @@ def test_every_mistake_is_caught(name):
         if same(wrong, right):
             continue
         tried += 1
-        report = sdegen.check(wrong, parts=("ends", "moments"))
+        report = sdegen.check(wrong, parts=("finite", "moments"))
         if report.ok:
             missed.append(label)
     print(f"{name}: {tried} mistakes of {len(MUTANTS)} are mistakes here")
@@ -440,7 +440,7 @@ def test_the_weak_form_sees_a_missing_half_in_all_functions_but_x(t):
     print(f"t = {t}:", forward)
     assert forward[0] < 1e-9  # x is blind
     assert (forward[1:] > 0.158).all() and (forward[1:] < 14.05).all()
-    for i, m in enumerate(STRENGTHS.values()):
+    for i, m in enumerate(STOCHASTICITIES.values()):
         for j, phi in enumerate(PHI):
             exact = by_hand(t, m, phi, ROOT)
             np.testing.assert_allclose(found[i, j], exact, rtol=1e-6, atol=1e-7)
@@ -483,7 +483,7 @@ class Ornstein(sdegen.AbstractSDE):
 
     t_min: jax.Array = sdegen.number(0.0)
     t_max: jax.Array = sdegen.number(4.0)
-    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.Gaussian)
+    noise: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
 
     def drift(self, t, x):
         return -x
@@ -567,7 +567,7 @@ class Coupled(sdegen.AbstractSDE):
     spring: jax.Array = sdegen.number(1.0)
     t_min: jax.Array = sdegen.number(0.0)
     t_max: jax.Array = sdegen.number(6.0)
-    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.Gaussian)
+    noise: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
 
     def drift(self, t, x):
         turn = jnp.array([[-1.0, 0.5], [-0.5, -1.0]])
@@ -596,7 +596,7 @@ def test_an_sde_of_more_coordinates_is_checked_by_simulation():
 class Straight(sdegen.AbstractPath):
     t_min: jax.Array = sdegen.number(1e-3)
     t_max: jax.Array = sdegen.number(1.0)
-    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.Gaussian)
+    noise: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
 
     def alpha(self, t):
         return 1 - t
@@ -614,11 +614,11 @@ def test_a_path_alone_is_checked_as_the_sde_that_it_implies():
 
 
 def test_a_path_with_other_noise_says_what_is_skipped():
-    report = sdegen.check(Straight(base=sdegen.StudentT()))
+    report = sdegen.check(Straight(noise=sdegen.StudentT()))
     print(report)
     assert report.ok
     passed = {row.part for row in report.rows if row.passed}
-    assert passed == {"ends", "reversal", "terminal law"}
+    assert passed == {"finite", "reversal", "terminal law"}
     skipped = [row for row in report.rows if row.passed is None]
     assert len(skipped) == 3 and all("StudentT" in row.remark for row in skipped)
 

@@ -144,7 +144,7 @@ def test_one_plan_over_all_devices_is_that_of_one(spec, points):
 
     def part(x, y, label):
         out = plan(KEY, x, y, label, axis_name=axes)
-        return out.x1, jax.lax.pmean(out.notes["coupling_error"], axes)
+        return out.x1, jax.lax.pmean(out.aux["coupling_error"], axes)
 
     spread = jax.shard_map(
         part,
@@ -156,7 +156,7 @@ def test_one_plan_over_all_devices_is_that_of_one(spec, points):
     x1, error = jax.jit(spread)(x, y, label)
     one = compiled(plan)(KEY, x, y, label)
     np.testing.assert_array_equal(x1, one.x1)
-    assert abs(error - one.notes["coupling_error"]) < 1e-12
+    assert abs(error - one.aux["coupling_error"]) < 1e-12
 
 
 # -- conditions ------------------------------------------------------------------------
@@ -205,9 +205,9 @@ class Zero(eqx.Module):
 
 def test_losses_use_the_pairs_that_are_given():
     x0, x1 = (jnp.asarray(a) for a in two_clouds(32))
-    ends = coupling.Ends(x1, jnp.arange(32))
-    track = sdegen.StochasticInterpolant(latent=None)
-    model = sdegen.VelocityModel(Zero(), track)
+    ends = coupling.PairedData(x1, jnp.arange(32))
+    interpolant = sdegen.StochasticInterpolant(latent=None)
+    model = sdegen.VelocityModel(Zero(), interpolant)
     found = sdegen.velocity_loss(model, KEY, x0, ends, coupling=coupling.paired)
     assert abs(found - jnp.mean((x1 - x0) ** 2)) < 1e-12
     seen = []
@@ -225,7 +225,7 @@ def test_losses_use_the_pairs_that_are_given():
 
 def small(loss=sdegen.velocity_loss, **options):
     """A model, and the loss with a coupling, that train in a second."""
-    network = nets.Mlp(width=8, depth=1)((2,), jax.random.key(1))
+    network = nets.MLPConfig(width=8, depth=1)((2,), jax.random.key(1))
     model = sdegen.VelocityModel(network, sdegen.StochasticInterpolant(latent=None))
     return model, eqx.Partial(loss, **options)
 
@@ -275,9 +275,9 @@ def test_an_infinite_sample_stops_the_training_and_nothing_else(float32):
     bad = x.at[3, 0].set(jnp.nan)
     exact = compiled(ExactOT(points=8))(KEY, bad, y)
     np.testing.assert_array_equal(exact.x1[:8], y[:8])  # as they came
-    assert exact.notes["coupling_unsolved"] == 0.5
+    assert exact.aux["coupling_unsolved"] == 0.5
     entropic = compiled(EntropicOT())(KEY, bad, y)
-    assert np.isnan(entropic.x1).all() and entropic.notes["coupling_unsolved"] == 1
+    assert np.isnan(entropic.x1).all() and entropic.aux["coupling_unsolved"] == 1
 
 
 DEADLOCK = """
@@ -330,7 +330,7 @@ REFUSED = {
     "hold NaN or infinity": lambda: EntropicOT()(KEY, X, X.at[0].set(jnp.inf)),
     "shuffled drops the labels": lambda: loss_with(shuffled, jnp.arange(8)),
     "not made of plans of 3 points. Take points=2": lambda: ExactOT(3)(KEY, X, X),
-    r"pass cond=coupling.Ends\(x1\)": lambda: loss_with(coupling.paired, X),
+    r"pass cond=coupling.PairedData\(x1\)": lambda: loss_with(coupling.paired, X),
     "must keep the shape": lambda: loss_with(lambda key, x0, x1: (x0, x1[:, :1])),
     r"must return \(x0, x1\), or Pairs, got": lambda: loss_with(lambda key, x0, x1: x0),
     "regularisation must be > 0": lambda: EntropicOT(0.0),

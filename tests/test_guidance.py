@@ -142,7 +142,7 @@ def test_both_ends_agree_with_the_state(name):
         ClassifierFree(labelled(name), NULL, 2.0, rescale=0.7),
     ):
         for t in (path.t_min, path.time(0.0), path.t_max):
-            x0, z = guided.ends(t, X, under(1))
+            x0, z = guided.posterior_means(t, X, under(1))
             alpha, sigma = scales(path, t)
             close(alpha * x0 + sigma * z, X)
 
@@ -325,7 +325,7 @@ def calls_of(make, cond):
     try:
         path = process("VP")
         fresh = PosteriorMean(Labelled(path), path)
-        run = eqx.filter_jit(lambda d: d.ends(path.time(0.0), X, cond))
+        run = eqx.filter_jit(lambda d: d.posterior_means(path.time(0.0), X, cond))
         jax.block_until_ready(run(make(fresh)))
         jax.effects_barrier()
         return heard
@@ -391,7 +391,7 @@ def test_classes_vectors_and_images_go_through_one_tree():
         total = 2 * both[..., :1] + 3 * both[..., 1:].sum(-1, keepdims=True)
         return jnp.concatenate([total + vector[:, None, None], both[..., 1:]], axis=-1)
 
-    beside = nets.Beside(network)
+    beside = nets.ImageConditioned(network)
     kind = sdegen.prediction.x0
     denoiser = sdegen.Denoiser(beside, process("VP"), kind, inputs=sdegen.raw_inputs)
     null = {"image": jnp.zeros((2, 2, 2)), "vector": jnp.array([-1.0])}
@@ -438,7 +438,7 @@ def test_one_network_learns_the_law_with_and_without_its_label():
     pick = jax.random.bernoulli(jax.random.key(0), G1.w[1], (4000,)).astype(int)
     z = jax.random.normal(jax.random.key(1), (4000,))
     data = (jnp.asarray(G1.mu)[pick] + jnp.asarray(G1.s)[pick] * z)[:, None]
-    network = nets.Mlp(width=32, depth=1)((1,), jax.random.key(0), cond_dim=2)
+    network = nets.MLPConfig(width=32, depth=1)((1,), jax.random.key(0), cond_dim=2)
     fit = sdegen.fit(
         sdegen.Denoiser(network, sdegen.RectifiedFlow(), sigma_data=1.2),
         data,

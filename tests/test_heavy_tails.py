@@ -44,7 +44,7 @@ def test_the_kernel_is_poisson_s_and_has_mass_one(d):
     for z in (0.1, 1.0, 10.0):
 
         def log_density(x):
-            return PFGM.base.log_prob(x / PFGM.sigma(z)) - d * jnp.log(z)  # noqa: B023
+            return PFGM.noise.log_prob(x / PFGM.sigma(z)) - d * jnp.log(z)  # noqa: B023
 
         assert abs(radial_mass(log_density, d) - 1) < 1e-7
         x = jnp.linspace(-3.0, 2.0, d) if d > 1 else jnp.array([0.7])
@@ -56,7 +56,7 @@ def test_the_kernel_is_poisson_s_and_has_mass_one(d):
 @pytest.mark.parametrize("n, dof", [(2, 1.0), (8, 1.0), (2, 128.0)])
 def test_the_ratio_of_radius_and_height_is_a_beta_law(n, dof):
     # R = r sqrt(b / (1 - b)), b ~ Beta(N/2, D/2), r = sigma sqrt(D)
-    z = draws(sdegen.PoissonFlow(dof).base, KEY, 20_000, (n,))
+    z = draws(sdegen.PoissonFlow(dof).noise, KEY, 20_000, (n,))
     square = np.sum(np.asarray(z) ** 2, 1) / dof
     b = square / (1 + square)
     assert scipy.stats.kstest(b, scipy.stats.beta(n / 2, dof / 2).cdf).pvalue > 1e-3
@@ -69,7 +69,7 @@ def test_the_ratio_of_radius_and_height_is_a_beta_law(n, dof):
 def test_a_uniform_hemisphere_falls_on_the_plane_as_the_kernel():
     u = np.random.default_rng(0).standard_normal((20_000, 3))
     field = np.linalg.norm(u[:, :2], axis=1) / np.abs(u[:, 2])
-    noise = np.linalg.norm(np.asarray(draws(PFGM.base, KEY, 20_000, (2,))), axis=1)
+    noise = np.linalg.norm(np.asarray(draws(PFGM.noise, KEY, 20_000, (2,))), axis=1)
     for r in (field, noise):
         law = scipy.stats.kstest(r, lambda r: 1 - 1 / np.sqrt(1 + r**2))
         assert law.pvalue > 1e-3
@@ -291,12 +291,12 @@ def test_many_more_dimensions_are_gaussian_noise():
 
 def test_the_variance_of_the_noise():
     # E R^2 / N = sigma^2 D / (D - 2)
-    z = np.asarray(draws(sdegen.PoissonFlow(12.0).base, KEY, 20_000, (4,)))
+    z = np.asarray(draws(sdegen.PoissonFlow(12.0).noise, KEY, 20_000, (4,)))
     square = np.mean(z**2, 1)
     assert abs(square.mean() - 1.2) < 4 * square.std() / math.sqrt(20_000)
 
 
-class Mislabelled(sdegen.AbstractBase):
+class Mislabelled(sdegen.AbstractNoise):
     """Draws five per cent wider than its density says."""
 
     gaussian = False
@@ -313,7 +313,7 @@ def test_check_follows_the_flow_and_compares_draws_with_their_density():
     print(report)
     found = {row.name: row for row in report.rows if row.passed}
     assert report.ok and found["flow"].residual < 1e-3 and "noise law" in found
-    wrong = sdegen.StraightFlow(base=Mislabelled())
+    wrong = sdegen.StraightFlow(noise=Mislabelled())
     report = sdegen.check(wrong, parts=("terminal law",))
     assert [row.name for row in report.failed] == ["noise law"]
 
@@ -332,8 +332,8 @@ def test_tails_keep_a_network_s_work_of_order_one():
             seen.append(x)
             return jnp.full_like(x, factor)
 
-        net = nets.Tails(call, data)
-        return sdegen.Denoiser(net, PFGM, kind=prediction.x0, sigma_data=data)
+        net = nets.HeavyTailed(call, data)
+        return sdegen.Denoiser(net, PFGM, prediction=prediction.x0, sigma_data=data)
 
     @jax.jit
     def says(t, x):

@@ -16,8 +16,7 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from sdegen import nets
-from sdegen.nets import blocks, dit, edm2, layers, ncsnpp
-from sdegen.nets import embeddings as features
+from sdegen.nets import blocks, dit, edm2, embeddings, layers, ncsnpp
 from sdegen.nets import magnitude_preserving as magnitude
 from sdegen.nets.conv import conv
 
@@ -120,11 +119,13 @@ def test_ddpmpp_and_ncsnpp_have_the_parameters_of_the_paper():
     n += sum(res(128 * i, 256) for i in (4,) * 10 + up)
     n += 5 * (2 * 256 + weights(256, 768) + weights(256, 256))  # attention at 16 x 16
     ddpmpp = n + weights(128, 512) + weights(512, 512)
-    assert count(nets.Ddpmpp(), (32, 32, 3)) == ddpmpp == 55_732_739  # paper: 55.7M
+    assert (
+        count(nets.DDPMppConfig(), (32, 32, 3)) == ddpmpp == 55_732_739
+    )  # paper: 55.7M
     # twice the features of time, and the image at 16 x 16 and 8 x 8
     ncsnpp = n + weights(256, 512) + weights(512, 512)
     ncsnpp += weights(3, 256, 3) + weights(256, 256, 3)
-    assert count(nets.Ncsnpp(), (32, 32, 3)) == ncsnpp == 56_395_523  # paper: 56M
+    assert count(nets.NCSNppConfig(), (32, 32, 3)) == ncsnpp == 56_395_523  # paper: 56M
 
 
 MULTIPLES = (1, 2, 3, 4)
@@ -143,7 +144,9 @@ def test_adm_has_the_parameters_of_the_paper():
     n += sum(res(m * c, m * c) for m in (1, 2, 3))  # down
     n += sum(res(m * c, m * c) for m in (2, 3, 4))  # up
     n += res(4 * c, 4 * c, attention=True) + res(4 * c, 4 * c)
-    assert count(nets.Adm(), (64, 64, 3), cond_dim=1000) == n == 295_899_267  # 296M
+    assert (
+        count(nets.ADMConfig(), (64, 64, 3), cond_dim=1000) == n == 295_899_267
+    )  # 296M
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_edm2_has_the_parameters_of_the_paper(size, channels, published):
     # The paper's figure has 128 more: the log-variance of its loss.
     assert round((n + 128) / 1e6, 1) == published
     if size in ("XS", "XXL"):
-        assert count(nets.Edm2(size), (64, 64, 4), cond_dim=1000) == n
+        assert count(nets.EDM2Config(size), (64, 64, 4), cond_dim=1000) == n
     assert edm2._CHANNELS[size] == channels
 
 
@@ -182,7 +185,9 @@ def test_dit_has_the_parameters_of_the_paper(size, patch, width, depth, publishe
     n = depth * block + 2 * width**2 + 2 * width + weights(width, 8 * patch**2)
     n += weights(4 * patch**2, width) + weights(256, width) + weights(width, width)
     n += 1000 * width
-    made = count(nets.Dit(size, patch), (32, 32, 4), cond_dim=1000, out_channels=8)
+    made = count(
+        nets.DiTConfig(size, patch), (32, 32, 4), cond_dim=1000, out_channels=8
+    )
     assert made == n
     # The published code counts its fixed positions and a row for "no class" too; it
     # prints 675,129,632 for DiT-XL/2.
@@ -289,7 +294,7 @@ def test_times_are_not_rounded_to_the_precision_of_the_layers(cls, float32):
 
 
 def test_a_recipe_hands_on_what_it_is_told(float32):
-    recipe = nets.Dit(
+    recipe = nets.DiTConfig(
         width=8, depth=1, heads=2, dropout=0.25, remat=True, dtype="bfloat16"
     )
     net = recipe(SHAPE, jax.random.key(0), cond_dim=COND)
@@ -297,12 +302,12 @@ def test_a_recipe_hands_on_what_it_is_told(float32):
     t, x, cond = inputs()
     assert jax.eval_shape(net, t, x, cond).dtype == jnp.bfloat16
     assert {p.dtype for p in jax.tree.leaves(net)} == {jnp.dtype("float32")}
-    assert nets.Ddpmpp().dropout == 0.13  # as the paper trains it
+    assert nets.DDPMppConfig().dropout == 0.13  # as the paper trains it
 
 
 def test_parameters_are_born_on_the_mesh(float32):
     mesh = jax.make_mesh((8,), ("fsdp",), (AxisType.Auto,))
-    recipe, key = nets.Dit(width=128, depth=1, heads=2), jax.random.key(1)
+    recipe, key = nets.DiTConfig(width=128, depth=1, heads=2), jax.random.key(1)
     there, here = recipe(SHAPE, key, mesh=mesh), recipe(SHAPE, key)
     assert jax.tree.structure(there) == jax.tree.structure(here)
     assert all(map(close, jax.tree.leaves(there), jax.tree.leaves(here)))
@@ -596,10 +601,10 @@ def test_a_dit_says_a_variance_too_when_asked(float32):
 def test_features_of_time_are_those_of_the_papers():
     t = jnp.asarray([0.3, -1.2])
     for endpoint in (False, True):
-        out = features.positional(t, 8, endpoint=endpoint)
+        out = embeddings.positional(t, 8, endpoint=endpoint)
         w = 10_000.0 ** -(np.arange(4) / (3 if endpoint else 4))
         assert close(out, np.hstack([np.cos(np.outer(t, w)), np.sin(np.outer(t, w))]))
-    w = features.normal_frequencies(4000, 16.0) / (2 * np.pi)
+    w = embeddings.normal_frequencies(4000, 16.0) / (2 * np.pi)
     assert abs(w.mean()) < 1e-6 and abs(w.std() - 16) < 0.05
     assert abs(np.quantile(w, 0.975) - 1.95996 * 16) < 0.05
 

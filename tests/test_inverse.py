@@ -25,7 +25,7 @@ from sdegen.guidance.inverse import (
 )
 from sdegen.mesh import batch_sharding, data_mesh
 from sdegen.models.denoiser import PosteriorMean
-from sdegen.runs import recorder as record
+from sdegen.runs import recorder
 
 MEAN, ROOT = (
     np.array([0.5, -1.0, 0.3]),
@@ -97,8 +97,8 @@ ROUND = 0.8 * np.eye(3)
 FOUR = ["VP", "EDM", "Cosine", "RectifiedFlow"]
 CASES = {
     "TMPD": (TMPD(iterations=2), ROOT),
-    "PiGDM": (PiGDM(data_std=0.8), ROUND),
-    "DDNM": (DDNM(data_std=0.8), ROUND),
+    "PiGDM": (PiGDM(sigma_data=0.8), ROUND),
+    "DDNM": (DDNM(sigma_data=0.8), ROUND),
 }
 
 
@@ -122,7 +122,7 @@ def test_where_a_method_is_exact_its_denoised_point_is_the_posterior_mean(name, 
         seen = np.concatenate([np.broadcast_to(Y, (5, 2)), x], axis=1)
         exact = MEAN + (seen - both @ MEAN) @ gain.T
         np.testing.assert_allclose(guided(t, x), exact, rtol=1e-9, atol=1e-9)
-        x0, z = guided.ends(jnp.full(5, t), x)
+        x0, z = guided.posterior_means(jnp.full(5, t), x)
         np.testing.assert_allclose(x0, exact, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(alpha * x0 + sigma * z, x, atol=1e-9)
 
@@ -271,7 +271,7 @@ def test_the_report_shows_three_laws_and_particles_that_close_the_gap():
         steps=60,
     )
     rows = {row["law"]: row for row in rows}
-    print(record.table(list(rows.values())))
+    print(recorder.table(list(rows.values())))
     # published, for SDE and flow: N(1.239999, .062480), N(1.398029, .010000)
     for law, mean, var, tolerance in (
         ("tilted", 1.153846, 0.096154, 1e-4),
@@ -313,7 +313,7 @@ def test_particles_are_the_same_on_eight_devices():
 def test_every_image_has_particles_of_its_own():
     """Posteriors of three measurements at once, one draw from each, many times."""
     y = jnp.array([[0.8, -0.4], [0.0, 1.0], [-1.0, 0.5]])
-    method = TwistedParticles(particles=64, data_std=0.8)
+    method = TwistedParticles(particles=64, sigma_data=0.8)
     many = Measurement(matrix, jnp.tile(y, (100, 1)), STD)
     out = method(
         jax.random.key(0), gaussian(process("VP"), ROUND), many, (300, 3), grid=24
@@ -406,7 +406,7 @@ def test_an_evaluation_costs_one_call_and_its_products():
     ):
         guided = rule if rule is reward else rule.guide(denoiser, MEASURED)
         counts = []
-        run = eqx.filter_jit(lambda d, t: d.ends(t, x))
+        run = eqx.filter_jit(lambda d, t: d.posterior_means(t, x))
         jax.block_until_ready(run(guided, path.time(0.0)))
         jax.effects_barrier()
         assert (counts.count("call"), counts.count("product")) == (1, products)

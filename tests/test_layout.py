@@ -181,7 +181,7 @@ def test_exports_are_one_line_each_and_exist():
 
 
 def test_every_process_is_exported_at_the_top():
-    kinds = sdegen.AbstractPath | sdegen.AbstractSDE | sdegen.AbstractTrack
+    kinds = sdegen.AbstractPath | sdegen.AbstractSDE | sdegen.AbstractInterpolant
     found = 0
     for file in FILES:
         if not file.startswith("processes/"):

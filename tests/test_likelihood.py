@@ -359,7 +359,7 @@ def test_training_by_likelihood_finds_the_law():
     """A continuous normalising flow: a network fitted by the likelihood alone."""
     path = process("RectifiedFlow")
     x = 0.4 * jax.random.normal(KEY, (256, 1)) + 0.5
-    network = nets.Mlp(width=16)((1,), jax.random.key(1))
+    network = nets.MLPConfig(width=16)((1,), jax.random.key(1))
     denoiser = sdegen.Denoiser(network, path, prediction.velocity, sigma_data=0.6)
 
     @eqx.filter_jit
@@ -545,7 +545,7 @@ def test_a_wrong_denoiser_loosens_the_bound_by_its_error():
     class Shifted(sdegen.AbstractDenoiser):
         path: sdegen.AbstractPath
 
-        def ends(self, t, x, cond=None):
+        def posterior_means(self, t, x, cond=None):
             alpha, sigma = scales(path, t)
             if t.ndim:
                 alpha, sigma = (
@@ -604,7 +604,7 @@ class Heavy(sdegen.AbstractPath):
 
     t_min: jax.Array = sdegen.number(0.1)
     t_max: jax.Array = sdegen.number(2.0)
-    base: sdegen.AbstractBase = sdegen.StudentT(dof=3.0)
+    noise: sdegen.AbstractNoise = sdegen.StudentT(dof=3.0)
 
     def alpha(self, t):
         return jnp.ones_like(t)
@@ -625,7 +625,7 @@ def test_noise_of_another_law_keeps_its_density():
     assert np.isnan(out.solver_error).all()  # the score is not -z / sigma there
 
 
-class NoDensity(sdegen.AbstractBase):
+class NoDensity(sdegen.AbstractNoise):
     gaussian = False
 
     def sample(self, key, shape, dtype=None):
@@ -662,7 +662,7 @@ def test_bad_input_gets_a_sentence():
         call(x[:0])
     with pytest.raises(ValueError, match="at_once must be"):
         call(x, at_once=0)
-    nameless = PosteriorMean(lambda t, x, cond: 0 * x, Heavy(base=NoDensity()))
+    nameless = PosteriorMean(lambda t, x, cond: 0 * x, Heavy(noise=NoDensity()))
     with pytest.raises(ValueError, match="NoDensity, has no known density.*log_prior"):
         sdegen.log_likelihood(nameless, x)
     given = sdegen.log_likelihood(nameless, x, log_prior=lambda x: -jnp.sum(x**2))

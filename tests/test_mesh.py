@@ -31,7 +31,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
 
 @functools.cache
 def denoiser():
-    network = nets.Mlp(width=16, depth=1)((2,), jax.random.key(0))
+    network = nets.MLPConfig(width=16, depth=1)((2,), jax.random.key(0))
     # away from the zero initialisation, so that the network has a say
     network = jax.tree.map(
         lambda a: a + 0.05 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), network
@@ -238,7 +238,7 @@ def test_the_sampler_and_the_train_step_lower_for_accelerators():
 
 
 def test_the_unet_lowers_for_accelerators():
-    network = nets.Unet(channels=8, blocks=1)((8, 8, 1), jax.random.key(0))
+    network = nets.UNetConfig(channels=8, blocks=1)((8, 8, 1), jax.random.key(0))
     model = sdegen.Denoiser(network, sdegen.EDM())
     x0 = jnp.zeros((4, 8, 8, 1))
     grads = jax.jit(
@@ -329,7 +329,7 @@ STEPS = {"steps": 8, "batch_size": 64, "steps_per_call": 4}
 @functools.cache
 def wide():
     """A network most of whose numbers lie in arrays large enough to be split."""
-    network = nets.Mlp(width=64, depth=1)((2,), jax.random.key(0))
+    network = nets.MLPConfig(width=64, depth=1)((2,), jax.random.key(0))
     network = jax.tree.map(
         lambda a: a + 0.05 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), network
     )

@@ -20,8 +20,8 @@ import sdegen
 from sdegen import nets
 from sdegen.checks.fokker_planck import solve as grid_law
 from sdegen.checks.test_data import Mixture
-from sdegen.mesh import batch_sharding, data_mesh, replicated
 from sdegen.losses.simulated_paths import best_weights, chain, square_clock, targets
+from sdegen.mesh import batch_sharding, data_mesh, replicated
 
 LOSSES = {
     "simulated": sdegen.simulated_score_loss,
@@ -120,7 +120,7 @@ def two_steps():
         gaussian_data(),
         jax.random.key(0),
         steps=2,
-        prior=sdegen.SimulatedLaw(ornstein_uhlenbeck(t_max=0.2), gaussian_data(), 2),
+        prior=sdegen.SimulatedPrior(ornstein_uhlenbeck(t_max=0.2), gaussian_data(), 2),
     )
 
 
@@ -210,12 +210,12 @@ def trained_well():
     with jax.enable_x64(False):
         data, sde = jnp.asarray(data), well()
         model = sdegen.ScoreModel.from_data(
-            nets.Mlp(width=32, depth=1)((1,), jax.random.key(0)),
+            nets.MLPConfig(width=32, depth=1)((1,), jax.random.key(0)),
             sde,
             data,
             jax.random.key(1),
             steps=60,
-            prior=sdegen.SimulatedLaw(sde, data, 60),
+            prior=sdegen.SimulatedPrior(sde, data, 60),
         )
         fit = sdegen.fit(
             model,
@@ -306,7 +306,7 @@ def test_what_cannot_work_is_refused_with_a_sentence():
     make = functools.partial(sdegen.ScoreModel.from_data, affine(), steps=2)
     key, data = jax.random.key(0), gaussian_data(100)
     far = ornstein_uhlenbeck(t_max=0.1)
-    with pytest.raises(ValueError, match="SimulatedLaw"):
+    with pytest.raises(ValueError, match="SimulatedPrior"):
         make(far, data, key)
     with pytest.raises(ValueError, match="pathwise=False"):
         make(far, jnp.ones((10, 33)), key)

@@ -22,10 +22,12 @@ from oracle import G1, PROCESSES, process
 
 import sdegen
 from sdegen import prediction
-from sdegen.processes.prediction import Kind
+from sdegen.processes.prediction import Prediction
 from sdegen.typing import Scalar, number
 
-KINDS = {name: kind for name, kind in vars(prediction).items() if type(kind) is Kind}
+KINDS = {
+    name: kind for name, kind in vars(prediction).items() if type(kind) is Prediction
+}
 SIGMA_DATA = 0.4
 HALF = jnp.asarray(0.5)
 
@@ -121,7 +123,7 @@ def test_all_conversions_are_round_trips(name):
         for kind in (first, second):
             a, b = rows(name)[0][kind]
             value = a * mid_x0 + b * mid_z
-            mid_x0, mid_z = prediction.ends((a, b), alpha, sigma, x_t, value)
+            mid_x0, mid_z = prediction.posterior_means((a, b), alpha, sigma, x_t, value)
         # x0 and z are determined by x_t to one rounding of their share in it.
         assert (np.abs(mid_x0 - x0) * alpha / size).max() < 1e-12, (first, second)
         assert (np.abs(mid_z - z) * sigma / size).max() < 1e-12, (first, second)
@@ -133,7 +135,9 @@ def test_determinants_convert_squared_errors(name):
     found, dets = rows(name)
     alpha, sigma = map(jnp.asarray, scales(cut(name), times(cut(name)))[:2])
     for first, second in itertools.product(KINDS, KINDS):
-        x0, z = prediction.ends(found[first], alpha, sigma, 0 * alpha, 0 * alpha + 1)
+        x0, z = prediction.posterior_means(
+            found[first], alpha, sigma, 0 * alpha, 0 * alpha + 1
+        )
         a, b = found[second]
         np.testing.assert_allclose(
             (a * x0 + b * z) ** 2, (dets[second] / dets[first]) ** 2, rtol=1e-10
@@ -288,7 +292,7 @@ class Heavy(sdegen.AbstractPath):
 
     t_min: Scalar = number(1e-3)
     t_max: Scalar = number(1.0)
-    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.StudentT)
+    noise: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.StudentT)
 
     def alpha(self, t):
         return 1 - t
@@ -308,7 +312,7 @@ def test_a_score_of_noise_that_is_not_gaussian_is_refused():
         sdegen.Denoiser(network, Heavy(), prediction.score)
     raw = sdegen.raw_inputs
     d = sdegen.Denoiser(network, Heavy(), prediction.velocity, inputs=raw)
-    with pytest.raises(ValueError, match="only for Gaussian noise.*base=StudentT"):
+    with pytest.raises(ValueError, match="only for Gaussian noise.*noise=StudentT"):
         d.score(HALF, jnp.ones((2, 1)))
     # Its velocity is fine, and what the network says.
     x = jnp.array([[0.3], [2.0]])

@@ -647,7 +647,7 @@ class UserPath(sdegen.AbstractPath):
     power: Scalar = number(1.0)
     t_min: Scalar = number(0.01)
     t_max: Scalar = number(1.0)
-    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.Gaussian)
+    noise: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
 
     def alpha(self, t):
         return 1.1 - t
@@ -662,7 +662,7 @@ class UserSDE(sdegen.AbstractLinearSDE):
     power: Scalar = number(1.0)
     t_min: Scalar = number(0.01)
     t_max: Scalar = number(1.0)
-    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.Gaussian)
+    noise: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
 
     def alpha(self, t):
         return 1.1 - t
@@ -711,7 +711,7 @@ def test_a_rise_in_the_middle_of_the_range_is_found():
     class Bumpy(sdegen.AbstractPath):
         t_min: Scalar = number(0.01)
         t_max: Scalar = number(1.0)
-        base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.Gaussian)
+        base: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
 
         def alpha(self, t):
             return jnp.ones_like(t)
@@ -725,13 +725,13 @@ def test_a_rise_in_the_middle_of_the_range_is_found():
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_noise_that_is_not_gaussian_is_refused_for_an_sde(name):
-    with pytest.raises(ValueError, match=f"{name} is a linear SDE.*base=StudentT"):
-        PROCESSES[name](base=sdegen.StudentT())
+    with pytest.raises(ValueError, match=f"{name} is a linear SDE.*noise=StudentT"):
+        PROCESSES[name](noise=sdegen.StudentT())
 
 
 def test_noise_that_is_not_gaussian_is_fine_for_a_path():
-    path = UserPath(base=sdegen.StudentT())
-    assert not path.base.gaussian
+    path = UserPath(noise=sdegen.StudentT())
+    assert not path.noise.gaussian
 
 
 @pytest.mark.parametrize("betas", [[0.1, 1.0], [0.0, 0.1], [-0.1, 0.2], [0.1, 1.5]])

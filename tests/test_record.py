@@ -60,8 +60,8 @@ def test_a_config_comes_back_from_its_file(tmp_path):
     inner["betas"] = tuple(inner["betas"])
     assert Inner(**inner) == config.inner
     process = dict(saved["process"])
-    cls, base = process.pop("class"), process.pop("base")
-    assert base == {"class": "Gaussian"}
+    cls, noise = process.pop("class"), process.pop("noise")
+    assert noise == {"class": "Gaussian"}
     assert eqx.tree_equal(getattr(sdegen, cls)(**process), config.process)
 
 

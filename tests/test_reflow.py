@@ -34,10 +34,10 @@ class Linear(eqx.Module):
         return jax.vmap(lambda t, x: self.matrix(t) @ x)(t, x)
 
 
-def flat(network, base=None):
+def flat(network, noise=None):
     base = sdegen.Gaussian() if base is None else base
-    track = sdegen.StochasticInterpolant(latent=None, base=base)
-    return sdegen.VelocityModel(network, track)
+    interpolant = sdegen.StochasticInterpolant(latent=None, noise=base)
+    return sdegen.VelocityModel(network, interpolant)
 
 
 def independent(t):
@@ -190,7 +190,7 @@ def test_pairs_stream_into_training_as_they_belong_together(float32):
 
 def test_upward_pairs_start_from_the_data():
     x0 = np.random.default_rng(0).normal(size=(30, 2))
-    model = sdegen.Upward(flat(Linear(independent)), sdegen.Gaussian())
+    model = sdegen.Forward(flat(Linear(independent)), sdegen.Gaussian())
     pairs = sdegen.reflow(KEY, model, 30, start=x0, grid=20, progress=False)
     np.testing.assert_allclose(pairs.x0, x0, rtol=1e-6)
     assert np.abs(pairs.x1 - x0).max() > 0.1
@@ -198,10 +198,10 @@ def test_upward_pairs_start_from_the_data():
 
 def test_distillation_looks_at_the_start_of_the_paths():
     path, u = sdegen.RectifiedFlow(), jnp.linspace(0.01, 0.99, 50)
-    assert np.ptp(sdegen.times.Nodes().quantile(path, u)) == 0
-    assert sdegen.times.Nodes().quantile(path, u)[0] == path.t_max
+    assert np.ptp(sdegen.times.EulerTimes().quantile(path, u)) == 0
+    assert sdegen.times.EulerTimes().quantile(path, u)[0] == path.t_max
     nodes, counts = np.unique(
-        np.round(sdegen.times.Nodes(4).quantile(path, u), 3), return_counts=True
+        np.round(sdegen.times.EulerTimes(4).quantile(path, u), 3), return_counts=True
     )
     grid = sdegen.UniformGrid(4)(path)[:-1]
     np.testing.assert_allclose(np.sort(grid), nodes, atol=1e-3)
@@ -210,7 +210,7 @@ def test_distillation_looks_at_the_start_of_the_paths():
 
 def test_rounds_go_on_where_they_were_stopped(tmp_path, float32):
     data = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
-    network = nets.Mlp(width=8, depth=1)((2,), jax.random.key(1))
+    network = nets.MLPConfig(width=8, depth=1)((2,), jax.random.key(1))
     kind, path = prediction.velocity, sdegen.RectifiedFlow()
     options = {"steps": 4, "batch_size": 16, "steps_per_call": 2, "progress": False}
 
@@ -236,7 +236,7 @@ def test_reflow_straightens_a_trained_flow(well_compiled, float32):
     law = ring()
     data = np.asarray(law.sample(KEY, 8192))
     test = np.asarray(law.sample(jax.random.key(9), 4096))
-    network = nets.Mlp(width=48, depth=2)((2,), jax.random.key(1))
+    network = nets.MLPConfig(width=48, depth=2)((2,), jax.random.key(1))
     model = sdegen.Denoiser(
         network, sdegen.RectifiedFlow(), prediction.velocity, sigma_data=data.std()
     )
@@ -257,7 +257,7 @@ def test_reflow_straightens_a_trained_flow(well_compiled, float32):
         loss=eqx.Partial(
             sdegen.denoising_loss,
             coupling=coupling.paired,
-            times=sdegen.times.Nodes(1),
+            times=sdegen.times.EulerTimes(1),
         ),
         **options,
     )

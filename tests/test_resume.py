@@ -23,7 +23,7 @@ import pytest
 import sdegen
 from sdegen import data, mesh, nets, prediction
 from sdegen.runs import checkpoint
-from sdegen.training import ema as average
+from sdegen.training import ema
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -129,7 +129,7 @@ def points():
 
 
 def model(seed=0, width=32):
-    network = nets.Mlp(width=width, depth=1)((2,), jax.random.key(seed))
+    network = nets.MLPConfig(width=width, depth=1)((2,), jax.random.key(seed))
     return sdegen.Denoiser(network, sdegen.RectifiedFlow(), prediction.velocity, 1.0)
 
 
@@ -395,7 +395,7 @@ def test_bytes_become_minus_one_to_one_after_their_augmentation():
         return jnp.where(jax.random.bernoulli(key), x, 255 - x)
 
     images = np.repeat(np.arange(8, dtype=np.uint8)[:, None, None, None], 2, 1)
-    network = nets.Mlp(width=8, depth=1)((2, 1, 1), jax.random.key(0))
+    network = nets.MLPConfig(width=8, depth=1)((2, 1, 1), jax.random.key(0))
     runs = []
     for _ in range(2):
         seen.clear()
@@ -418,7 +418,7 @@ def test_bytes_become_minus_one_to_one_after_their_augmentation():
 
 
 def test_dropout_acts_in_training_and_not_in_evaluation():
-    network = nets.Mlp(width=32, depth=1, dropout=0.5)((2,), jax.random.key(0))
+    network = nets.MLPConfig(width=32, depth=1, dropout=0.5)((2,), jax.random.key(0))
     network = jax.tree.map(lambda a: a + 0.1, network)
     dropped = sdegen.Denoiser(network, sdegen.VP(), prediction.v, 1.0)
     x, key = jnp.asarray(points()[:16]), jax.random.key(0)
@@ -447,7 +447,7 @@ def quietly(denoiser):
 
 
 def test_several_averages_are_kept_at_once(tmp_path):
-    averages = [0.9, average.Power(0.05)]
+    averages = [0.9, ema.Power(0.05)]
     run = fit(tmp_path, ema=averages, snapshot_every=6)
     assert len(run.state.averages) == 2
     steps = checkpoint.Checkpoints(tmp_path / "averages", keep=None).steps()

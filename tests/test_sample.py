@@ -552,7 +552,7 @@ class HeavyTails(sdegen.AbstractPath):
 
     t_min: jax.Array = eqx.field(default=1e-3, converter=jnp.asarray)
     t_max: jax.Array = eqx.field(default=1.0, converter=jnp.asarray)
-    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.StudentT)
+    noise: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.StudentT)
 
     def alpha(self, t):
         return 1 - t
@@ -597,7 +597,7 @@ REFUSED = {
     r"such as KarrasGrid\(32\), got the class": {"grid": sdegen.KarrasGrid},
     "stochasticity must be >= 0": {"stochasticity": -1.0},
     r"start must have the shape \(5, 1\), got \(4, 1\)": {"start": [[0.0]] * 4},
-    "reverse SDE needs Gaussian noise, and HeavyTails has base=StudentT": {
+    "reverse SDE needs Gaussian noise, and HeavyTails has noise=StudentT": {
         "denoiser": PosteriorMean(to_a_point, HeavyTails()),
         "stochasticity": 1.0,
     },

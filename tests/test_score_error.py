@@ -24,7 +24,7 @@ class GivenScore(sdegen.AbstractDenoiser):
     params: object
     fn: object = eqx.field(static=True)
 
-    def ends(self, t, x, cond=None):
+    def posterior_means(self, t, x, cond=None):
         sigma = self.path.sigma(t)
         z = -sigma * self.fn(t, x, self.params)
         return (x - sigma * z) / self.path.alpha(t), z
@@ -242,7 +242,7 @@ def test_bad_input_gets_a_sentence():
     with pytest.raises(ValueError, match="two denoisers on one path, got VP and EDM"):
         sdegen.wasserstein_bound(truth, elsewhere, x0, z)
     heavy = sdegen.VP()
-    heavy = eqx.tree_at(lambda p: p.base, heavy, sdegen.StudentT())
+    heavy = eqx.tree_at(lambda p: p.noise, heavy, sdegen.StudentT())
     other = GivenScore(heavy, (jnp.ones(1), jnp.zeros(())), affine)
     with pytest.raises(ValueError, match="is for Gaussian noise, got a denoiser on VP"):
         sdegen.score_error(truth, other, 0.3, x0, z)

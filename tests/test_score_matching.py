@@ -21,7 +21,7 @@ from test_prediction import KINDS, SIGMA_DATA, Answer, Scales, cut, published, s
 import sdegen
 from sdegen import prediction, weight
 from sdegen.losses.times import AbstractTimes, FlowTime, LogitNormal, LogNormal, Uniform
-from sdegen.processes.prediction import ends
+from sdegen.processes.prediction import posterior_means
 from sdegen.typing import Scalar, number
 
 T = 0.3  # of the golden numbers of A2
@@ -165,7 +165,7 @@ def deviations(name, nudge):
 
 
 def residual(path, t, kind, total):
-    """The variance of the target of `kind` given x_t."""
+    """The variance of the target of `prediction` given x_t."""
     at = scales(path, jnp.asarray([t]))
     # At fixed x_t the ends are (x0 + sigma u, z - alpha u), u of variance v / total.
     step = published(at, np.zeros((1, 1)), at.sigma, -at.alpha)[kind].item()
@@ -227,13 +227,13 @@ class Converted(eqx.Module):
     """One fixed, wrong denoiser, expressed in a kind by its published formula."""
 
     path: sdegen.AbstractPath
-    kind: str = eqx.field(static=True)
+    prediction: str = eqx.field(static=True)
 
     def __call__(self, t, x, cond):
         fns = self.path.alpha, self.path.sigma
         at = Scales(*(jax.vmap(f)(t)[:, None] for f in (*fns, *map(jax.grad, fns))))
         x0 = jnp.sin(2 * x) + 0.3
-        return published(at, x, x0, (x - at.alpha * x0) / at.sigma)[self.kind]
+        return published(at, x, x0, (x - at.alpha * x0) / at.sigma)[self.prediction]
 
 
 WEIGHTS = {
@@ -307,7 +307,7 @@ def test_the_likelihood_weight_needs_a_diffusion():
     class OnlyAPath(sdegen.AbstractPath):
         t_min: Scalar = number(1e-3)
         t_max: Scalar = number(1.0)
-        base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.Gaussian)
+        base: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
 
         def alpha(self, t):
             return 1 - t
@@ -330,8 +330,8 @@ def test_edm_has_unit_variances_and_unit_weight(s):
     assert abs(float(a) ** 2 * sd**2 + float(b) ** 2 - 1) < 1e-12
     # D = c_skip x + c_out F, read off the solve.
     one, zero = jnp.ones(()), jnp.zeros(())
-    c_skip = float(ends((a, b), one, t, one, zero)[0])
-    c_out = float(ends((a, b), one, t, zero, one)[0])
+    c_skip = float(posterior_means((a, b), one, t, one, zero)[0])
+    c_out = float(posterior_means((a, b), one, t, zero, one)[0])
     assert abs(float(weight.edm(path, t, prediction.x0, sd)) * c_out**2 - 1) < 1e-12
     # c_skip minimises c_out^2, the variance of x0 - c_skip (x0 + s z).
 

@@ -635,7 +635,7 @@ class OneMethodShort(sdegen.AbstractSDE):
 
     t_min: Scalar = number(0.0)
     t_max: Scalar = number(1.0)
-    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.Gaussian)
+    noise: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
 
     def drift(self, t, x):
         return -x

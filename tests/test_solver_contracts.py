@@ -15,7 +15,7 @@ from oracle import G1, Mixture1D, process
 
 import sdegen
 from sdegen import nets, prediction, solvers
-from sdegen.solvers.base import AbstractSemilinearSolver
+from sdegen.solvers.solver import AbstractSemilinearSolver
 
 FINALS = {
     name: cls
@@ -145,7 +145,7 @@ def test_one_point_comes_back_in_a_few_steps(label):
 
 
 def network(width=16):
-    net = nets.Mlp(width=width, depth=1)((2,), jax.random.key(0))
+    net = nets.MLPConfig(width=width, depth=1)((2,), jax.random.key(0))
     return jax.tree.map(
         lambda a: a + 0.05 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), net
     )

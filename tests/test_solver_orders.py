@@ -121,7 +121,7 @@ def on_path(path, grid):
 def test_the_cosine_grid_has_equal_angles(name):
     path = process(name)
     for scale, rho in ((1.0, 1.0), (0.5, 1.5)):
-        grid = sdegen.CosineGrid(12, scale=scale, rho=rho)
+        grid = sdegen.CosineGrid(12, sigma_data=scale, rho=rho)
         ts, alpha, sigma = on_path(path, grid)
         angle = np.arctan2(sigma ** (1 / rho), (scale * alpha) ** (1 / rho))
         assert ts[0] == path.t_max and ts[-1] == path.t_min
@@ -130,7 +130,7 @@ def test_the_cosine_grid_has_equal_angles(name):
 
 def test_equal_steps_of_time_are_the_cosine_grid_of_the_cosine_schedule():
     path = process("Cosine")
-    ts = sdegen.CosineGrid(10, scale=1.0, rho=1.0)(path)
+    ts = sdegen.CosineGrid(10, sigma_data=1.0, rho=1.0)(path)
     assert abs(ts - sdegen.UniformGrid(10)(path)).max() < 1e-9
 
 

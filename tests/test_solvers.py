@@ -66,7 +66,7 @@ def ends_of(path):
 def linear_step(solver, c0, c1, variance, stochasticity, state=None, steps=8):
     """(A, B) of y1 = A y0 + B noise for data N(0, variance), exactly."""
 
-    def ends(c, y):
+    def posterior_means(c, y):
         a, tau = -jnp.expm1(-c), jnp.exp(-c)
         gain = 1 / (a**2 * variance + tau**2)
         return a * variance * gain * y, tau * gain * y
@@ -210,7 +210,7 @@ def test_langevin_keeps_the_law_to_second_order_in_its_step():
             gains = []
             for i in range(4):  # no noise, then the noise of one correction at a time
 
-                def ends(c, y):
+                def posterior_means(c, y):
                     return a * variance * y / law, tau * y / law
 
                 term = types.SimpleNamespace(

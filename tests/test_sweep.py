@@ -14,7 +14,7 @@ import pytest
 
 import sdegen
 from sdegen import mesh, metrics, nets, prediction
-from sdegen.data import mixture as toy
+from sdegen.data import mixture
 from sdegen.runs.recorder import describe
 from sdegen.sweeps import (
     Between,
@@ -72,7 +72,9 @@ def train(key, rate=1e-3, beta=20.0, optimizer=sdegen.AdamW, steps=STEPS):
 def flow(key, rate, beta):
     """A small flow whose rate and schedule are swept."""
     model = sdegen.Denoiser(
-        nets.Mlp(width=8, depth=1)((2,), key), sdegen.VP(beta_max=beta), prediction.v
+        nets.MLPConfig(width=8, depth=1)((2,), key),
+        sdegen.VP(beta_max=beta),
+        prediction.v,
     )
 
     def evaluate(key, denoiser):
@@ -457,7 +459,7 @@ def test_results_are_tidy_files(whole, tmp_path):
 
 
 def test_vmapped_guidance_like_parameters_are_swept_in_a_pure_trial():
-    mixture, x = toy.ring(), jnp.asarray(DATA)
+    mixture, x = mixture.ring(), jnp.asarray(DATA)
 
     def trial(key, beta):
         path = sdegen.VP(beta_max=beta)

@@ -27,7 +27,7 @@ def data():
 
 
 def denoiser(seed=0, process=None, kind=prediction.velocity):
-    network = nets.Mlp(width=16, depth=1)((2,), jax.random.key(seed))
+    network = nets.MLPConfig(width=16, depth=1)((2,), jax.random.key(seed))
     return sdegen.Denoiser(network, process or sdegen.RectifiedFlow(), kind, 1.0)
 
 
@@ -104,7 +104,7 @@ def test_the_average_follows_its_warmed_up_decay():
 def test_training_reaches_the_posterior_mean_of_a_gaussian(optimizer):
     """The learned denoiser against alpha v x / (alpha^2 v + sigma^2)."""
     law = 2.0 * jax.random.normal(jax.random.key(0), (4000, 1))
-    network = nets.Mlp(width=32, depth=1)((1,), jax.random.key(0))
+    network = nets.MLPConfig(width=32, depth=1)((1,), jax.random.key(0))
     # predicting v with a wrong sigma_data: at its start the network knows nothing
     model = sdegen.Denoiser(network, sdegen.VP(), prediction.v, sigma_data=1.0)
     run = sdegen.fit(

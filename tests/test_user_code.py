@@ -78,7 +78,7 @@ class Quadratic(sdegen.AbstractLinearSDE):
 
     t_min: float = 1e-3
     t_max: float = 1.0
-    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.Gaussian)
+    noise: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
 
     def alpha(self, t):
         return 1 - t**2
@@ -143,7 +143,7 @@ def test_networks_always_see_one_time_per_sample():
 
 
 def fit(model=None, data=None, **options):
-    network = nets.Mlp(width=8, depth=1)((2,), jax.random.key(0))
+    network = nets.MLPConfig(width=8, depth=1)((2,), jax.random.key(0))
     model = sdegen.Denoiser(network, sdegen.VP()) if model is None else model
     data = np.ones((16, 2), np.float32) if data is None else data
     options = {"steps": 3, "batch_size": 8, "progress": False} | options
@@ -180,8 +180,8 @@ def test_a_network_without_arrays_has_nothing_to_train(float32):
 @pytest.mark.parametrize(
     ("make", "check"),
     [
-        (nets.Mlp(width=8, depth=1), True),
-        (nets.Mlp(width=8, depth=1), False),
+        (nets.MLPConfig(width=8, depth=1), True),
+        (nets.MLPConfig(width=8, depth=1), False),
     ],
 )
 def test_gradients_under_shard_map_are_those_of_one_device(make, check, float32):

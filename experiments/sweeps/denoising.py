@@ -11,8 +11,7 @@ import numpy as np
 
 import sdegen
 from sdegen import metrics, nets, prediction, times, weight
-from sdegen.data import digits
-from sdegen.data import mixture as toy
+from sdegen.data import digits, mixture
 from sdegen.sweeps import Training
 
 
@@ -21,7 +20,7 @@ class System:
     """A process, what is predicted on it, how errors are weighed and times drawn."""
 
     process: Any = field(default_factory=sdegen.RectifiedFlow)
-    kind: Any = prediction.velocity
+    prediction: Any = prediction.velocity
     weight: Any = weight.uniform
     times: Any = field(default_factory=times.Uniform)
 
@@ -48,7 +47,7 @@ def sets(data: str):
     if data == "ring":
         # Also when a trial is being traced: the data are the same for all of them.
         with jax.ensure_compile_time_eval():
-            ring, keys = toy.ring(), jax.random.split(jax.random.key(2026))
+            ring, keys = mixture.ring(), jax.random.split(jax.random.key(2026))
             return tuple(np.asarray(ring.sample(key, 4096)) for key in keys)
     (train, _), (held, _) = digits()
     return tuple(images.reshape(len(images), -1) for images in (train, held))
@@ -65,9 +64,9 @@ def trial(key, config: Config) -> Training:
     shape = train.shape[1:]
     steps = 60 if config.quick else config.steps
     model = sdegen.Denoiser(
-        nets.Mlp(width=config.width, depth=config.depth)(shape, key),
+        nets.MLPConfig(width=config.width, depth=config.depth)(shape, key),
         config.system.process,
-        config.system.kind,
+        config.system.prediction,
         float(train.std()),
     )
     loss = eqx.Partial(
@@ -80,7 +79,7 @@ def trial(key, config: Config) -> Training:
         out = sdegen.sample(start, denoiser, held.shape, grid=grid)
         found = {"w2": metrics.sliced_w2(pick, out.x, jnp.asarray(held)).value}
         if config.data == "ring":
-            exact = toy.ring().denoiser(denoiser.path)
+            exact = mixture.ring().denoiser(denoiser.path)
             found["error"] = sdegen.denoising_loss(
                 denoiser,
                 pick,

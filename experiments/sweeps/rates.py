@@ -10,6 +10,6 @@ sweep = Sweep(
         "ema": [0.9, 0.99],
         "seed": range(4),
     },
-    base=Config(steps=500, batch_size=64),
+    config=Config(steps=500, batch_size=64),
     metric="w2",
 )

@@ -33,6 +33,6 @@ sweep = Sweep(
         "optimizer.learning_rate": [1e-3, 3e-3],
         "seed": range(5),
     },
-    base=Config(system=System(), optimizer=sdegen.AdamW(warmup=50)),
+    config=Config(system=System(), optimizer=sdegen.AdamW(warmup=50)),
     metric="w2",
 )

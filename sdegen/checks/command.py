@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ..processes.interpolant import AbstractTrack
+from ..processes.interpolant import AbstractInterpolant
 from ..processes.path import AbstractPath
 from ..processes.sde import AbstractSDE
 from .run import check
@@ -88,7 +88,7 @@ def load(name: str) -> Any:
         hint = f" Did you mean {place}:{near[0]}?" if near else ""
         raise ValueError(f"{place} has no name {attribute}.{hint}")
     found = getattr(module, attribute)
-    if isinstance(found, AbstractSDE | AbstractPath | AbstractTrack):
+    if isinstance(found, AbstractSDE | AbstractPath | AbstractInterpolant):
         return found
     if not callable(found):
         raise ValueError(
@@ -96,7 +96,7 @@ def load(name: str) -> Any:
             "an AbstractPath), its class, or a function that returns one."
         )
     if inspect.isclass(found) and not issubclass(
-        found, AbstractSDE | AbstractPath | AbstractTrack
+        found, AbstractSDE | AbstractPath | AbstractInterpolant
     ):
         raise ValueError(
             f"{name} is a class that derives neither from AbstractSDE nor from "
@@ -119,7 +119,7 @@ def _make(name, factory):
         made = factory()
     except Exception as error:  # the user's code, told in one sentence
         raise ValueError(f"{name}() raised {_told(error)}") from error
-    if not isinstance(made, AbstractSDE | AbstractPath | AbstractTrack):
+    if not isinstance(made, AbstractSDE | AbstractPath | AbstractInterpolant):
         raise ValueError(
             f"{name}() returned {type(made).__name__}; expected an AbstractSDE or an "
             "AbstractPath."
@@ -148,9 +148,9 @@ def _candidates(module):
     return [
         name
         for name, value in vars(module).items()
-        if isinstance(value, AbstractSDE | AbstractPath | AbstractTrack)
+        if isinstance(value, AbstractSDE | AbstractPath | AbstractInterpolant)
         or inspect.isclass(value)
-        and issubclass(value, AbstractSDE | AbstractPath | AbstractTrack)
+        and issubclass(value, AbstractSDE | AbstractPath | AbstractInterpolant)
         and not inspect.isabstract(value)
     ]
 

@@ -5,8 +5,8 @@ On the line Fokker-Planck's equation gives p_t (`fokker_planck`), and then
     E[phi(x_t)] over simulated paths = int phi p_t                                 (1)
 
 for test functions phi at several times, the flow and the reverse SDE with the score of
-p_t bring the data back, and p_T is compared with `base`. In more dimensions p_t is not
-known; what is left is `base` against simulated x_T, by test functions.
+p_t bring the data back, and p_T is compared with `noise`. In more dimensions p_t is not
+known; what is left is `noise` against simulated x_T, by test functions.
 """
 
 import equinox as eqx
@@ -58,9 +58,9 @@ def check_sde(key, sde, shape, samples, parts) -> tuple[list[Row], list[str]]:
         if shape is None:
             problem += "; give the shape of one sample (shape=, or --shape)"
         what = "drift and diffusion of one sample"
-        return [Row("ends", "shapes", what, passed=False, remark=problem)], []
+        return [Row("finite", "shapes", what, passed=False, remark=problem)], []
     rows = []
-    if "ends" in parts:
+    if "finite" in parts:
         rows.append(_finite(sde, asked))
     if "moments" in parts:
         what = "alpha, sigma against drift, diffusion"
@@ -100,7 +100,7 @@ def _finite(sde, shape):
         where = ~np.isfinite(f).all((1, 2)) | ~(np.isfinite(g) & (g >= 0)).all((1, 2))
         t = float(ts[int(np.argmax(where))])
         remark = f"drift or diffusion is not finite, or diffusion < 0, at t = {t:.4g}"
-    return measured("ends", "finite", what, bad, 0, remark=remark)
+    return measured("finite", "finite", what, bad, 0, remark=remark)
 
 
 @eqx.filter_jit
@@ -145,7 +145,7 @@ def _terminal(key, sde, grid, x):
     """p_T against base: on a grid, or by test functions of simulated x_T."""
     if grid is None:
         return _simulated_end(key, sde, x)
-    density = np.asarray(jax.vmap(lambda x: sde.base.log_prob(x[None]))(grid.x))
+    density = np.asarray(jax.vmap(lambda x: sde.noise.log_prob(x[None]))(grid.x))
     mass = np.exp(density) * np.diff(np.asarray(grid.edges))
     found = np.asarray(grid.cdfs[-1])[1:]
     gap = np.abs(found - mass.cumsum())
@@ -158,7 +158,7 @@ def _terminal(key, sde, grid, x):
             f"x_T has mean {mean:.3g} and standard deviation "
             f"{np.sqrt(p @ x**2 - mean**2):.3g}; P(x_T < {x[i]:.2g}) = {found[i]:.3f}, "
             f"and {mass.cumsum()[i]:.3f} by base "
-            f"({type(sde.base).__name__})"
+            f"({type(sde.noise).__name__})"
         )
     what = "p_T and base, the largest difference of probability"
     return measured("terminal law", "noise end", what, worst, _BASE, remark=remark)
@@ -171,7 +171,7 @@ def _simulated_end(key, sde, x):
         why = "simulated x_T are not finite"
         return measured("terminal law", "noise end", what, nan, _BAR, "SE", why)
     keys = jax.random.split(jax.random.fold_in(key, 3), len(x))
-    z = jax.vmap(lambda k: sde.base.sample(k, x.shape[1:]))(keys)
+    z = jax.vmap(lambda k: sde.noise.sample(k, x.shape[1:]))(keys)
     both = [np.asarray(v).reshape(len(x), -1)[:, :3] for v in (x, z)]
     worst, where = 0.0, ""
     for label, phi in SPACE.items():

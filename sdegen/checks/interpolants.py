@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from ..processes.interpolant import AbstractTrack
+from ..processes.interpolant import AbstractInterpolant
 from ..typing import RandomKey
 from .report import Row, measured, skipped
 from .reversal import FLOW_BAR
@@ -31,17 +31,17 @@ _INSIDE = (0.02, 0.98)  # of the range of t: at the ends the law is of points
 class _Law(eqx.Module):
     """Equation (1) and b."""
 
-    track: AbstractTrack
+    interpolant: AbstractInterpolant
     other: jax.Array
 
     def parts(self, t):
         """(I_ij, gamma), and their derivatives in t."""
 
         def both(t):
-            pair = lambda a, b: self.track.interpolate(t, a[None], b[None])[0]  # noqa: E731
+            pair = lambda a, b: self.interpolant.interpolate(t, a[None], b[None])[0]  # noqa: E731
             over = jax.vmap(jax.vmap(pair, (None, 0)), (0, None))
             mean = over(jnp.asarray(_ATOMS), self.other)
-            return mean.ravel(), self.track.gamma(t)
+            return mean.ravel(), self.interpolant.gamma(t)
 
         return jax.jvp(both, (t,), (jnp.ones_like(t),))
 
@@ -92,7 +92,7 @@ def _carry(law, high, low, probes):
 
 def check_track(
     key: RandomKey,
-    track: AbstractTrack,
+    interpolant: AbstractInterpolant,
     shape: tuple[int, ...] | None,
     parts,
     tol: float,
@@ -100,22 +100,22 @@ def check_track(
     """The rows of a track; `tol` is the allowed miss of its ends."""
     one_key, z_key, other_key = jax.random.split(key, 3)
     size, rows = (2,) if shape is None else shape, []
-    low, high = track.t_min, track.t_max
-    x1 = track.base.sample(one_key, size, low.dtype)
+    low, high = interpolant.t_min, interpolant.t_max
+    x1 = interpolant.noise.sample(one_key, size, low.dtype)
     x0, z = jnp.ones(size) * 0.7, jax.random.normal(z_key, size)
-    if "ends" in parts:
+    if "finite" in parts:
         for what, t, end in (("t_min is x0", low, x0), ("t_max is x1", high, x1)):
-            gap = jnp.max(jnp.abs(track.point(t, x0, x1, z) - end))
+            gap = jnp.max(jnp.abs(interpolant.point(t, x0, x1, z) - end))
             # A range that starts a little after 0 is that much away from its end.
             bar = max(tol, 3 * float(low) if t is low else tol) * 10
-            rows.append(measured("ends", "end", f"the point at {what}", gap, bar))
+            rows.append(measured("finite", "end", f"the point at {what}", gap, bar))
         ts = low + (high - low) * jnp.linspace(0.01, 0.99, 33)
-        speeds = jax.vmap(lambda t: track.velocity(t, x0, x1, z))(ts)
+        speeds = jax.vmap(lambda t: interpolant.velocity(t, x0, x1, z))(ts)
         bad = jnp.sum(~jnp.isfinite(speeds))
-        rows.append(measured("ends", "finite", "the velocity, all times", bad, 0))
+        rows.append(measured("finite", "finite", "the velocity, all times", bad, 0))
     if "reversal" in parts:
         what = "a known law is carried to the data by the exact flow"
-        if track.gamma(high) is None:
+        if interpolant.gamma(high) is None:
             why = "without latent noise two laws of points have no flow"
             rows.append(skipped("reversal", "flow", what, why))
         elif shape not in (None, (1,)):
@@ -123,8 +123,8 @@ def check_track(
             rows.append(skipped("reversal", "flow", what, why))
         else:
             keys = jax.random.split(other_key, _OTHER)
-            draw = jax.vmap(lambda k: track.base.sample(k, (1,), low.dtype)[0])
-            law, probes = _Law(track, draw(keys)), jnp.asarray(PROBES)
+            draw = jax.vmap(lambda k: interpolant.noise.sample(k, (1,), low.dtype)[0])
+            law, probes = _Law(interpolant, draw(keys)), jnp.asarray(PROBES)
             start, stop = (low + (high - low) * s for s in _INSIDE[::-1])
             gap = jnp.max(jnp.abs(_carry(law, start, stop, probes) - probes))
             rows.append(measured("reversal", "flow", what, gap, FLOW_BAR))

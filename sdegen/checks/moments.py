@@ -84,7 +84,7 @@ def end_rows(ends: Table, inside: Table) -> list[Row]:
             f"{' and '.join(sorted(infinite))} infinite at t_max, where alpha = 0: use "
             "sample, or a smaller t_max for reverse"
         )
-    return [measured("ends", "finite", _ENDS, len(bad), 0, remark=remark)]
+    return [measured("finite", "finite", _ENDS, len(bad), 0, remark=remark)]
 
 
 def moment_rows(inside: Table, grid: Table, tol: float) -> list[Row]:

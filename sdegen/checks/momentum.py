@@ -58,9 +58,9 @@ class Statistic(AbstractPath):
         return self.process.t_max
 
     @property
-    def base(self):
+    def noise(self):
         """That of the process."""
-        return self.process.base
+        return self.process.noise
 
     def alpha(self, t):
         """That of the process."""
@@ -91,12 +91,12 @@ def check_state(key, process, samples, parts, tol) -> tuple[list[Row], list[str]
     """The rows of a block SDE."""
     path, rows, law = Statistic(process), [], data()
     clock = Clock(path)
-    if "ends" in parts:
+    if "finite" in parts:
         ends, inside, _ = moments.moment_tables(clock, path, path, (1,))
         rows += moments.end_rows(ends, inside)
         rise = np.max(np.diff(np.log(inside.alpha) - np.log(inside.sigma)))
         what = "log-SNR of the statistic, its largest rise"
-        rows.append(measured("ends", "log-SNR", what, rise, 0.0))
+        rows.append(measured("finite", "log-SNR", what, rise, 0.0))
     if "moments" in parts:
         found = _moments(process, jnp.asarray(clock.even(_TIMES, _RATIO)))
         names = {
@@ -123,7 +123,7 @@ def _moments(process, ts):
         (a, factor), (a_dot, factor_dot) = jax.jvp(
             process.moments, (t,), (jnp.ones_like(t),)
         )
-        f, g = process.matrix(t), process.noise(t)
+        f, g = process.matrix(t), process.noise_scale(t)
         left, right = (solve_lower(factor, v) for v in (a_dot, f @ a))
         size = jnp.max(jnp.abs(left)) + jnp.max(jnp.abs(right))
         mean = jnp.max(jnp.abs(left - right)) / size
@@ -145,7 +145,7 @@ def _moments(process, ts):
         return jnp.maximum(mean, jnp.max(jnp.abs(spread)))
 
     def _root(t):
-        return process.noise(t)
+        return process.noise_scale(t)
 
     # Two cells for every time: the quadrature is exact where F is of order one in each.
     fine = jnp.sort(jnp.concatenate([ts, (ts[1:] + ts[:-1]) / 2]))
@@ -199,8 +199,8 @@ def _back(key, process, law, samples):
     scales = (a[0], jnp.sqrt(jnp.sum(factor[0] ** 2)))
     allowed = reversal.KS_BAR + reversal.KS_BIAS * 2 * np.sqrt(samples)
     rows = []
-    for name, strength in ((reversal.FLOW, 0.0), (reversal.SDE, 1.0)):
-        back = reverse(process, score, strength)  # a number: both are one program
+    for name, stochasticity in ((reversal.FLOW, 0.0), (reversal.SDE, 1.0)):
+        back = reverse(process, score, stochasticity)  # a number: both are one program
         out = simulate(key, back, start, solver=dfx.Heun(), grid=_BACK).x[:, 0, 0]
         found = reversal.ks(np.asarray(law.cdf(out, *scales)))
         what = "row 0 of the state has the law of the data again (KS)"

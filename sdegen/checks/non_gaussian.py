@@ -42,7 +42,7 @@ class _Mean(eqx.Module):
     def __call__(self, t: ScalarLike, x: Float[Array, "batch 1"], cond) -> Array:
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         gap = (x - alpha * _ATOMS) / sigma
-        log_q = jax.vmap(jax.vmap(self.path.base.log_prob))(gap[..., None])
+        log_q = jax.vmap(jax.vmap(self.path.noise.log_prob))(gap[..., None])
         # Rounding may lead out of the reach of a bounded law: back to the nearest.
         out = jnp.isneginf(log_q).all(axis=1, keepdims=True)
         log_r = jnp.log(_WEIGHTS) + jnp.where(out, -(gap**2), log_q)
@@ -81,7 +81,7 @@ def noise_rows(key: RandomKey, path: AbstractPath, samples: int) -> list[Row]:
     line = _line(path)
     if isinstance(line, str):
         return [skipped("terminal law", "noise law", NOISE, line)]
-    draw = eqx.filter_jit(jax.vmap(lambda k: path.base.sample(k, (1,))[0]))
+    draw = eqx.filter_jit(jax.vmap(lambda k: path.noise.sample(k, (1,))[0]))
     draws = 8 * samples  # cheap, and a scale that is wrong by 5 % should be seen
     found = ks(line(np.asarray(draw(jax.random.split(key, draws)))))
     allowed = KS_BAR + 2 * _BIAS * np.sqrt(draws)
@@ -109,7 +109,7 @@ def flow_rows(key: RandomKey, clock: Clock, path: AbstractPath) -> list[Row]:
 
 def _line(path):
     """Q, or why there is none."""
-    known = jax.eval_shape(path.base.log_prob, jax.ShapeDtypeStruct((1,), float))
+    known = jax.eval_shape(path.noise.log_prob, jax.ShapeDtypeStruct((1,), float))
     if known is None:
-        return f"the density of {type(path.base).__name__} is not known"
-    return _Line(path.base)
+        return f"the density of {type(path.noise).__name__} is not known"
+    return _Line(path.noise)

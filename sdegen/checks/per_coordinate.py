@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..processes.noise import AbstractBase
+from ..processes.noise import AbstractNoise
 from ..processes.path import AbstractPath, check_sample
 from ..processes.sde import AbstractSDE
 from ..typing import Scalar
@@ -24,7 +24,7 @@ class Coordinate(AbstractPath, AbstractSDE):
     index: tuple[int, ...]
     t_min: Scalar
     t_max: Scalar
-    base: AbstractBase
+    noise: AbstractNoise
 
     def alpha(self, t):
         """The path's, in this coordinate."""
@@ -66,7 +66,7 @@ def chosen(path: AbstractPath, shape: tuple[int, ...] | None) -> list[Coordinate
     places = {np.unravel_index(f(ratio), ratio.shape) for f in (np.argmin, np.argmax)}
     found = []
     for place in sorted(tuple(int(i) for i in p) for p in places):
-        found.append(Coordinate(path, place, path.t_min, path.t_max, path.base))
+        found.append(Coordinate(path, place, path.t_min, path.t_max, path.noise))
     return found
 
 

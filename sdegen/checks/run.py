@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..processes.interpolant import AbstractTrack
+from ..processes.interpolant import AbstractInterpolant
 from ..processes.momentum import AbstractBlockSDE
 from ..processes.path import AbstractPath
 from ..processes.sde import AbstractSDE
@@ -34,7 +34,7 @@ from .report import Report, Row, skipped
 from .tables import Clock, window
 from .test_data import data
 
-PARTS = ("ends", "moments", "weak form", "reversal", "terminal law")
+PARTS = ("finite", "moments", "weak form", "reversal", "terminal law")
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-4}
 _COARSE = 1e-2  # bfloat16, float16
 
@@ -53,23 +53,23 @@ def check(
     the weak form of Fokker-Planck for the process, its flow and its reversals; known
     data through `probability_flow` and `reverse`; the law at t_max. For an SDE alone:
     the law from a numerical solution on the line against simulation, reversal and
-    `base`. For a path alone: what it declares. For an SDE of a state with auxiliary
+    `noise`. For a path alone: what it declares. For an SDE of a state with auxiliary
     rows: its moments, simulated states, and data brought back in the state. Everything
     is computed in float64 from the numbers that the process holds; how precise these
     are sets the limits.
 
     **Arguments:** `process`, an `AbstractSDE`, an `AbstractPath` or both, or an
-    `AbstractTrack`, an object;
+    `AbstractInterpolant`, an object;
     `shape` of one sample (default (2,), or (1,) for an SDE without a path); `seed`;
     `samples` of the random checks; `parts`, a choice of `sdegen.check.PARTS`.
 
     **Returns:** a `Report`: print it, or ask `.ok`, `.rows`, `.failed`, `.advice`. What
     a check finds never raises.
     """
-    if not isinstance(process, AbstractSDE | AbstractPath | AbstractTrack):
+    if not isinstance(process, AbstractSDE | AbstractPath | AbstractInterpolant):
         hint = " An object is needed: call the class." if _is_ours(process) else ""
         raise ValueError(
-            "check needs an AbstractSDE, an AbstractPath or an AbstractTrack, got "
+            "check needs an AbstractSDE, an AbstractPath or an AbstractInterpolant, got "
             f"{_name(process)}.{hint or ' Derive its class from one of them.'}"
         )
     unknown = [part for part in parts if part not in PARTS]
@@ -88,7 +88,7 @@ def check(
         process = _as_float64(process)
         shape = None if shape is None else tuple(shape)
         key, tol = jax.random.key(seed), _TOLERANCE.get(precision, _COARSE)
-        if isinstance(process, AbstractTrack):
+        if isinstance(process, AbstractInterpolant):
             rows, advice = tracks.check_track(key, process, shape, parts, tol), []
         elif isinstance(process, AbstractBlockSDE):
             rows, advice = state.check_state(key, process, samples, parts, tol)
@@ -110,7 +110,7 @@ def check(
 def _check_path(key, path, shape, samples, parts, tol):
     shape = (2,) if shape is None else shape
     sde = path if isinstance(path, AbstractSDE) else None
-    if not path.base.gaussian:
+    if not path.noise.gaussian:
         return _check_other_noise(key, path, sde, shape, samples, parts)
     process = window(path, path.t_min, path.t_max)
     rows, advice = [], []
@@ -118,11 +118,11 @@ def _check_path(key, path, shape, samples, parts, tol):
         problem = no_path.shape_problem(process, size)
         if problem is not None:
             what = "drift and diffusion of one sample"
-            fault = Row("ends", "shapes", what, passed=False, remark=problem)
+            fault = Row("finite", "shapes", what, passed=False, remark=problem)
             return [fault], []
     clock, law = Clock(path), data()
     ends, inside, grid = moments.moment_tables(clock, path, path, shape)
-    if "ends" in parts:
+    if "finite" in parts:
         rows += moments.end_rows(ends, inside)
     found = moments.moment_rows(inside, grid, tol)
     if "moments" in parts:
@@ -145,15 +145,15 @@ def _check_path(key, path, shape, samples, parts, tol):
 
 def _check_other_noise(key, path, sde, shape, samples, parts):
     """A path whose noise is not Gaussian has no SDE and no score: its flow, its law."""
-    name, rows = type(path.base).__name__, []
+    name, rows = type(path.noise).__name__, []
     clock, law = Clock(path), data()
     ends, inside, grid = moments.moment_tables(clock, path, path, shape)
-    if "ends" in parts:
+    if "finite" in parts:
         rows += moments.end_rows(ends, inside)
     if sde is not None:
         what = "an SDE has Gaussian noise"
-        why = f"base = {name}, but dw is Gaussian: x_t = alpha x0 + sigma z needs both"
-        rows.append(Row("ends", "base", what, passed=False, remark=why))
+        why = f"noise = {name}, but dw is Gaussian: x_t = alpha x0 + sigma z needs both"
+        rows.append(Row("finite", "noise", what, passed=False, remark=why))
     why = f"the noise, {name}, is not Gaussian: no SDE has this path"
     for part in ("moments", "weak form"):
         if part in parts:

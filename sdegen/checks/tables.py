@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..processes.noise import AbstractBase
+from ..processes.noise import AbstractNoise
 from ..processes.path import AbstractPath
 from ..processes.sde import AbstractSDE
 from ..typing import Scalar, ScalarLike
@@ -36,7 +36,7 @@ class Window(AbstractSDE):
     sde: AbstractSDE
     t_min: Scalar
     t_max: Scalar
-    base: AbstractBase
+    noise: AbstractNoise
 
     def drift(self, t, x):
         """That of `sde`."""
@@ -53,7 +53,7 @@ class OfPath(AbstractSDE):
     path: AbstractPath
     t_min: Scalar
     t_max: Scalar
-    base: AbstractBase
+    noise: AbstractNoise
 
     def drift(self, t, x):
         """(alpha' / alpha) x."""
@@ -72,8 +72,8 @@ def window(
     """The SDE of `sde` (that of the path, where it is only a path) on these times."""
     ends = (jnp.asarray(float(t_min)), jnp.asarray(float(t_max)))
     if not isinstance(sde, AbstractSDE):
-        sde = OfPath(sde, *ends, sde.base)
-    return Window(sde, *ends, sde.base)
+        sde = OfPath(sde, *ends, sde.noise)
+    return Window(sde, *ends, sde.noise)
 
 
 class Clock:

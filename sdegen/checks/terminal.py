@@ -24,7 +24,7 @@ _BAR = 0.05
 def terminal_rows(clock: Clock, path: AbstractPath, law: Mixture) -> list[Row]:
     """Equation (1), with W2 as a remark where the noise is Gaussian."""
     remark = ""
-    if path.base.gaussian:
+    if path.noise.gaussian:
         distance = float(_w2(law.standardised(), *clock.scales(clock.high)))
         remark = f"W2(x_T, sigma_T z) = {distance:.2g} sigma_T for 1-D data of unit std"
     if not clock.ratio <= _BAR:

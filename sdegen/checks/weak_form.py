@@ -27,7 +27,7 @@ from .report import Row, measured
 from .tables import Clock
 from .test_data import LINE, Mixture
 
-STRENGTHS = {"Fokker-Planck": 1.0, "continuity": 0.0, "family 0.7": 0.7}
+STOCHASTICITIES = {"Fokker-Planck": 1.0, "continuity": 0.0, "family 0.7": 0.7}
 """(2) and (3) are (4) with m = 1 and m = 0."""
 _POINTS = np.linspace(-9, 9, 3001)  # in standard deviations
 _TIMES = 16
@@ -100,7 +100,7 @@ def _on_a_line(law, scales, rates, coefficients, xs, scale):
         size = sum(jnp.sum(jnp.abs(term), 0) for term in terms)
         return value * width, size * width
 
-    return Residuals(*jax.vmap(of)(jnp.asarray(list(STRENGTHS.values()))))
+    return Residuals(*jax.vmap(of)(jnp.asarray(list(STOCHASTICITIES.values()))))
 
 
 # What asks the process is one program, small, for each process; what follows from its
@@ -131,7 +131,7 @@ def line_rows(
     out = _line_terms(law, _line_process(path, sde, jnp.asarray(ts)))
     relative = np.abs(np.asarray(out.value)) / np.asarray(out.size)
     rows = []
-    for i, generator in enumerate(STRENGTHS):
+    for i, generator in enumerate(STOCHASTICITIES):
         what = f"d/dt E phi = E L phi: {len(LINE)} phi, by quadrature on the line"
         worst = np.max(relative[:, i])
         remark = where(relative[:, i], tol, ts, LINE)

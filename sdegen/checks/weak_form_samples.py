@@ -20,7 +20,7 @@ from ..typing import RandomKey
 from .report import Row, measured
 from .tables import Clock
 from .test_data import COORDINATES, SPACE, Mixture
-from .weak_form import RATIO, STRENGTHS, where
+from .weak_form import RATIO, STOCHASTICITIES, where
 
 _TIMES = 6
 _BAR = 4.0  # standard errors
@@ -59,7 +59,7 @@ def _space_process(path, sde, ts, x0, z):
 @eqx.filter_jit
 def _space_terms(law, numbers, x0, z):
     picked = _picked(x0.shape[1:])
-    strengths = jnp.asarray(list(STRENGTHS.values()))
+    strengths = jnp.asarray(list(STOCHASTICITIES.values()))
 
     def at(row):
         (alpha, sigma), (d_alpha, d_sigma), coefficients = row
@@ -131,7 +131,7 @@ def space_rows(
         if (found <= _BAR).all():
             break
     rows = []
-    for i, generator in enumerate(STRENGTHS):
+    for i, generator in enumerate(STOCHASTICITIES):
         what = f"d/dt E phi = E L phi: {len(SPACE)} phi, by samples {shape}"
         remark = where(found[:, i], _BAR, ts, SPACE)
         worst = np.max(found[:, i])

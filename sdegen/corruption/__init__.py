@@ -7,7 +7,7 @@ from .degradations import Downsample as Downsample
 from .degradations import Inpaint as Inpaint
 from .degradations import dissipate as dissipate
 from .edit import Edit as Edit
-from .gaussian import Hot as Hot
+from .gaussian import Gaussian as Gaussian
 from .heat import HeatDissipation as HeatDissipation
 from .mask import Mask as Mask
 from .restorer import Chain as Chain

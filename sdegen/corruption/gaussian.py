@@ -20,7 +20,7 @@ from .corruption import AbstractCorruption
 _STEPS = 50
 
 
-class Hot(AbstractCorruption):
+class Gaussian(AbstractCorruption):
     """The corruption of a path; the step is DDIM's, with noise of strength `eta`.
 
     Song, Meng and Ermon 2021, "Denoising diffusion implicit models", eq. 12 and 16: eta
@@ -39,16 +39,16 @@ class Hot(AbstractCorruption):
                 "eta is the share of fresh noise: 0 (none) to 1 (ancestral), got "
                 f"{float(self.eta):g}."
             )
-        if float(self.eta) > 0 and not self.path.base.gaussian:
+        if float(self.eta) > 0 and not self.path.noise.gaussian:
             raise ValueError(
                 "a sum of old and fresh noise has the law of the noise only if that is "
-                f"Gaussian, and {type(self.path).__name__} has base="
-                f"{type(self.path.base).__name__}. Use eta=0."
+                f"Gaussian, and {type(self.path).__name__} has noise="
+                f"{type(self.path.noise).__name__}. Use eta=0."
             )
 
     def corrupt(self, key, t, x0):
         """Equation (1)."""
-        z = self.path.base.sample(key, x0.shape, x0.dtype)
+        z = self.path.noise.sample(key, x0.shape, x0.dtype)
         return self.path.alpha(t) * x0 + self.path.sigma(t) * z
 
     def coefficients(self, s: ScalarLike, t: ScalarLike) -> tuple[Array, Array, Array]:
@@ -63,7 +63,7 @@ class Hot(AbstractCorruption):
     def revert(self, key, s, t, x, prediction):
         """Equation (2)."""
         gamma, kappa, deviation = self.coefficients(s, t)
-        z = self.path.base.sample(key, x.shape, x.dtype)
+        z = self.path.noise.sample(key, x.shape, x.dtype)
         return gamma * prediction + kappa * x + deviation * z
 
     def error(self, t, x0, x, prediction):
@@ -72,7 +72,7 @@ class Hot(AbstractCorruption):
 
     def prior(self, key, shape, dtype=None):
         """Noise of scale sigma(t_max)."""
-        return self.path.sigma(self.path.t_max) * self.path.base.sample(
+        return self.path.sigma(self.path.t_max) * self.path.noise.sample(
             key, shape, dtype
         )
 

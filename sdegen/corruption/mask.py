@@ -31,11 +31,11 @@ class Mask(AbstractCorruption):
 
     The absorbing process of Austin et al. 2021, "D3PM", and of Sahoo et al. 2024 and
     Shi et al. 2024 (masked diffusion), by counts. A prediction is one row of logits per
-    place. `steps` < l uncovers several at a time. `base` draws all hidden tokens and
+    place. `steps` < l uncovers several at a time. `noise` draws all hidden tokens and
     then hides t l places afresh, any of them: exact only for logits of a joint law, but
     it may mend a token that was drawn badly.
 
-    `start` may hold tokens that are given: uncovered places stay (without `base`).
+    `start` may hold tokens that are given: uncovered places stay (without `noise`).
     """
 
     vocabulary: int = eqx.field(static=True)

@@ -21,18 +21,18 @@ import jax.numpy as jnp
 from ..models.denoiser import AbstractDenoiser
 from ..processes.path import basis_of
 from ..typing import Scalar, float_array, number
-from .base import (
+from .guidance import (
     AbstractGuidance,
     Interval,
     carried,
     check_gaussian,
     check_weight,
     gradient,
+    guidance_weight,
     moved,
     noise_gain,
     off_noise,
     per_sample,
-    strength,
 )
 
 
@@ -50,7 +50,7 @@ class ClassifierGuided(AbstractGuidance):
     weight: Scalar = number(1.0)
     interval: Interval = eqx.field(default_factory=Interval)
 
-    def ends(self, t, x, cond=None):
+    def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat), moved by (1)."""
         t, path = float_array(t), self.path
         early, basis = off_noise(path, t), basis_of(path)
@@ -59,9 +59,11 @@ class ClassifierGuided(AbstractGuidance):
             value = self.log_prob(early, basis.data(x), cond)
             return per_sample(value, len(x), "log_prob")
 
-        w = strength(self.weight, self.interval, path, t, x)
+        w = guidance_weight(self.weight, self.interval, path, t, x)
         shift = w * noise_gain(path, early, x) * gradient(log_prob, x)
-        return moved(path, t, self.denoiser.ends(t, x, cond), shift.astype(x.dtype), x)
+        return moved(
+            path, t, self.denoiser.posterior_means(t, x, cond), shift.astype(x.dtype), x
+        )
 
     def __check_init__(self):
         check_weight(self.weight)
@@ -81,15 +83,15 @@ class RewardGuided(AbstractGuidance):
     weight: Scalar = number(1.0)
     interval: Interval = eqx.field(default_factory=Interval)
 
-    def ends(self, t, x, cond=None):
+    def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat), moved by (2)."""
         t, path = float_array(t), self.path
         early = off_noise(path, t)
-        ends, _, slope = rewarded(self.denoiser, self.reward, early, x, cond)
-        ends = carried(path, t, early, ends, x)
-        w = strength(self.weight, self.interval, path, t, x)
+        means, _, slope = rewarded(self.denoiser, self.reward, early, x, cond)
+        means = carried(path, t, early, means, x)
+        w = guidance_weight(self.weight, self.interval, path, t, x)
         shift = w * noise_gain(path, early, x) * slope
-        return moved(path, t, ends, shift.astype(x.dtype), x)
+        return moved(path, t, means, shift.astype(x.dtype), x)
 
     def __check_init__(self):
         check_weight(self.weight)
@@ -101,9 +103,9 @@ def rewarded(denoiser, reward, t, x, cond):
     basis = basis_of(denoiser.path)
 
     def through(x):
-        ends = denoiser.ends(t, x, cond)
-        value = reward(basis.data(ends[0]), cond)
-        return per_sample(value, len(x), "reward"), ends
+        means = denoiser.posterior_means(t, x, cond)
+        value = reward(basis.data(means[0]), cond)
+        return per_sample(value, len(x), "reward"), means
 
-    value, back, ends = jax.vjp(through, x, has_aux=True)
-    return ends, value, back(jnp.ones_like(value))[0]
+    value, back, means = jax.vjp(through, x, has_aux=True)
+    return means, value, back(jnp.ones_like(value))[0]

@@ -16,16 +16,16 @@ from jaxtyping import Array
 
 from ..models.denoiser import AbstractDenoiser
 from ..typing import PyTree, Scalar, float_array, is_traced, number
-from .base import (
+from .guidance import (
     AbstractGuidance,
-    Ends,
     Interval,
+    Means,
     arrays,
     check_alike,
     check_weight,
+    guidance_weight,
     moved,
     spread_null,
-    strength,
 )
 
 
@@ -48,7 +48,7 @@ class ClassifierFree(AbstractGuidance):
     interval: Interval = eqx.field(default_factory=Interval)
     rescale: Scalar = number(0.0)
 
-    def ends(self, t, x, cond=None):
+    def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat) of equation (1)."""
         check_alike(cond, self.null, len(x))
         strong, weak = stacked(
@@ -75,10 +75,10 @@ class Autoguided(AbstractGuidance):
     interval: Interval = eqx.field(default_factory=Interval)
     rescale: Scalar = number(0.0)
 
-    def ends(self, t, x, cond=None):
+    def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat) of equation (1)."""
-        strong = self.denoiser.ends(t, x, cond)
-        return contrast(self, t, x, strong, self.weak.ends(t, x, cond))
+        strong = self.denoiser.posterior_means(t, x, cond)
+        return contrast(self, t, x, strong, self.weak.posterior_means(t, x, cond))
 
     def __check_init__(self):
         check_weight(self.weight)
@@ -94,10 +94,10 @@ class Autoguided(AbstractGuidance):
             )
 
 
-def contrast(guidance, t, x: Array, strong: Ends, weak: Ends) -> Ends:
+def contrast(guidance, t, x: Array, strong: Means, weak: Means) -> Means:
     """Equation (1), with interval and rescaling."""
     t, path = float_array(t), guidance.path
-    w = strength(guidance.weight, guidance.interval, path, t, x)
+    w = guidance_weight(guidance.weight, guidance.interval, path, t, x)
     x0, z = jax.tree.map(lambda a, b: (a + w * (a - b)).astype(x.dtype), strong, weak)
     if not is_traced(guidance.rescale) and float(guidance.rescale) == 0:
         return x0, z
@@ -110,11 +110,11 @@ def contrast(guidance, t, x: Array, strong: Ends, weak: Ends) -> Ends:
     return moved(path, t, (x0, z), shift.astype(x.dtype), x)
 
 
-def stacked(denoiser, t, x: Array, conditions: list[PyTree]) -> list[Ends]:
+def stacked(denoiser, t, x: Array, conditions: list[PyTree]) -> list[Means]:
     """The ends under each of several conditions, in one call of the denoiser."""
     t, count = float_array(t), len(conditions)
     many = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *conditions)
     times = jnp.tile(t, count) if t.ndim else t
-    x0, z = denoiser.ends(times, jnp.concatenate([x] * count), many)
+    x0, z = denoiser.posterior_means(times, jnp.concatenate([x] * count), many)
     parts = (jnp.split(a, count) for a in (x0, z))
     return list(zip(*parts, strict=True))

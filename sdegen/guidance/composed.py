@@ -21,17 +21,17 @@ from jaxtyping import Array, Float
 
 from ..models.denoiser import AbstractDenoiser
 from ..typing import PyTree, float_array, is_traced
-from .base import (
+from .classifier_free import stacked
+from .guidance import (
     AbstractGuidance,
     Interval,
     arrays,
     check_alike,
     check_weight,
+    guidance_weight,
     per_sample,
     spread_null,
-    strength,
 )
-from .classifier_free import stacked
 
 
 class ProductOf(AbstractGuidance):
@@ -47,7 +47,7 @@ class ProductOf(AbstractGuidance):
     weights: Float[Array, " k"] = eqx.field(converter=float_array)
     interval: Interval = eqx.field(default_factory=Interval)
 
-    def ends(self, t, x, cond=None):
+    def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat) of the product."""
         _check_several(cond, self.weights, len(x))
         for one in cond:
@@ -56,10 +56,10 @@ class ProductOf(AbstractGuidance):
             self.denoiser, t, x, [*cond, spread_null(self.null, len(x))]
         )
         total, t = free, float_array(t)
-        for weight, ends in zip(self.weights, under, strict=True):
-            w = strength(weight, self.interval, self.path, t, x)
+        for weight, means in zip(self.weights, under, strict=True):
+            w = guidance_weight(weight, self.interval, self.path, t, x)
             total = jax.tree.map(
-                lambda s, a, b, w=w: s + w * (a - b), total, ends, free
+                lambda s, a, b, w=w: s + w * (a - b), total, means, free
             )
         return total
 
@@ -80,7 +80,7 @@ class MixtureOf(AbstractGuidance):
     log_density: Callable
     weights: Float[Array, " k"] = eqx.field(converter=float_array)
 
-    def ends(self, t, x, cond=None):
+    def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat) of the mixture."""
         _check_several(cond, self.weights, len(x))
         for one in cond[1:]:

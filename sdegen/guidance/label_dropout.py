@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ..losses.denoising import denoising_loss
 from ..typing import AxisName, PyTree, RandomKey, Scalar, float_array, is_traced
-from .base import arrays, check_alike, spread_null
+from .guidance import arrays, check_alike, spread_null
 
 _APART = 2**31 - 2  # from the keys of what the loss draws itself
 

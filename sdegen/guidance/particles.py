@@ -31,8 +31,8 @@ from ..sampling.ancestral import Transition, draws
 from ..solvers.ddim import Variance
 from ..solvers.grids import Adaptive, Grid, LogSNRGrid, check_grid
 from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
-from .base import carried, check_gaussian, noise_gain, off_noise
 from .classifier import rewarded
+from .guidance import carried, check_gaussian, noise_gain, off_noise
 
 
 class Particles(eqx.Module):
@@ -156,34 +156,34 @@ def systematic(
     return jnp.minimum(index, len(log_weights) - 1)
 
 
-def share_temper(power: ScalarLike = 4.0, data_std: ScalarLike = 1.0) -> Callable:
+def share_temper(power: ScalarLike = 4.0, sigma_data: ScalarLike = 1.0) -> Callable:
     """k_t = (1 - Var[x0 | x_t] / s^2)^power, the share of x0 that x_t tells of.
 
     For data of deviation s, 1 - Var / s^2 = alpha^2 s^2 / (alpha^2 s^2 + sigma^2). The
     reward of a rough guess x0_hat is not to be believed: a curved one draws particles
     to where no data are, and their weights cannot call them back.
     """
-    return eqx.Partial(_share, float_array(power), float_array(data_std))
+    return eqx.Partial(_share, float_array(power), float_array(sigma_data))
 
 
-def _share(power, data_std, path: AbstractPath, t):
+def _share(power, sigma_data, path: AbstractPath, t):
     alpha, sigma = path.level(t)
-    known = (alpha * data_std) ** 2
+    known = (alpha * sigma_data) ** 2
     return (known / (known + sigma**2)) ** power
 
 
-def gaussian_temper(std: ScalarLike, data_std: ScalarLike = 1.0) -> Callable:
+def gaussian_temper(std: ScalarLike, sigma_data: ScalarLike = 1.0) -> Callable:
     """k_t = std^2 / (std^2 + r_t^2): for a Gaussian log-likelihood of deviation `std`.
 
     r_t^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2) is the variance of x0 given x_t for
     data of deviation s: what is unknown about x0 adds to the noise of the measurement.
     """
-    return eqx.Partial(_temper, float_array(std), float_array(data_std))
+    return eqx.Partial(_temper, float_array(std), float_array(sigma_data))
 
 
-def _temper(std, data_std, path: AbstractPath, t):
+def _temper(std, sigma_data, path: AbstractPath, t):
     alpha, sigma = path.level(t)
-    spread = (data_std * sigma) ** 2 / ((alpha * data_std) ** 2 + sigma**2)
+    spread = (sigma_data * sigma) ** 2 / ((alpha * sigma_data) ** 2 + sigma**2)
     return std**2 / (std**2 + spread)
 
 
@@ -212,29 +212,29 @@ def _run(
     def look(x, t, last):
         """The ends at x, log psi there, and the shift that it asks for."""
         early = off_noise(path, t)
-        ends, value, slope = rewarded(denoiser, reward, early, x, cond)
+        means, value, slope = rewarded(denoiser, reward, early, x, cond)
         k = jnp.where(last, 1.0, temper(path, t))
         shift = k * noise_gain(path, early, x) * slope
-        ends = carried(path, t, early, ends, x)
-        return ends, (k * value).astype(dtype), shift.astype(dtype)
+        means = carried(path, t, early, means, x)
+        return means, (k * value).astype(dtype), shift.astype(dtype)
 
     def settle(log_weights, evidence):
         total = jax.nn.logsumexp(log_weights)
         return log_weights - total, evidence + total
 
     def step(carry, now):
-        (ends, log_psi, shift), log_weights, evidence, roots, count = carry
+        (means, log_psi, shift), log_weights, evidence, roots, count = carry
         t, s, number, last = now
         low = jnp.log(threshold * n) > -jax.nn.logsumexp(2 * log_weights)
         fold = jax.random.fold_in(jax.random.fold_in(key, number), 2**31 - 1)
         chosen = jnp.where(low, systematic(fold, log_weights, n), index)
-        ends, log_psi, shift, roots = jax.tree.map(
-            lambda a: split(a[chosen]), (ends, log_psi, shift, roots)
+        means, log_psi, shift, roots = jax.tree.map(
+            lambda a: split(a[chosen]), (means, log_psi, shift, roots)
         )
         log_weights = jnp.where(low, -jnp.log(float(n)), log_weights)
         move = Transition(path, t, s, eta, variance)
         xi = noise(number)
-        x = split(move(*ends, xi) + (move.pull * shift).astype(dtype))
+        x = split(move(*means, xi) + (move.pull * shift).astype(dtype))
         # p and q have one variance: the ratio from the distance of their means alone.
         gap = move.pull * shift / move.fresh
         ratio = -jnp.sum((gap * (xi + gap / 2)).reshape(n, -1), axis=1)

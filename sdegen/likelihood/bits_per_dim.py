@@ -103,7 +103,7 @@ def bits_per_dim(
     images = _checked_images(images, levels)
     if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
         raise ValueError(f"draws must be a whole number >= 1, got {draws!r}.")
-    base = denoiser.path.base
+    base = denoiser.path.noise
     if correct and jax.eval_shape(base.log_prob, jnp.zeros(images.shape[1:])) is None:
         raise ValueError(
             f"the step from t_min to data needs the density of {type(base).__name__}, "
@@ -184,10 +184,10 @@ def _to_start(denoiser, key, v, cond, correct):
     t = float_array(path.t_min)
     v = v.astype(t.dtype)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(v)))
-    z = jax.vmap(lambda k: path.base.sample(k, v.shape[1:], t.dtype))(keys)
+    z = jax.vmap(lambda k: path.noise.sample(k, v.shape[1:], t.dtype))(keys)
     alpha, sigma = path.scales(t)
     x = alpha * basis_of(path).coordinates(v) + sigma * z
-    law = jax.vmap(path.base.log_prob)
+    law = jax.vmap(path.noise.log_prob)
     step = law(z - denoiser.eps(t, x, cond)) - law(z)
     stretch = jnp.sum(jnp.log(jnp.broadcast_to(alpha, v.shape[1:])))
     return basis_of(path).data(x), step + stretch

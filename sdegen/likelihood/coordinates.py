@@ -92,7 +92,7 @@ class AngleFlow(eqx.Module):
     ) -> Float[Array, "batch ..."]:
         """du/dxi at the angle xi: one network evaluation."""
         t = self.angle.time(xi)
-        x0, z = self.denoiser.ends(t, self.angle.scale(t) * u, self.cond)
+        x0, z = self.denoiser.posterior_means(t, self.angle.scale(t) * u, self.cond)
         cos, sin, rate = self.angle.local(xi)
         flow = cos * z - sin / self.angle.size * x0
         if self.stochasticity is not None:
@@ -100,7 +100,7 @@ class AngleFlow(eqx.Module):
         return rate * flow
 
 
-def data_size(denoiser: AbstractDenoiser) -> Array:
+def sigma_data_of(denoiser: AbstractDenoiser) -> Array:
     """s in (1): the denoiser's `sigma_data`, or 0.5 where it has none."""
     size = getattr(denoiser, "sigma_data", None)
     return jax.lax.stop_gradient(float_array(0.5 if size is None else size))

@@ -33,12 +33,12 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ..models.denoiser import AbstractDenoiser
 from ..processes.path import basis_of, check_sample
-from ..solvers.base import AbstractSemilinearSolver
 from ..solvers.grids import Adaptive, Grid, check_grid
 from ..solvers.semilinear import root
 from ..solvers.solve import check_solver, checked, evaluations, solve, spread
+from ..solvers.solver import AbstractSemilinearSolver
 from ..typing import PyTree, RandomKey, float_array
-from .coordinates import Angle, AngleFlow, data_size
+from .coordinates import Angle, AngleFlow, sigma_data_of
 
 
 class Likelihood(eqx.Module):
@@ -120,9 +120,9 @@ def log_likelihood(
         )
     check_sample(path, x0.shape[1:])
     probes = _check_probes(probes, probe_law, key)
-    if log_prior is None and jax.eval_shape(path.base.log_prob, x0[0]) is None:
+    if log_prior is None and jax.eval_shape(path.noise.log_prob, x0[0]) is None:
         raise ValueError(
-            f"the noise of {type(path).__name__}, {type(path.base).__name__}, has no "
+            f"the noise of {type(path).__name__}, {type(path.noise).__name__}, has no "
             "known density, so neither have its samples. Give log_prior, the "
             "log-density of x at t_max for one sample."
         )
@@ -275,7 +275,7 @@ def _log_likelihood(
 ):
     with jax.default_matmul_precision("highest"):
         path, adaptive = denoiser.path, grid if isinstance(grid, Adaptive) else None
-        angle, basis = Angle(path, data_size(denoiser)), basis_of(path)
+        angle, basis = Angle(path, sigma_data_of(denoiser)), basis_of(path)
         first, last = float_array(path.t_min), float_array(path.t_max)
         if adaptive is not None:
             clock = jnp.stack([angle(first), angle(last)])
@@ -291,7 +291,7 @@ def _log_likelihood(
         def total(a):  # over the coordinates of one sample
             return jnp.sum(jnp.broadcast_to(a, shape)) if a.ndim else x0[0].size * a
 
-        wrapped = _InNats(solver, angle, path.base.gaussian)
+        wrapped = _InNats(solver, angle, path.noise.gaussian)
 
         def run(y0, index, cond):
             drawn = _draw_probes(key, index, probes, probe_law, shape, dtype)
@@ -312,7 +312,7 @@ def _log_likelihood(
         x_t = u[-1] * angle.scale(last)
         if log_prior is None:
             sigma = path.sigma(last)
-            prior = jax.vmap(path.base.log_prob)(x_t / sigma) - total(jnp.log(sigma))
+            prior = jax.vmap(path.noise.log_prob)(x_t / sigma) - total(jnp.log(sigma))
         else:
             prior = jax.vmap(log_prior)(basis.data(x_t))
         stretch = total(jnp.log(angle.scale(last) / angle.scale(first)))

@@ -30,7 +30,7 @@ from ..processes.path import check_one_level, logsnr_span
 from ..solvers.semilinear import root
 from ..solvers.solve import checked, solve
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
-from .coordinates import Angle, AngleFlow, data_size
+from .coordinates import Angle, AngleFlow, sigma_data_of
 
 
 class ScoreError(eqx.Module):
@@ -63,10 +63,10 @@ def score_error(
     """
     check_one_level(denoiser.path, "score_error")
     for one in (denoiser, exact):
-        if not one.path.base.gaussian:
+        if not one.path.noise.gaussian:
             raise ValueError(
                 "the score error is for Gaussian noise, got a denoiser on "
-                f"{type(one.path).__name__} with base={type(one.path.base).__name__}."
+                f"{type(one.path).__name__} with noise={type(one.path.noise).__name__}."
             )
     t = float_array(t).astype(float_array(denoiser.path.t_min).dtype)
     if x0.shape != z.shape or x0.ndim < 2 or t.ndim > 1:
@@ -155,11 +155,11 @@ def wasserstein_bound(
             f"{float(stochasticity):g}."
         )
     flow = not is_traced(stochasticity) and float(stochasticity) == 0
-    if not flow and not denoiser.path.base.gaussian:
+    if not flow and not denoiser.path.noise.gaussian:
         raise ValueError(
             "the reverse SDE needs Gaussian noise, and "
-            f"{type(denoiser.path).__name__} has base="
-            f"{type(denoiser.path.base).__name__}. Take stochasticity=0."
+            f"{type(denoiser.path).__name__} has noise="
+            f"{type(denoiser.path.noise).__name__}. Take stochasticity=0."
         )
     check_one_level(denoiser.path, "wasserstein_bound")
     if steps < 1:
@@ -173,7 +173,7 @@ def wasserstein_bound(
 @eqx.filter_jit
 def _bound(denoiser, exact, x0, z, strength, weights, start, steps, cond):
     path = denoiser.path
-    angle = Angle(path, data_size(denoiser))
+    angle = Angle(path, sigma_data_of(denoiser))
     model = AngleFlow(denoiser, angle, cond, strength)
     truth = AngleFlow(exact, angle, cond, strength)
     # In the clock log tan(xi), half the falling log-SNR: a model may be wrong in z_hat

@@ -27,7 +27,7 @@ from ..models.denoiser import AbstractDenoiser
 from ..processes.path import check_one_level, logsnr_span
 from ..solvers.semilinear import root
 from ..typing import PyTree, RandomKey, float_array
-from .coordinates import data_size
+from .coordinates import sigma_data_of
 
 
 class Bound(eqx.Module):
@@ -66,10 +66,10 @@ def variational_bound(
             "variational_bound takes floating-point data of shape (batch, ...) with at "
             f"least two axes, got {x0.dtype} of shape {x0.shape}."
         )
-    if not denoiser.path.base.gaussian:
+    if not denoiser.path.noise.gaussian:
         raise ValueError(
             f"the bound is for Gaussian noise, and {type(denoiser.path).__name__} has "
-            f"base={type(denoiser.path.base).__name__}. Use log_likelihood."
+            f"noise={type(denoiser.path.noise).__name__}. Use log_likelihood."
         )
     check_one_level(denoiser.path, "variational_bound")
     whole = isinstance(draws, int | np.integer) and not isinstance(draws, bool)
@@ -90,7 +90,7 @@ def _bound(key, denoiser, x0, cond, draws, uniform_in):
     batch, *shape = x0.shape
     axes = tuple(range(1, x0.ndim))
     low, high = logsnr_span(path)  # at t_max and at t_min
-    size = data_size(denoiser)
+    size = sigma_data_of(denoiser)
     t_max = jnp.minimum(float_array(path.t_max), inverse(jax.nn.softplus(low / 2)))
 
     def at(u):

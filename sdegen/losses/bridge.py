@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..typing import AxisName, PyTree, RandomKey
-from .coupling.pairs import Loss, independent, noted
+from .coupling.pairs import Loss, independent, with_aux
 from .velocity import antithetic_square, drawn
 
 
@@ -29,7 +29,7 @@ def bridge_loss(
     for `velocity_loss`.
     """
     t, pairs, z = drawn(
-        model.track,
+        model.interpolant,
         key,
         x0,
         cond,
@@ -38,7 +38,7 @@ def bridge_loss(
         axis_name=axis_name,
     )
     x0, x1, cond = pairs.x0, pairs.x1, pairs.cond
-    point = jax.vmap(model.track.point)
+    point = jax.vmap(model.interpolant.point)
     x, x_ = (point(t, x0, x1, w).astype(x0.dtype) for w in (z, -z))
     t_ = t.reshape(-1, *[1] * (x0.ndim - 1))
     to_x0 = -model.sigma * jnp.sqrt((1 - t_) / t_) * z
@@ -47,4 +47,4 @@ def bridge_loss(
         model.down(t, x, cond), model.down(t, x_, cond), x0 - x1, to_x0
     )
     up = antithetic_square(model.up(t, x, cond), model.up(t, x_, cond), x1 - x0, to_x1)
-    return noted(jnp.mean(down + up).astype(x0.dtype), pairs.notes)
+    return with_aux(jnp.mean(down + up).astype(x0.dtype), pairs.aux)

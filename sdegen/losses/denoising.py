@@ -18,7 +18,7 @@ from ..processes.path import basis_of, batched, check_sample
 from ..processes.prediction import PosteriorMeans
 from ..typing import AxisName, PyTree, RandomKey
 from . import weight as weights
-from .coupling.pairs import Ends, Loss, couple, independent, noted
+from .coupling.pairs import Loss, PairedData, couple, independent, with_aux
 from .times import AbstractTimes, Uniform
 
 
@@ -46,7 +46,7 @@ def denoising_loss(
     device's part under `jax.pmap` or `shard_map`: sample i of the whole batch then
     draws the same numbers as on one device.
 
-    **Returns:** the loss; with a coupling that has `notes`, (loss, notes).
+    **Returns:** the loss; with a coupling that has `aux`, (loss, notes).
     """
     if x0.ndim < 2:
         raise ValueError(
@@ -72,23 +72,23 @@ def denoising_loss(
     time_key, noise_key, pair_key = jax.random.split(key, 3)
     t = times.draw(time_key, path, index, total, x0.dtype)  # float32 at least
     keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, index)
-    z = jax.vmap(lambda k: path.base.sample(k, x0.shape[1:], x0.dtype))(keys)
+    z = jax.vmap(lambda k: path.noise.sample(k, x0.shape[1:], x0.dtype))(keys)
     basis = basis_of(path)
-    if isinstance(cond, Ends):
+    if isinstance(cond, PairedData):
         cond = cond._replace(x1=basis.coordinates(cond.x1))
     x0 = basis.coordinates(x0)
     pairs = couple(coupling, pair_key, x0, z, cond, axis_name=axis_name)
     x0, z, cond = pairs.x0, pairs.x1, pairs.cond
 
     def coefficients(t):
-        row = denoiser.kind.row(path, t, denoiser.sigma_data)
-        w = weight(path, t, denoiser.kind, denoiser.sigma_data)
+        row = denoiser.prediction.row(path, t, denoiser.sigma_data)
+        w = weight(path, t, denoiser.prediction, denoiser.sigma_data)
         return row, path.alpha(t), path.sigma(t), w
 
     (a, b), alpha, sigma, w = batched(coefficients, t, x0)
     x_t = (alpha * x0 + sigma * z).astype(x0.dtype)
     if exact is not None:
-        x0, z = exact.ends(t, x_t, cond)
+        x0, z = exact.posterior_means(t, x_t, cond)
     drop = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)  # apart from the noise
     error = denoiser.predict(t, x_t, cond, keys=drop) - (a * x0 + b * z)
-    return noted(jnp.mean(w * error**2), pairs.notes)
+    return with_aux(jnp.mean(w * error**2), pairs.aux)

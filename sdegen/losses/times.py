@@ -105,7 +105,7 @@ class LogNormal(AbstractTimes):
         return jax.vmap(path.inverse())(jax.nn.softplus(-log_ratio))
 
 
-class Nodes(AbstractTimes):
+class EulerTimes(AbstractTimes):
     """The times at which a flow of so many equal Euler steps is asked, equally often.
 
     t_max, and the steps below it but the last. One is distillation: only the velocity

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..processes.interpolant import AbstractTrack
+from ..processes.interpolant import AbstractInterpolant
 from ..typing import (
     AxisName,
     PyTree,
     RandomKey,
 )
-from .coupling.pairs import Loss, Pairs, couple, independent, noted
+from .coupling.pairs import Loss, Pairs, couple, independent, with_aux
 from .times import Uniform
 
 
@@ -37,7 +37,7 @@ def velocity_loss(
     loss then has an infinite variance; `axis_name`, see `denoising_loss`.
     """
     t, pairs, z = drawn(
-        model.track,
+        model.interpolant,
         key,
         x0,
         cond,
@@ -45,23 +45,23 @@ def velocity_loss(
         times=times,
         axis_name=axis_name,
     )
-    track, x0, x1, cond = model.track, pairs.x0, pairs.x1, pairs.cond
+    interpolant, x0, x1, cond = model.interpolant, pairs.x0, pairs.x1, pairs.cond
     pair = isinstance(model.network, tuple)
 
     def see(z):
         """(its velocity, b, z - z_hat) of the batch."""
-        x = jax.vmap(track.point)(t, x0, x1, z).astype(x0.dtype)
-        v = jax.vmap(track.velocity)(t, x0, x1, z).astype(x0.dtype)
+        x = jax.vmap(interpolant.point)(t, x0, x1, z).astype(x0.dtype)
+        v = jax.vmap(interpolant.velocity)(t, x0, x1, z).astype(x0.dtype)
         miss = z - model.latent(t, x, cond) if pair else jnp.zeros_like(x)
         return v, model.velocity(t, x, cond), miss
 
     v, b, miss = see(z)
-    if track.gamma(track.t_max) is None or not antithetic:
-        return noted(jnp.mean((b - v) ** 2) + jnp.mean(miss**2), pairs.notes)
+    if interpolant.gamma(interpolant.t_max) is None or not antithetic:
+        return with_aux(jnp.mean((b - v) ** 2) + jnp.mean(miss**2), pairs.aux)
     v_, b_, miss_ = see(-z)
     mean, odd = (v + v_) / 2, (v - v_) / 2  # dI/dt and gamma' z
     loss = antithetic_square(b, b_, mean, odd) + (miss**2 + miss_**2) / 2
-    return noted(jnp.mean(loss), pairs.notes)
+    return with_aux(jnp.mean(loss), pairs.aux)
 
 
 def antithetic_square(
@@ -76,7 +76,7 @@ def antithetic_square(
 
 
 def drawn(
-    track: AbstractTrack,
+    interpolant: AbstractInterpolant,
     key: RandomKey,
     x0: Float[Array, "batch ..."],
     cond: PyTree,
@@ -102,12 +102,12 @@ def drawn(
     u = (jax.random.uniform(time_key, (), dtype) + index) / total
     eps = jnp.finfo(dtype).eps
     u = jnp.clip(u.astype(dtype), eps, 1 - eps)
-    t = (Uniform() if times is None else times).quantile(track, u)
+    t = (Uniform() if times is None else times).quantile(interpolant, u)
 
     def each(key, draw):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         return jax.vmap(lambda k: draw(k, x0.shape[1:], x0.dtype))(keys)
 
-    x1 = each(end_key, track.base.sample)
+    x1 = each(end_key, interpolant.noise.sample)
     pairs = couple(coupling, pair_key, x0, x1, cond, axis_name=axis_name)
     return t, pairs, each(noise_key, jax.random.normal)

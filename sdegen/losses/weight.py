@@ -1,4 +1,4 @@
-"""Loss weights: (path, t, kind, sigma_data) -> weight on `kind`'s squared error.
+"""Loss weights: (path, t, kind, sigma_data) -> weight on `prediction`'s squared error.
 
 Each is defined where its paper defines it (on the x0, eps or score error) and carried
 to the network's own kind by equation (2) of `prediction`, so a weight means the same
@@ -10,22 +10,22 @@ import jax.numpy as jnp
 
 from ..processes import prediction
 from ..processes.path import AbstractPath
-from ..processes.prediction import Kind
+from ..processes.prediction import Prediction
 from ..processes.sde import AbstractLinearSDE
 from ..typing import Levels, Scalar, ScalarLike, number
 
 
-def _carry(source: Kind, path, t, kind: Kind, sigma_data):
-    """(det_source / det_kind)^2: a weight on `source`'s error as one on `kind`'s."""
+def _carry(source: Prediction, path, t, kind: Prediction, sigma_data):
+    """(det_source / det_kind)^2: a weight on `source`'s error as one on `prediction`'s."""
     return (source.det(path, t, sigma_data) / kind.det(path, t, sigma_data)) ** 2
 
 
-def uniform(path: AbstractPath, t: ScalarLike, kind: Kind, sigma_data: Levels):
+def uniform(path: AbstractPath, t: ScalarLike, kind: Prediction, sigma_data: Levels):
     """1 on the network's own kind: DDPM's simple loss, the flow-matching loss."""
     return jnp.ones_like(t)
 
 
-def likelihood(path: AbstractPath, t: ScalarLike, kind: Kind, sigma_data: Levels):
+def likelihood(path: AbstractPath, t: ScalarLike, kind: Prediction, sigma_data: Levels):
     """g(t)^2 on the score error: bounds the likelihood. Song et al. 2021b, eq. 7."""
     if not isinstance(path, AbstractLinearSDE):
         raise ValueError(
@@ -36,7 +36,7 @@ def likelihood(path: AbstractPath, t: ScalarLike, kind: Kind, sigma_data: Levels
     return g**2 * _carry(prediction.score, path, t, kind, sigma_data)
 
 
-def snr(path: AbstractPath, t: ScalarLike, kind: Kind, sigma_data: Levels):
+def snr(path: AbstractPath, t: ScalarLike, kind: Prediction, sigma_data: Levels):
     """alpha^2/sigma^2 on the x0 error, which is 1 on the eps error. Ho et al. 2020."""
     return _carry(prediction.eps, path, t, kind, sigma_data)
 
@@ -53,7 +53,7 @@ class MinSNR(eqx.Module):
         return snr(path, t, kind, sigma_data) * jnp.minimum(1.0, ratio)
 
 
-def edm(path: AbstractPath, t: ScalarLike, kind: Kind, sigma_data: Levels):
+def edm(path: AbstractPath, t: ScalarLike, kind: Prediction, sigma_data: Levels):
     """(s^2 + sigma_data^2) / (s sigma_data)^2 on the x0 error, s = sigma / alpha.
 
     It is 1 on the `edm` kind. Karras et al. 2022, table 1.

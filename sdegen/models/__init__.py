@@ -9,7 +9,7 @@ from .denoiser import edm_inputs as edm_inputs
 from .denoiser import raw_inputs as raw_inputs
 from .generator import AbstractGenerator as AbstractGenerator
 from .score import ScoreModel as ScoreModel
-from .score import SimulatedLaw as SimulatedLaw
+from .score import SimulatedPrior as SimulatedPrior
 from .vdm import VDM as VDM
-from .velocity import Upward as Upward
+from .velocity import Forward as Forward
 from .velocity import VelocityModel as VelocityModel

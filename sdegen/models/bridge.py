@@ -34,7 +34,7 @@ import jax
 from jaxtyping import Array, Float
 
 from ..processes.interpolant import StochasticInterpolant
-from ..processes.noise import AbstractBase, Gaussian
+from ..processes.noise import AbstractNoise, Gaussian
 from ..solvers.pinned_euler import PinnedEuler
 from ..typing import PyTree, Scalar, ScalarLike, Time, number
 from .generator import AbstractGenerator
@@ -46,22 +46,22 @@ class SchroedingerBridge(AbstractGenerator):
 
     **Arguments:** `network`, a pair of callable pytrees (time, x, cond) -> drift on
     batches, (down, up); `sigma`, the scale of the Brownian motion, in units of the data
-    over the unit of time; `base`, the law of x1: noise, or `Empirical(other_data)`.
+    over the unit of time; `noise`, the law of x1: noise, or `Empirical(other_data)`.
 
     `sample(..., stochasticity=1)` is the bridge, from x1 to x0; without a
-    stochasticity it is the flow with the same laws at all times. `Upward(model, base)`
+    stochasticity it is the flow with the same laws at all times. `Forward(model, base)`
     goes the other way. Train it by `loss=bridge_loss`.
     """
 
     noisy_solver: ClassVar = PinnedEuler
     network: Any
     sigma: Scalar = number(1.0)
-    base: AbstractBase = eqx.field(default_factory=Gaussian)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
     @property
-    def track(self) -> StochasticInterpolant:
+    def interpolant(self) -> StochasticInterpolant:
         """Equation (1)."""
-        return StochasticInterpolant(self.sigma, base=self.base)
+        return StochasticInterpolant(self.sigma, noise=self.noise)
 
     def down(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
@@ -92,25 +92,25 @@ class SchroedingerBridge(AbstractGenerator):
         t: Time,
         x: Float[Array, "batch ..."],
         cond: PyTree,
-        strength: ScalarLike,
+        stochasticity: ScalarLike,
         up: bool,
     ) -> Float[Array, "batch ..."]:
         """The drift of (3) in one direction; for `strength` 1 one network is called."""
         along, against = (self.up, self.down) if up else (self.down, self.up)
-        share = (1 - strength**2) / 2
+        share = (1 - stochasticity**2) / 2
 
         def both(x):
             return (1 - share) * along(t, x, cond) - share * against(t, x, cond)
 
         return jax.lax.cond(share == 0, lambda x: along(t, x, cond), both, x)
 
-    def noise(self, t: ScalarLike) -> Scalar:
+    def noise_scale(self, t: ScalarLike) -> Scalar:
         """sigma, at any time."""
         return self.sigma
 
     def start(self, key, shape, dtype=None):
         """A draw of x1."""
-        return self.base.sample(key, shape, dtype)
+        return self.noise.sample(key, shape, dtype)
 
     def backward(self, stochasticity, cond=None):
         """The flow, for None, or equation (3), down to the data."""

@@ -2,7 +2,7 @@
 
     score = -z_hat / sigma,   velocity = alpha' x0_hat + sigma' z_hat               (1)
 
-where (x0_hat, z_hat) are the posterior means of both ends, from `prediction.ends`.
+where (x0_hat, z_hat) are the posterior means of both ends, from `prediction.posterior_means`.
 Nothing here divides by alpha near the noise or by sigma near the data unless the kind
 itself does.
 
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Key
 
 from ..processes import prediction
 from ..processes.path import AbstractPath, basis_of, batched
-from ..processes.prediction import Kind
+from ..processes.prediction import Prediction
 from ..typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced, number
 
 
@@ -56,7 +56,7 @@ class AbstractDenoiser(eqx.Module):
     path: eqx.AbstractVar[AbstractPath]
 
     @abc.abstractmethod
-    def ends(
+    def posterior_means(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
         """(E[x0 given x_t], E[z given x_t])."""
@@ -65,24 +65,26 @@ class AbstractDenoiser(eqx.Module):
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> Float[Array, "batch ..."]:
         """E[x0 given x_t], the denoised point."""
-        return self.ends(t, x, cond)[0]
+        return self.posterior_means(t, x, cond)[0]
 
     def eps(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> Float[Array, "batch ..."]:
         """E[z given x_t], the noise."""
-        return self.ends(t, x, cond)[1]
+        return self.posterior_means(t, x, cond)[1]
 
     def score(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> Float[Array, "batch ..."]:
         """The gradient of log p_t at x, for Gaussian noise."""
-        if not self.path.base.gaussian:
+        if not self.path.noise.gaussian:
             raise ValueError(
                 "the score is -z / sigma only for Gaussian noise, but "
-                f"{type(self.path).__name__} has base={type(self.path.base).__name__}."
+                f"{type(self.path).__name__} has noise={type(self.path.noise).__name__}."
             )
-        return -self.ends(t, x, cond)[1] / batched(self.path.sigma, float_array(t), x)
+        return -self.posterior_means(t, x, cond)[1] / batched(
+            self.path.sigma, float_array(t), x
+        )
 
     def sample_score(
         self, t: ScalarLike, x: Float[Array, "..."], cond: PyTree = None
@@ -95,7 +97,7 @@ class AbstractDenoiser(eqx.Module):
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> Float[Array, "batch ..."]:
         """dx/dt of the probability flow, finite at both ends of the path."""
-        x0, z = self.ends(t, x, cond)
+        x0, z = self.posterior_means(t, x, cond)
         da, ds = batched(self.path.rates, float_array(t), x)
         return da * x0 + ds * z
 
@@ -106,7 +108,7 @@ class PosteriorMean(AbstractDenoiser):
     mean: Callable
     path: AbstractPath
 
-    def ends(self, t, x, cond=None):
+    def posterior_means(self, t, x, cond=None):
         """(E[x0 given x_t], E[z given x_t])."""
         t = float_array(t)
         x0 = self.mean(t, x, cond)
@@ -118,7 +120,7 @@ class Denoiser(AbstractDenoiser):
     """A network (time, x, cond) -> prediction, with its path and its kind.
 
     **Arguments:** `network`, any callable pytree on batches (a Flax NNX module is one),
-    which is given its time as (batch,), x and cond; `path`; `kind`, a row of
+    which is given its time as (batch,), x and cond; `path`; `prediction`, a row of
     `sdegen.prediction`; `sigma_data`, the standard deviation of the data, one number or
     one for each coordinate; `inputs`, what the network is shown: `edm_inputs` or
     `raw_inputs`.
@@ -129,7 +131,7 @@ class Denoiser(AbstractDenoiser):
 
     network: Any
     path: AbstractPath
-    kind: Kind = eqx.field(default=prediction.edm, static=True)
+    prediction: Prediction = eqx.field(default=prediction.edm, static=True)
     sigma_data: Float[Array, "..."] = number(0.5)
     inputs: Callable = eqx.field(default=edm_inputs, static=True)
 
@@ -166,16 +168,22 @@ class Denoiser(AbstractDenoiser):
             )
         return basis.coordinates(out.astype(x.dtype))
 
-    def ends(self, t, x, cond=None):
+    def posterior_means(self, t, x, cond=None):
         """(E[x0 given x_t], E[z given x_t])."""
         t = float_array(t)
         path = self.path
 
         def coefficients(t):
-            return self.kind.row(path, t, self.sigma_data), path.alpha(t), path.sigma(t)
+            return (
+                self.prediction.row(path, t, self.sigma_data),
+                path.alpha(t),
+                path.sigma(t),
+            )
 
         row, alpha, sigma = batched(coefficients, t, x)
-        return prediction.ends(row, alpha, sigma, x, self.predict(t, x, cond))
+        return prediction.posterior_means(
+            row, alpha, sigma, x, self.predict(t, x, cond)
+        )
 
     def __check_init__(self):
         if not isinstance(self.path, AbstractPath):
@@ -184,22 +192,24 @@ class Denoiser(AbstractDenoiser):
                 f"{self.path!r:.60}. A process without alpha and sigma is reversed "
                 "by `sdegen.reverse`."
             )
-        if not isinstance(self.kind, Kind):
-            known = ", ".join(k for k, o in vars(prediction).items() if type(o) is Kind)
+        if not isinstance(self.prediction, Prediction):
+            known = ", ".join(
+                k for k, o in vars(prediction).items() if type(o) is Prediction
+            )
             raise ValueError(
                 f"kind must be a row of sdegen.prediction ({known}), got "
-                f"{self.kind!r}. For example: kind=sdegen.prediction.velocity."
+                f"{self.prediction!r}. For example: prediction=sdegen.prediction.velocity."
             )
         # Refuses a score on a base that is not Gaussian, before anything is traced.
-        jax.eval_shape(self.kind.row, self.path, self.path.t_min, self.sigma_data)
+        jax.eval_shape(self.prediction.row, self.path, self.path.t_min, self.sigma_data)
         if is_traced((self.path, self.sigma_data)):
             return
         for t in (self.path.t_min, self.path.t_max):
             with jax.ensure_compile_time_eval():
-                det = self.kind.det(self.path, t, self.sigma_data)
+                det = self.prediction.det(self.path, t, self.sigma_data)
             if not np.all(np.asarray(det)):
                 raise ValueError(
-                    f"a prediction of kind {self.kind} says nothing about x0 at t="
+                    f"a prediction of kind {self.prediction} says nothing about x0 at t="
                     f"{float(t):g} on {type(self.path).__name__}, where alpha or sigma "
                     f"is 0. Use velocity, v, x0 or edm, or give "
                     "the path a smaller t_max."

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..losses.simulated_paths import best_weights, chain, square_clock
-from ..processes.noise import AbstractBase
+from ..processes.noise import AbstractNoise
 from ..processes.reverse import probability_flow, reverse
 from ..processes.sde import AbstractSDE
 from ..typing import PyTree, RandomKey, Scalar, ScalarLike, Time, float_array, is_traced
@@ -34,7 +34,7 @@ _LARGEST = 32  # coordinates for which M and its derivative are formed
 _APART = 0.2  # by which the law at t_max may miss `prior`, in standard deviations
 
 
-class SimulatedLaw(AbstractBase):
+class SimulatedPrior(AbstractNoise):
     """The law of x at t_max, exactly: a point of `data` carried there by the SDE.
 
     For processes that do not forget their data, or forget them for a law that has no
@@ -72,7 +72,7 @@ class ScoreModel(AbstractGenerator):
 
     network: Any
     sde: AbstractSDE
-    prior: AbstractBase
+    prior: AbstractNoise
     mean: Float[Array, "times ..."]
     spread: Float[Array, "times ..."]
     noise: Float[Array, "times ..."]
@@ -89,14 +89,14 @@ class ScoreModel(AbstractGenerator):
         key: RandomKey,
         *,
         steps: int = 100,
-        prior: AbstractBase | None = None,
+        prior: AbstractNoise | None = None,
         pathwise: bool = True,
     ) -> "ScoreModel":
         """The model with its scales measured on paths from `data`.
 
         **Arguments:** `network`, a callable pytree (time, x, cond) on batches; `data`,
         (n, ...); `steps`, of Euler-Maruyama in training, equal in sqrt(t); `prior`,
-        the law of the state at t_max (default: `sde.base`; or a `SimulatedLaw`);
+        the law of the state at t_max (default: `sde.base`; or a `SimulatedPrior`);
         `pathwise`, train on the targets (4) of `paths`, whose variance is small (they
         need d^2 numbers per step for d coordinates; else the local ones, (2)).
 
@@ -119,7 +119,7 @@ class ScoreModel(AbstractGenerator):
             )
         if not is_traced(sde):
             _check_noise(sde, data[0])
-        prior = sde.base if prior is None else prior
+        prior = sde.noise if prior is None else prior
         *scales, weights, ends, drawn = _measure(sde, prior, data, key, steps, pathwise)
         if not is_traced(drawn):
             _check_prior(prior, ends, drawn)
@@ -191,7 +191,7 @@ class _Within(AbstractSDE):
     model: ScoreModel
     t_min: Scalar
     t_max: Scalar
-    base: AbstractBase
+    noise: AbstractNoise
 
     def drift(self, t, x):
         return self.model.sde.drift(t, self._nearest(t, x))
@@ -245,5 +245,5 @@ def _check_prior(prior, ends, drawn):
             f"standard deviation {float(ends.std(0).ravel()[i]):.3g} in coordinate "
             f"{i}, but {type(prior).__name__} has {float(drawn.mean(0).ravel()[i]):.3g}"
             f" and {float(drawn.std(0).ravel()[i]):.3g}. Take a larger t_max, or "
-            "prior=sdegen.SimulatedLaw(sde, data)."
+            "prior=sdegen.SimulatedPrior(sde, data)."
         )

@@ -6,7 +6,7 @@ import equinox as eqx
 
 from ..processes import prediction
 from ..processes.learned_schedule import LearnedSchedule
-from ..processes.prediction import Kind
+from ..processes.prediction import Prediction
 from ..typing import Scalar, number
 from .denoiser import Denoiser
 
@@ -19,11 +19,13 @@ class VDM(eqx.Module):
     """
 
     network: Any  # the pair, under the name of what `fit` trains
-    kind: Kind = eqx.field(default=prediction.edm, static=True)
+    prediction: Prediction = eqx.field(default=prediction.edm, static=True)
     sigma_data: Scalar = number(0.5)
 
     @property
     def denoiser(self) -> Denoiser:
         """The network on the schedule as it is now."""
         network, gamma = self.network
-        return Denoiser(network, LearnedSchedule(gamma), self.kind, self.sigma_data)
+        return Denoiser(
+            network, LearnedSchedule(gamma), self.prediction, self.sigma_data
+        )

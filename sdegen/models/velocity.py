@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..processes.interpolant import AbstractTrack
-from ..processes.noise import AbstractBase, Gaussian
+from ..processes.interpolant import AbstractInterpolant
+from ..processes.noise import AbstractNoise, Gaussian
 from ..processes.path import batched
 from ..processes.sde import AbstractSDE
 from ..typing import (
@@ -48,11 +48,11 @@ class VelocityModel(AbstractGenerator):
     """A network with the track whose velocity it predicts; `fit` and `sample` take it.
 
     **Arguments:** `network`, a callable pytree (time, x, cond) -> b on batches, or a
-    pair of them, for b and for E[z | x_t], which stochastic sampling needs; `track`.
+    pair of them, for b and for E[z | x_t], which stochastic sampling needs; `interpolant`.
     """
 
     network: Any
-    track: AbstractTrack
+    interpolant: AbstractInterpolant
 
     def velocity(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
@@ -77,34 +77,34 @@ class VelocityModel(AbstractGenerator):
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> Float[Array, "batch ..."]:
         """The gradient of log p_t at x, between the ends."""
-        gamma = batched(self.track.gamma, float_array(t), x)
+        gamma = batched(self.interpolant.gamma, float_array(t), x)
         return -self.latent(t, x, cond) / gamma
 
     def start(self, key, shape, dtype=None):
         """x at t_max, with x0 = 0."""
-        track, (end_key, latent_key) = self.track, jax.random.split(key)
-        x1 = track.base.sample(end_key, shape, dtype)
+        interpolant, (end_key, latent_key) = self.interpolant, jax.random.split(key)
+        x1 = interpolant.noise.sample(end_key, shape, dtype)
         z = jax.random.normal(latent_key, shape, x1.dtype)
-        x = track.point(track.t_max, jnp.zeros_like(x1), x1, z)
+        x = interpolant.point(interpolant.t_max, jnp.zeros_like(x1), x1, z)
         return x.astype(x1.dtype)
 
-    def noise(self, t: ScalarLike) -> Scalar:
+    def noise_scale(self, t: ScalarLike) -> Scalar:
         """sqrt(2) gamma: the noise of (3) on its clock, for lambda = 1."""
-        return jnp.sqrt(2.0) * self.track.gamma(t)
+        return jnp.sqrt(2.0) * self.interpolant.gamma(t)
 
     def reversal(
         self,
         t: Time,
         x: Float[Array, "batch ..."],
         cond: PyTree,
-        strength: ScalarLike,
+        stochasticity: ScalarLike,
         up: bool,
     ) -> Float[Array, "batch ..."]:
         """The drift of (3), up or down, on a batch."""
-        span = self.track.t_max - self.track.t_min
+        span = self.interpolant.t_max - self.interpolant.t_min
         z, v = self.latent(t, x, cond), span * self.velocity(t, x, cond)
-        pull = batched(self.track.gamma, float_array(t), x) * z
-        return (v if up else -v) - strength**2 * pull
+        pull = batched(self.interpolant.gamma, float_array(t), x) * z
+        return (v if up else -v) - stochasticity**2 * pull
 
     def backward(self, stochasticity, cond=None):
         """The flow, for None, or equation (3)."""
@@ -121,9 +121,9 @@ class VelocityModel(AbstractGenerator):
                 f"and the latent noise, got {len(self.network)} of them."
             )
         if isinstance(self.network, tuple):
-            if self.track.gamma(self.track.t_max) is None:
+            if self.interpolant.gamma(self.interpolant.t_max) is None:
                 raise ValueError(
-                    f"this {type(self.track).__name__} has no latent noise: a second "
+                    f"this {type(self.interpolant).__name__} has no latent noise: a second "
                     "network has nothing to learn, give it the first alone."
                 )
 
@@ -139,19 +139,19 @@ def call_network(network, t, x, cond):
     return out.astype(x.dtype)
 
 
-class Upward(AbstractGenerator):
-    """The same process the other way: from the data, `base`, up to the law of x1.
+class Forward(AbstractGenerator):
+    """The same process the other way: from the data, `noise`, up to the law of x1.
 
-    `sample(key, Upward(model, Empirical(x0)), shape)`, or with `start=x0` for given
+    `sample(key, Forward(model, Empirical(x0)), shape)`, or with `start=x0` for given
     data. By the flow it is the inverse of sampling; with a stochasticity the process
     has the same law of paths as the one down, in the other direction of time.
 
-    **Arguments:** `model`, a `VelocityModel` or a `SchroedingerBridge`; `base`, the law
+    **Arguments:** `model`, a `VelocityModel` or a `SchroedingerBridge`; `noise`, the law
     of x0, from which it starts without `start`.
     """
 
     model: Any
-    base: AbstractBase
+    noise: AbstractNoise
 
     @property
     def noisy_solver(self):
@@ -160,7 +160,7 @@ class Upward(AbstractGenerator):
 
     def start(self, key, shape, dtype=None):
         """A draw of x0."""
-        return self.base.sample(key, shape, dtype)
+        return self.noise.sample(key, shape, dtype)
 
     def backward(self, stochasticity, cond=None):
         """The flow, for None, or the process of this noise, from t_min to t_max."""
@@ -176,7 +176,7 @@ def equation(
 ) -> Callable | AbstractSDE:
     """The flow (for None), or (3), of a model with a track; `up`, away from the data.
 
-    A model has a `track`, its `velocity`, and for (3) a `reversal` and its `noise`.
+    A model has a `interpolant`, its `velocity`, and for (3) a `reversal` and its `noise`.
     """
     flow = _Flow(model, cond, up)
     return flow if stochasticity is None else _Process(flow, stochasticity)
@@ -191,7 +191,7 @@ class _Flow(eqx.Module):
 
     def time(self, s):
         """(t, T) at clock s."""
-        low, high = self.model.track.t_min, self.model.track.t_max
+        low, high = self.model.interpolant.t_min, self.model.interpolant.t_max
         span = high - low
         return low + span * s if self.up else high - span * s, span
 
@@ -213,7 +213,7 @@ class _Process(AbstractSDE):
     stochasticity: Scalar
     t_min: Scalar = number(0.0)
     t_max: Scalar = number(1.0)
-    base: AbstractBase = eqx.field(default_factory=Gaussian)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
     def drift(self, t, x):
         """The drift of (3) at clock t."""
@@ -223,4 +223,4 @@ class _Process(AbstractSDE):
 
     def diffusion(self, t, x):
         """The noise of (3) at clock t."""
-        return self.stochasticity * self.flow.model.noise(self.flow.time(t)[0])
+        return self.stochasticity * self.flow.model.noise_scale(self.flow.time(t)[0])

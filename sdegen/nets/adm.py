@@ -116,7 +116,7 @@ class ADMUNet(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Adm(AbstractRecipe):
+class ADMConfig(AbstractRecipe):
     """ADM with the sizes for ImageNet at 64 x 64."""
 
     channels: int = 192

@@ -70,7 +70,7 @@ class AbstractRecipe(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Mlp(AbstractRecipe):
+class MLPConfig(AbstractRecipe):
     """A residual multilayer perceptron."""
 
     width: int = 128
@@ -84,7 +84,7 @@ class Mlp(AbstractRecipe):
 
 
 @dataclasses.dataclass(frozen=True)
-class Unet(AbstractRecipe):
+class UNetConfig(AbstractRecipe):
     """A small UNet for images."""
 
     channels: int = 32

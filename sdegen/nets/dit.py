@@ -185,7 +185,7 @@ _SIZES |= {"XL": (1152, 28, 16)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Dit(AbstractRecipe):
+class DiTConfig(AbstractRecipe):
     """DiT; the paper names its networks by size and patch, DiT-XL/2."""
 
     size: Literal["S", "B", "L", "XL"] = "S"

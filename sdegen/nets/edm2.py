@@ -161,7 +161,7 @@ _CHANNELS = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL
 
 
 @dataclasses.dataclass(frozen=True)
-class Edm2(AbstractRecipe):
+class EDM2Config(AbstractRecipe):
     """EDM2 for 64 x 64 (latents or pixels); from M on the paper has dropout 0.1."""
 
     size: Literal["XXS", "XS", "S", "M", "L", "XL", "XXL"] = "XS"

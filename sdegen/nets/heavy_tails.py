@@ -29,10 +29,10 @@ from ..typing import DropoutKey, PyTree, Scalar, Time, number
 _BULK = 4.0  # c in (1)
 
 
-class Tails(eqx.Module):
+class HeavyTailed(eqx.Module):
     """Equation (1) around any network: predicts x0, from the inputs of `edm_inputs`.
 
-        Denoiser(Tails(network, sigma_data), path, kind=prediction.x0, sigma_data=...)
+        Denoiser(HeavyTailed(network, sigma_data), path, kind=prediction.x0, sigma_data=...)
 
     **Arguments:** `network`, (time, x, cond) -> F; `sigma_data`, as in the denoiser.
     """

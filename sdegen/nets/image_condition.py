@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from ..typing import DropoutKey, PyTree, Time
 
 
-class Beside(eqx.Module):
+class ImageConditioned(eqx.Module):
     """A network that is shown an image beside x, and a vector if it takes one.
 
     **Arguments:** `network`, made for samples of shape (h, w, c + k): c channels of x,

@@ -176,14 +176,14 @@ class AbstractScoreRecipe(AbstractRecipe):
 
 
 @dataclasses.dataclass(frozen=True)
-class Ddpmpp(AbstractScoreRecipe):
+class DDPMppConfig(AbstractScoreRecipe):
     """DDPM++ for CIFAR-10; the paper's for 64 x 64 has the multiples 1 2 2 2."""
 
     ncsn: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Ncsnpp(AbstractScoreRecipe):
+class NCSNppConfig(AbstractScoreRecipe):
     """NCSN++ for CIFAR-10; the paper's for 64 x 64 has the multiples 1 2 2 2."""
 
     ncsn: ClassVar[bool] = True

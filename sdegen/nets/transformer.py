@@ -2,7 +2,7 @@
 
 Tokens go in as whole numbers and logits come out, so it is no network of the contract
 (t, x, cond) -> an array of the shape of x: it stands in its own module,
-`sdegen.nets.transformer`, for the systems of tokens of `sdegen.udm`.
+`sdegen.nets.transformer`, for the systems of tokens of `sdegen.corruption`.
 """
 
 import dataclasses

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
 from .momentum import AbstractBlockSDE, lower, solve_lower, transition, transition_nodes
-from .noise import AbstractBase, Gaussian
+from .noise import AbstractNoise, Gaussian
 
 
 class BlockSDE(AbstractBlockSDE):
@@ -42,7 +42,7 @@ class BlockSDE(AbstractBlockSDE):
     **Arguments:** `F` and `G`, functions of (t, params) that return (k, k) and (k,);
     `params`, any pytree of numbers; `auxiliary`, the covariance of rows 1 to k - 1 at
     t = 0: (k - 1, k - 1) and positive definite, or their variances, one or (k - 1,);
-    0 < `t_min` < `t_max`; `base`.
+    0 < `t_min` < `t_max`; `noise`.
     """
 
     F: Callable = eqx.field(static=True)
@@ -51,7 +51,7 @@ class BlockSDE(AbstractBlockSDE):
     auxiliary: Float[Array, "..."]
     t_min: Scalar
     t_max: Scalar
-    base: AbstractBase
+    noise: AbstractNoise
     table: dfx.DenseInterpolation
 
     def __init__(
@@ -63,7 +63,7 @@ class BlockSDE(AbstractBlockSDE):
         auxiliary: ScalarLike | Float[Array, "..."] = 0.04,
         t_min: ScalarLike = 1e-3,
         t_max: ScalarLike = 1.0,
-        base: AbstractBase | None = None,
+        noise: AbstractNoise | None = None,
     ):
         if (F is None) != (G is None):
             raise ValueError(
@@ -74,7 +74,7 @@ class BlockSDE(AbstractBlockSDE):
         self.params = jax.tree.map(float_array, params)
         self.t_min, self.t_max = float_array(t_min), float_array(t_max)
         self.auxiliary = float_array(auxiliary)
-        self.base = Gaussian() if base is None else base
+        self.noise = Gaussian() if noise is None else noise
         if not is_traced((self.t_min, self.t_max)):
             if not 0 < float(self.t_min) < float(self.t_max):
                 raise ValueError(
@@ -90,7 +90,7 @@ class BlockSDE(AbstractBlockSDE):
         """F(t), as the user wrote it."""
         return float_array(self.F(float_array(t), self.params))
 
-    def noise(self, t):
+    def noise_scale(self, t):
         """G(t), as the user wrote it."""
         return float_array(self.G(float_array(t), self.params))
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from ..typing import Scalar, ScalarLike, float_array
 from .basis import DCT, AbstractBasis, Standard, laplacian
-from .noise import AbstractBase, Gaussian
+from .noise import AbstractNoise, Gaussian
 from .sde import AbstractLinearSDE
 
 
@@ -30,7 +30,7 @@ class Blurring(AbstractLinearSDE):
     floor: Scalar
     t_min: Scalar
     t_max: Scalar
-    base: AbstractBase
+    noise: AbstractNoise
     basis: AbstractBasis
 
     def __init__(
@@ -42,7 +42,7 @@ class Blurring(AbstractLinearSDE):
         axes: tuple[int, ...] = (-3, -2),
         t_min: ScalarLike = 1e-3,
         t_max: ScalarLike = 1.0,
-        base: AbstractBase | None = None,
+        noise: AbstractNoise | None = None,
     ):
         if shape is not None and len(shape) < -min(axes):
             raise ValueError(
@@ -53,7 +53,7 @@ class Blurring(AbstractLinearSDE):
         self.frequencies = float_array(lam)
         self.blur, self.floor = float_array(blur), float_array(floor)
         self.t_min, self.t_max = float_array(t_min), float_array(t_max)
-        self.base = Gaussian() if base is None else base
+        self.noise = Gaussian() if noise is None else noise
         self.basis = Standard() if shape is None else DCT(tuple(axes))
 
     def alpha(self, t):

@@ -26,7 +26,7 @@ import numpy as np
 
 from ..typing import Scalar, float_array, is_traced, number
 from .momentum import AbstractBlockSDE
-from .noise import AbstractBase, Gaussian
+from .noise import AbstractNoise, Gaussian
 
 _NEAR = 0.5  # below it the closed form of Q_xx cancels, and its integral is taken
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)
@@ -50,7 +50,7 @@ class CLD(AbstractBlockSDE):
     gamma: Scalar = number(0.04)
     t_min: Scalar = number(1e-3)
     t_max: Scalar = number(1.0)
-    base: AbstractBase = eqx.field(default_factory=Gaussian)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
     def _beta(self, t):
         return self.beta + self.slope * float_array(t)
@@ -61,7 +61,7 @@ class CLD(AbstractBlockSDE):
         rows = [[jnp.zeros_like(m), m], [-jnp.ones_like(m), -2 * jnp.sqrt(m)]]
         return self._beta(t) * jnp.array(rows)
 
-    def noise(self, t):
+    def noise_scale(self, t):
         """(0, sqrt(2 Gamma beta))."""
         g = jnp.sqrt(4 * self._beta(t) / jnp.sqrt(self.inverse_mass))
         return jnp.stack([jnp.zeros_like(g), g])

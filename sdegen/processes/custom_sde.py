@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
-from .noise import AbstractBase, Gaussian
+from .noise import AbstractNoise, Gaussian
 from .sde import AbstractSDE
 
 
@@ -18,7 +18,7 @@ class CustomSDE(AbstractSDE):
     coordinate: nonlinear, with state-dependent noise, and N(0, I) stationary.
 
     **Arguments:** `drift` and `diffusion`, functions of (t, x, params) for one sample;
-    `params`, any pytree of numbers; `t_min`, `t_max`; `base`, the law about t_max.
+    `params`, any pytree of numbers; `t_min`, `t_max`; `noise`, the law about t_max.
     """
 
     _drift: Callable = eqx.field(static=True)
@@ -26,7 +26,7 @@ class CustomSDE(AbstractSDE):
     params: PyTree
     t_min: Scalar
     t_max: Scalar
-    base: AbstractBase
+    noise: AbstractNoise
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class CustomSDE(AbstractSDE):
         *,
         t_min: ScalarLike = 0.0,
         t_max: ScalarLike = 4.0,
-        base: AbstractBase | None = None,
+        noise: AbstractNoise | None = None,
     ):
         if (drift is None) != (diffusion is None):
             raise ValueError(
@@ -47,7 +47,7 @@ class CustomSDE(AbstractSDE):
         self._diffusion = diffusion or _sine_diffusion
         self.params = jax.tree.map(float_array, params)
         self.t_min, self.t_max = float_array(t_min), float_array(t_max)
-        self.base = Gaussian() if base is None else base
+        self.noise = Gaussian() if noise is None else noise
 
     def drift(self, t, x):
         """f(t, x), as the user wrote it."""

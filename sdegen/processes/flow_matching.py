@@ -6,7 +6,7 @@ Papers and code of this family run time the other way; v here is minus theirs at
 import equinox as eqx
 
 from ..typing import Scalar, number
-from .noise import AbstractBase, Gaussian
+from .noise import AbstractNoise, Gaussian
 from .sde import AbstractLinearSDE
 
 
@@ -19,7 +19,7 @@ class FlowMatching(AbstractLinearSDE):
     sigma_min: Scalar = number(1e-3)
     t_min: Scalar = number(0.0)
     t_max: Scalar = number(1.0)
-    base: AbstractBase = eqx.field(default_factory=Gaussian)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
     def alpha(self, t):
         """1 - t."""
@@ -39,7 +39,7 @@ class RectifiedFlow(AbstractLinearSDE):
 
     t_min: Scalar = number(1e-3)
     t_max: Scalar = number(1.0)
-    base: AbstractBase = eqx.field(default_factory=Gaussian)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
     def alpha(self, t):
         """1 - t."""

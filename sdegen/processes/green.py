@@ -12,14 +12,14 @@ diffusion ODEs by characteristics") are
 
     x_t = (1 - t) x0 + t z                                                         (2)
 
-Other psi_t, and characteristics that bend, are an `AbstractTrack`.
+Other psi_t, and characteristics that bend, are an `AbstractInterpolant`.
 """
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from ..typing import Scalar, number
-from .noise import AbstractBase, Box
+from .noise import AbstractNoise, Box
 from .path import AbstractPath
 from .radial import Radial
 
@@ -27,13 +27,13 @@ from .radial import Radial
 class GreenFlow(AbstractPath):
     """alpha = 1, sigma = t, equation (1): by default psi = tanh(r / t).
 
-    Any other psi in one line: `GreenFlow(base=Radial(lambda r: 1 - jnp.exp(-r)))`.
+    Any other psi in one line: `GreenFlow(noise=Radial(lambda r: 1 - jnp.exp(-r)))`.
     Poisson's kernel is `PoissonFlow(1)`, the heat kernel `EDM`.
     """
 
     t_min: Scalar = number(1e-3)
     t_max: Scalar = number(40.0)
-    base: AbstractBase = eqx.field(default_factory=Radial)
+    noise: AbstractNoise = eqx.field(default_factory=Radial)
 
     def alpha(self, t):
         """1."""
@@ -52,7 +52,7 @@ class StraightFlow(AbstractPath):
 
     t_min: Scalar = number(1e-3)
     t_max: Scalar = number(1.0)
-    base: AbstractBase = eqx.field(default_factory=Box)
+    noise: AbstractNoise = eqx.field(default_factory=Box)
 
     def alpha(self, t):
         """1 - t."""

@@ -25,20 +25,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..typing import Scalar, ScalarLike, float_array, is_traced, number
-from .noise import AbstractBase, Gaussian
+from .noise import AbstractNoise, Gaussian
 
 
-class AbstractTrack(eqx.Module):
+class AbstractInterpolant(eqx.Module):
     """Equation (1), for one sample and a scalar time.
 
     A subclass writes I as `interpolate` and the scale of the latent noise as `gamma`.
-    `base` is the law of x1, `t_max` the time at which x_t is what sampling starts from,
+    `noise` is the law of x1, `t_max` the time at which x_t is what sampling starts from,
     I(t_max, 0, x1) + gamma(t_max) z.
     """
 
     t_min: eqx.AbstractVar[Scalar]
     t_max: eqx.AbstractVar[Scalar]
-    base: eqx.AbstractVar[AbstractBase]
+    noise: eqx.AbstractVar[AbstractNoise]
 
     @abc.abstractmethod
     def interpolate(
@@ -106,20 +106,20 @@ def bump(t: ScalarLike):
     return jnp.sin(jnp.pi * t) ** 2
 
 
-class StochasticInterpolant(AbstractTrack):
+class StochasticInterpolant(AbstractInterpolant):
     """Equation (4). Albergo, Boffi and Vanden-Eijnden 2023, "Stochastic interpolants: a
     unifying framework for flows and diffusions", definition 1 and section 4.
 
-    **Arguments:** `base`, the law of x1: noise, or `Empirical(other_data)`; `weights`,
+    **Arguments:** `noise`, the law of x1: noise, or `Empirical(other_data)`; `weights`,
     t -> (a, b): `linear`, `trigonometric` or your own; `latent`, the function gamma:
     `bridge`, `bump`, your own, or None for flow matching between two laws; `strength`,
     c in (4): with `bridge`, gamma(t)^2 = c^2 t (1 - t).
     """
 
-    strength: Scalar = number(1.0)
+    scale: Scalar = number(1.0)
     t_min: Scalar = number(0.0)
     t_max: Scalar = number(1.0)
-    base: AbstractBase = eqx.field(default_factory=Gaussian)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
     weights: Callable = eqx.field(default=linear, static=True)
     latent: Callable | None = eqx.field(default=bridge, static=True)
 
@@ -130,4 +130,4 @@ class StochasticInterpolant(AbstractTrack):
 
     def gamma(self, t):
         """c gamma(t), or None."""
-        return None if self.latent is None else self.strength * self.latent(t)
+        return None if self.latent is None else self.scale * self.latent(t)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..typing import Scalar, ScalarLike, float_array, number
-from .noise import AbstractBase, Gaussian
+from .noise import AbstractNoise, Gaussian
 from .sde import AbstractLinearSDE
 
 _STEPS = 32
@@ -29,7 +29,7 @@ def _before_softplus(value):
 class Gamma(eqx.Module):
     """The monotone function (1); all its arrays are meant to be trained.
 
-    `ends` are (gamma_0, gamma_1); `heights` and `slopes` are a and b before softplus.
+    `posterior_means` are (gamma_0, gamma_1); `heights` and `slopes` are a and b before softplus.
     """
 
     ends: Float[Array, "2"] = number((-13.3, 6.5))
@@ -68,7 +68,7 @@ class LearnedSchedule(AbstractLinearSDE):
     gamma: Gamma = eqx.field(default_factory=Gamma)
     t_min: Scalar = number(0.0)
     t_max: Scalar = number(1.0)
-    base: AbstractBase = eqx.field(default_factory=Gaussian)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
     def alpha(self, t):
         """sqrt(sigmoid(-gamma))."""

@@ -19,7 +19,7 @@ import numpy as np
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
 from .basis import AbstractBasis, Standard
 from .dense_table import evaluate
-from .noise import AbstractBase, Gaussian
+from .noise import AbstractNoise, Gaussian
 from .sde import AbstractLinearSDE
 
 _GONE = -80.0
@@ -39,7 +39,7 @@ class LinearSDE(AbstractLinearSDE):
 
     **Arguments:** `f` and `g`, functions of (t, params) that return a scalar, or an
     array over the coordinates of one sample (every coordinate then has its own rate);
-    `params`, any pytree of numbers; 0 < `t_min` < `t_max`; `base`; `basis`, in which
+    `params`, any pytree of numbers; 0 < `t_min` < `t_max`; `noise`; `basis`, in which
     these are the coordinates, such as `DCT()` for rates that depend on the frequency.
     """
 
@@ -48,7 +48,7 @@ class LinearSDE(AbstractLinearSDE):
     params: PyTree
     t_min: Scalar
     t_max: Scalar
-    base: AbstractBase
+    noise: AbstractNoise
     basis: AbstractBasis
     moments: dfx.DenseInterpolation
 
@@ -60,7 +60,7 @@ class LinearSDE(AbstractLinearSDE):
         *,
         t_min: ScalarLike = 1e-3,
         t_max: ScalarLike | None = None,
-        base: AbstractBase | None = None,
+        noise: AbstractNoise | None = None,
         basis: AbstractBasis | None = None,
     ):
         if (f is None) != (g is None):
@@ -72,7 +72,7 @@ class LinearSDE(AbstractLinearSDE):
         self.f, self.g = f or _ou_drift, g or _ou_diffusion
         self.params = jax.tree.map(float_array, params)
         self.t_min, self.t_max = float_array(t_min), float_array(t_max)
-        self.base = Gaussian() if base is None else base
+        self.noise = Gaussian() if noise is None else noise
         self.basis = Standard() if basis is None else basis
         if not is_traced((self.t_min, self.t_max)):
             if not 0 < float(self.t_min) < float(self.t_max):

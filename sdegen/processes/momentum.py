@@ -56,7 +56,7 @@ class AbstractBlockSDE(AbstractPath, AbstractSDE):
         """F(t)."""
 
     @abc.abstractmethod
-    def noise(self, t: ScalarLike) -> Float[Array, " k"]:
+    def noise_scale(self, t: ScalarLike) -> Float[Array, " k"]:
         """G(t): the strength of the noise in each row."""
 
     @abc.abstractmethod
@@ -66,7 +66,7 @@ class AbstractBlockSDE(AbstractPath, AbstractSDE):
     @property
     def size(self) -> int:
         """k, the number of rows of the state."""
-        return jax.eval_shape(self.noise, self.t_max).shape[0]
+        return jax.eval_shape(self.noise_scale, self.t_max).shape[0]
 
     def alpha(self, t):
         """sqrt(snr / (1 + snr)), equation (4)."""
@@ -82,7 +82,7 @@ class AbstractBlockSDE(AbstractPath, AbstractSDE):
 
     def diffusion(self, t, x):
         """G, of the shape of the state."""
-        return jnp.broadcast_to(column(self.noise(t), x.ndim), x.shape)
+        return jnp.broadcast_to(column(self.noise_scale(t), x.ndim), x.shape)
 
     def statistic(self, t: ScalarLike, u: Float[Array, "k ..."]) -> Float[Array, "..."]:
         """alpha x0 + sigma z as the state u has it, equation (4)."""
@@ -115,10 +115,10 @@ class AbstractBlockSDE(AbstractPath, AbstractSDE):
 
     def __check_init__(self):
         name, k = type(self).__name__, self.size
-        if not self.base.gaussian:
+        if not self.noise.gaussian:
             raise ValueError(
-                f"{name} is a linear SDE, whose noise is Gaussian, got base="
-                f"{type(self.base).__name__}."
+                f"{name} is a linear SDE, whose noise is Gaussian, got noise="
+                f"{type(self.noise).__name__}."
             )
         a, factor = jax.eval_shape(self.moments, self.t_max)
         found = {
@@ -191,7 +191,7 @@ def _log_snr_jvp(primals, tangents):
     direction, half = _unit(solve_lower(factor, a))
     out_dot = jnp.zeros_like(half)
     if t_dot is not None:
-        pull = process.noise(t) * solve_upper(factor, direction)
+        pull = process.noise_scale(t) * solve_upper(factor, direction)
         out_dot -= t_dot * jnp.sum(pull**2)
     if any(leaf is not None for leaf in jax.tree.leaves(process_dot)):
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ..typing import RandomKey, Scalar, float_array, is_traced, number
 
 
-class AbstractBase(eqx.Module):
+class AbstractNoise(eqx.Module):
     """The law of z, for one sample of any shape."""
 
     gaussian: eqx.AbstractClassVar[bool]
@@ -31,7 +31,7 @@ class AbstractBase(eqx.Module):
         """The log-density of the whole of `z`, in nats; None where it is not known."""
 
 
-class Gaussian(AbstractBase):
+class Gaussian(AbstractNoise):
     """The standard normal law N(0, I)."""
 
     gaussian = True
@@ -45,7 +45,7 @@ class Gaussian(AbstractBase):
         return -0.5 * (jnp.sum(z**2) + z.size * jnp.log(2 * jnp.pi))
 
 
-class StudentT(AbstractBase):
+class StudentT(AbstractNoise):
     """The multivariate Student law with `dof` degrees of freedom and unit scale.
 
     One chi-square is shared by all coordinates of a sample (Kotz and Nadarajah,
@@ -75,7 +75,7 @@ class StudentT(AbstractBase):
         return norming - 0.5 * (v + n) * jnp.log1p(jnp.sum(z**2) / v)
 
 
-class Box(AbstractBase):
+class Box(AbstractNoise):
     """The uniform law between `low` and `high`, in every coordinate.
 
     Both are numbers, or arrays that broadcast against a sample.
@@ -106,7 +106,7 @@ class Box(AbstractBase):
         )
 
 
-class Empirical(AbstractBase):
+class Empirical(AbstractNoise):
     """The law of a data set: a draw is one of its rows.
 
     The noise end of a process between two sets of data.

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 
 from ..typing import Scalar, ScalarLike, Time, float_array, is_traced
 from .basis import AbstractBasis, Standard
-from .noise import AbstractBase
+from .noise import AbstractNoise
 
 # Nodes of the inverse, in units of the time range: geometric near the data, where
 # sigma may behave like sqrt(t) or t, and uniform elsewhere.
@@ -44,7 +44,7 @@ _NEWTON_STEPS = 4
 
 
 class AbstractPath(eqx.Module):
-    """x_t = alpha(t) x0 + sigma(t) z with z from `base`.
+    """x_t = alpha(t) x0 + sigma(t) z with z from `noise`.
 
     A subclass writes `alpha` and `sigma`, for a scalar t, so that logsnr strictly falls
     from `t_min` to `t_max`. alpha may vanish at t_max; sigma may not vanish at t_min.
@@ -54,7 +54,7 @@ class AbstractPath(eqx.Module):
 
     t_min: eqx.AbstractVar[Scalar]
     t_max: eqx.AbstractVar[Scalar]
-    base: eqx.AbstractVar[AbstractBase]
+    noise: eqx.AbstractVar[AbstractNoise]
 
     @abc.abstractmethod
     def alpha(self, t: ScalarLike) -> Float[Array, "..."]:

@@ -27,7 +27,7 @@ class PoissonFlow(AbstractPath):
     for more.
 
     The variance of the noise is dof / (dof - 2): for two more dimensions or fewer there
-    is none, and a network wants `sdegen.nets.Tails` around it.
+    is none, and a network wants `sdegen.nets.HeavyTailed` around it.
     """
 
     dof: Scalar
@@ -54,7 +54,7 @@ class PoissonFlow(AbstractPath):
         self.t_max = float_array(jnp.where(one, 40.0, 80.0) if t_max is None else t_max)
 
     @property
-    def base(self):
+    def noise(self):
         """The Student law of z."""
         return StudentT(self.dof)
 

@@ -32,7 +32,7 @@ class PosteriorMeans(Protocol):
 
     path: AbstractPath
 
-    def ends(
+    def posterior_means(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
         """(E[x0 given x_t], E[z given x_t])."""
@@ -44,7 +44,7 @@ class PosteriorMeans(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class Prediction:
     """A prediction kind: `row(path, t, sigma_data) -> (a, b)` for a scalar t.
 
     `sigma_data` is the standard deviation of the data, which only `edm` needs.
@@ -73,10 +73,10 @@ def _eps(path, t, sigma_data):
 
 
 def _score(path, t, sigma_data):
-    if not path.base.gaussian:
+    if not path.noise.gaussian:
         raise ValueError(
             "the score is -z / sigma only where the noise z is Gaussian, but "
-            f"{type(path).__name__} has base={type(path.base).__name__}. Predict x0, "
+            f"{type(path).__name__} has noise={type(path.noise).__name__}. Predict x0, "
             "eps, velocity or v instead."
         )
     return jnp.zeros_like(t), -1 / path.sigma(t)
@@ -98,21 +98,21 @@ def _edm(path, t, sigma_data):
     return sigma / (sigma_data * scale), -alpha * sigma_data / scale
 
 
-x0 = Kind("x0", _x0)
+x0 = Prediction("x0", _x0)
 """The data: (1, 0)."""
-eps = Kind("eps", _eps)
+eps = Prediction("eps", _eps)
 """The noise: (0, 1). Ho et al. 2020."""
-score = Kind("score", _score)
+score = Prediction("score", _score)
 """The score of the law of x_t: (0, -1/sigma), Gaussian noise only. Song et al. 2021."""
-velocity = Kind("velocity", _velocity)
+velocity = Prediction("velocity", _velocity)
 """dx/dt of the flow: (alpha', sigma'). Lipman et al. 2023, Liu et al. 2023."""
-v = Kind("v", _v)
+v = Prediction("v", _v)
 """(-sigma, alpha). Salimans and Ho 2022, with alpha^2 + sigma^2 = 1."""
-edm = Kind("edm", _edm)
+edm = Prediction("edm", _edm)
 """EDM's unit-variance target, for any path. Karras et al. 2022."""
 
 
-def ends(
+def posterior_means(
     row: tuple[Array, Array],
     alpha: Array,
     sigma: Array,

@@ -16,7 +16,7 @@ import numpy as np
 from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
-from .noise import AbstractBase
+from .noise import AbstractNoise
 
 _REACH = 1e12  # radii looked for lie between 1 / reach and reach
 
@@ -31,7 +31,7 @@ def exponential_law(r: ArrayLike):
     return -jnp.expm1(-r)
 
 
-class Radial(AbstractBase):
+class Radial(AbstractNoise):
     """Equations (1) and (2), from psi alone.
 
     **Arguments:** `psi`, a smooth function of one radius r > 0, such as `jnp.tanh`;

@@ -84,9 +84,9 @@ class ReverseSDE(AbstractSDE):
     t_max: Scalar = number(1.0)
 
     @property
-    def base(self):
+    def noise(self):
         """The law of the noise of the forward process."""
-        return self.sde.base
+        return self.sde.noise
 
     def time(self, s: ScalarLike) -> Scalar:
         """The time t of the forward process at clock s, equation (2)."""

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from ..typing import Scalar, ScalarLike, float_array
 from .brownian import NoiseTerm
-from .noise import AbstractBase
+from .noise import AbstractNoise
 from .path import AbstractPath
 
 _TINY = 1e-30  # t = 0 stands for this time, where sigma' may be infinite but (2) is not
@@ -28,12 +28,12 @@ class AbstractSDE(eqx.Module):
     """A forward Ito process, for one sample and a scalar time.
 
     `diffusion` returns a scalar, or an array of the shape of x (independent noise in
-    every coordinate). `base` is the law that the process has, about, at t_max.
+    every coordinate). `noise` is the law that the process has, about, at t_max.
     """
 
     t_min: eqx.AbstractVar[Scalar]
     t_max: eqx.AbstractVar[Scalar]
-    base: eqx.AbstractVar[AbstractBase]
+    noise: eqx.AbstractVar[AbstractNoise]
 
     @abc.abstractmethod
     def drift(self, t: ScalarLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -67,10 +67,10 @@ class AbstractLinearSDE(AbstractPath, AbstractSDE):
         return jnp.broadcast_to(g, x.shape) if g.ndim else g
 
     def __check_init__(self):
-        if not self.base.gaussian:
+        if not self.noise.gaussian:
             raise ValueError(
                 f"{type(self).__name__} is a linear SDE, whose noise is Gaussian, got "
-                f"base={type(self.base).__name__}. Subclass AbstractPath for a path "
+                f"noise={type(self.noise).__name__}. Subclass AbstractPath for a path "
                 "with another law of z."
             )
 

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from ..typing import Scalar, number
-from .noise import AbstractBase, Gaussian
+from .noise import AbstractNoise, Gaussian
 from .sde import AbstractLinearSDE
 
 
@@ -19,7 +19,7 @@ class VE(AbstractLinearSDE):
     sigma_max: Scalar = number(50.0)
     t_min: Scalar = number(0.0)
     t_max: Scalar = number(1.0)
-    base: AbstractBase = eqx.field(default_factory=Gaussian)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
     def alpha(self, t):
         """1."""
@@ -39,7 +39,7 @@ class EDM(AbstractLinearSDE):
 
     t_min: Scalar = number(0.002)
     t_max: Scalar = number(80.0)
-    base: AbstractBase = eqx.field(default_factory=Gaussian)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
     def alpha(self, t):
         """1."""

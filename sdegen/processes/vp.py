@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..typing import Scalar, float_array, is_traced, number
-from .noise import AbstractBase, Gaussian
+from .noise import AbstractNoise, Gaussian
 from .sde import AbstractLinearSDE
 
 
@@ -27,7 +27,7 @@ class VP(AbstractLinearSDE):
     beta_max: Scalar = number(20.0)
     t_min: Scalar = number(1e-3)
     t_max: Scalar = number(1.0)
-    base: AbstractBase = eqx.field(default_factory=Gaussian)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
     def alpha(self, t):
         """exp(-B/2)."""
@@ -48,7 +48,7 @@ class SubVP(AbstractLinearSDE):
     beta_max: Scalar = number(20.0)
     t_min: Scalar = number(1e-3)
     t_max: Scalar = number(1.0)
-    base: AbstractBase = eqx.field(default_factory=Gaussian)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
     def alpha(self, t):
         """exp(-B/2)."""
@@ -68,7 +68,7 @@ class Cosine(AbstractLinearSDE):
 
     t_min: Scalar = number(1e-3)
     t_max: Scalar = number(1.0)
-    base: AbstractBase = eqx.field(default_factory=Gaussian)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
     def alpha(self, t):
         """cos(pi t / 2), written so that it is relatively exact near t = 1."""
@@ -92,9 +92,9 @@ class DDPM(AbstractLinearSDE):
     betas: Float[Array, " steps"]
     t_min: Scalar
     t_max: Scalar
-    base: AbstractBase
+    noise: AbstractNoise
 
-    def __init__(self, betas=None, *, t_min=None, t_max=1.0, base=None):
+    def __init__(self, betas=None, *, t_min=None, t_max=1.0, noise=None):
         betas = np.linspace(1e-4, 0.02, 1000) if betas is None else betas
         self.betas = float_array(betas)
         if self.betas.ndim != 1 or len(self.betas) < 2:
@@ -115,7 +115,7 @@ class DDPM(AbstractLinearSDE):
             raise ValueError(
                 f"DDPM's chain ends at t = 1 (step T), got t_max={float(self.t_max):g}."
             )
-        self.base = Gaussian() if base is None else base
+        self.noise = Gaussian() if noise is None else noise
 
     def _log_alpha_bar(self, t):
         # Written so that the slope is log(1 - beta) itself: the difference of two sums

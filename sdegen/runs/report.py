@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import plots as pictures
+from . import plots
 from .recorder import table
 
 _SELF = ("out", "class")
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         if curves:
             longest = max(len(run["rows"]) for run in runs)
-            pictures.curves(
+            plots.curves(
                 arguments.out,
                 curves,
                 xlabel="step",

@@ -23,7 +23,7 @@ _PEAK = {
 
 
 def peak_flops(kind: str | None = None) -> float | None:
-    """The bfloat16 peak of a device of `kind` (default: this machine's), or None."""
+    """The bfloat16 peak of a device of `prediction` (default: this machine's), or None."""
     kind = jax.devices()[0].device_kind if kind is None else kind
     names = [name for name in _PEAK if kind.startswith(name)]
     return _PEAK[max(names, key=len)] if names else None

@@ -75,4 +75,4 @@ def draws(
     keys: Key[Array, " batch"], shape: tuple[int, ...], path: AbstractPath, dtype=None
 ) -> Float[Array, "batch ..."]:
     """One draw of the noise for each key."""
-    return jax.vmap(lambda k: path.base.sample(k, shape, dtype))(keys)
+    return jax.vmap(lambda k: path.noise.sample(k, shape, dtype))(keys)

@@ -35,7 +35,6 @@ from ..models.generator import AbstractGenerator
 from ..processes import prediction
 from ..processes.path import LOGSNR_FLOOR, NoiseInverse, basis_of, check_sample
 from ..solvers.adams import ExponentialAdams
-from ..solvers.base import AbstractSemilinearSolver
 from ..solvers.grids import (
     Adaptive,
     CosineGrid,
@@ -54,6 +53,7 @@ from ..solvers.solve import (
     solve,
     spread,
 )
+from ..solvers.solver import AbstractSemilinearSolver
 from ..solvers.sscs import BackwardTerm
 from ..solvers.unipc import UniPC
 from ..typing import PyTree, RandomKey, ScalarLike, float_array, is_traced
@@ -155,10 +155,10 @@ def sample(
                 "ERSDE() take any."
             )
     noisy = not flow or (semilinear and solver.draws)
-    if noisy and not path.base.gaussian:
+    if noisy and not path.noise.gaussian:
         raise ValueError(
-            f"the reverse SDE needs Gaussian noise, and {type(path).__name__} has base="
-            f"{type(path.base).__name__}. Sample with stochasticity=0 and a solver "
+            f"the reverse SDE needs Gaussian noise, and {type(path).__name__} has noise="
+            f"{type(path.noise).__name__}. Sample with stochasticity=0 and a solver "
             "that draws none."
         )
     if grid is None or isinstance(grid, int):
@@ -250,7 +250,9 @@ class _FlowField(eqx.Module):
     def __call__(self, u, y, args):
         c = -jnp.log1p(-u)
         t, path = self.inverse(c), self.denoiser.path
-        x0, z = self.denoiser.ends(t, (path.alpha(t) + path.sigma(t)) * y, self.cond)
+        x0, z = self.denoiser.posterior_means(
+            t, (path.alpha(t) + path.sigma(t)) * y, self.cond
+        )
         rate = self.inverse.local_rate(c)
         if isinstance(rate, float):
             return x0 - z
@@ -269,7 +271,9 @@ class _ReverseField(eqx.Module):
     def __call__(self, l, y, args):
         t, (tau, rate) = self.inverse(jax.nn.softplus(l)), self._local(l)
         path = self.denoiser.path
-        x0, z = self.denoiser.ends(t, (path.alpha(t) + path.sigma(t)) * y, self.cond)
+        x0, z = self.denoiser.posterior_means(
+            t, (path.alpha(t) + path.sigma(t)) * y, self.cond
+        )
         return rate * tau * ((1 - tau) * (x0 - z) - self.stochasticity**2 * z)
 
     def noise(self, l, y, args):
@@ -360,7 +364,7 @@ def _sample(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     start_keys, noise_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
     if start is None:
-        draw = jax.vmap(lambda k: path.base.sample(k, shape[1:], dtype))
+        draw = jax.vmap(lambda k: path.noise.sample(k, shape[1:], dtype))
         y0 = tau0 * draw(start_keys)
     else:
         y0 = basis.coordinates(start.astype(dtype)) / sum(first)

@@ -1,7 +1,6 @@
 """Solvers on a rising clock: the fast ones, one file each, and the entry to Diffrax."""
 
 from .adams import ExponentialAdams as ExponentialAdams
-from .base import AbstractSemilinearSolver as AbstractSemilinearSolver
 from .ddim import DDIM as DDIM
 from .ddim import Variance as Variance
 from .ddim import analytic_variance as analytic_variance
@@ -20,6 +19,7 @@ from .solve import Solution as Solution
 from .solve import brownian_path as brownian_path
 from .solve import evaluations as evaluations
 from .solve import solve as solve
+from .solver import AbstractSemilinearSolver as AbstractSemilinearSolver
 from .sscs import SSCS as SSCS
 from .sscs import BackwardTerm as BackwardTerm
 from .unipc import UniPC as UniPC

@@ -4,11 +4,11 @@ import diffrax as dfx
 import equinox as eqx
 
 from ..processes import prediction as kinds
-from ..processes.prediction import Kind
+from ..processes.prediction import Prediction
 from ..typing import Scalar, float_array
 from . import multistep
-from .base import AbstractSemilinearSolver, whole
 from .semilinear import splitting
+from .solver import AbstractSemilinearSolver, whole
 
 
 class ExponentialAdams(AbstractSemilinearSolver, dfx.AbstractAdaptiveSolver):
@@ -24,7 +24,7 @@ class ExponentialAdams(AbstractSemilinearSolver, dfx.AbstractAdaptiveSolver):
     """
 
     points: int = eqx.field(static=True)
-    prediction: Kind = eqx.field(static=True)
+    prediction: Prediction = eqx.field(static=True)
     sigma_data: Scalar
 
     family = 0.0
@@ -49,14 +49,14 @@ class ExponentialAdams(AbstractSemilinearSolver, dfx.AbstractAdaptiveSolver):
 
     def start(self, term, c0, c1, y):
         """The prediction at the start."""
-        return term.ends(c0, y), multistep.empty(self.points, y, c0, True)
+        return term.posterior_means(c0, y), multistep.empty(self.points, y, c0, True)
 
     def advance(self, term, c0, c1, y, state):
         """Predict, evaluate, correct."""
-        (ends, history), rule = state, (self.prediction, self.sigma_data)
+        (means, history), rule = state, (self.prediction, self.sigma_data)
         predicted, history = multistep.predict(
-            *rule, self.points, c0, c1, y, ends, history
+            *rule, self.points, c0, c1, y, means, history
         )
-        ends = term.ends(c1, predicted)
-        y1 = multistep.correct(*rule, self.points + 1, c1, predicted, ends, history)
-        return y1, y1 - predicted, (ends, history)
+        means = term.posterior_means(c1, predicted)
+        y1 = multistep.correct(*rule, self.points + 1, c1, predicted, means, history)
+        return y1, y1 - predicted, (means, history)

@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 from ..processes.prediction import PosteriorMeans
 from ..typing import PyTree, float_array, is_traced
-from .base import AbstractSemilinearSolver
 from .semilinear import ddim, decay, root, scales
+from .solver import AbstractSemilinearSolver
 
 
 class Variance(eqx.Module):
@@ -102,7 +102,7 @@ class DDIM(AbstractSemilinearSolver):
 
     def advance(self, term, c0, c1, y, state):
         """One evaluation, one step."""
-        x0, z = term.ends(c0, y)
+        x0, z = term.posterior_means(c0, y)
         if term.stochasticity is None and self.variance is None:
             return ddim(c1, x0, z), None, None
         (a0, tau0), (a1, tau1) = scales(c0), scales(c1)

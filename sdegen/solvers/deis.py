@@ -3,11 +3,11 @@
 import equinox as eqx
 
 from ..processes import prediction as kinds
-from ..processes.prediction import Kind
+from ..processes.prediction import Prediction
 from ..typing import Scalar, float_array
 from . import multistep
-from .base import AbstractSemilinearSolver, whole
 from .semilinear import splitting
+from .solver import AbstractSemilinearSolver, whole
 
 
 class DEIS(AbstractSemilinearSolver):
@@ -21,7 +21,7 @@ class DEIS(AbstractSemilinearSolver):
     """
 
     points: int = eqx.field(static=True)
-    prediction: Kind = eqx.field(static=True)
+    prediction: Prediction = eqx.field(static=True)
     sigma_data: Scalar
     weights: multistep.Weights | None
 
@@ -61,7 +61,7 @@ class DEIS(AbstractSemilinearSolver):
             c0,
             c1,
             y,
-            term.ends(c0, y),
+            term.posterior_means(c0, y),
             state,
             learned,
         )

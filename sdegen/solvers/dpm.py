@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from ..processes import prediction
 from . import multistep
-from .base import AbstractSemilinearSolver, whole
 from .semilinear import clock_of, ddim, decay, half_logsnr, scales
+from .solver import AbstractSemilinearSolver, whole
 
 
 class DPMSolver2(AbstractSemilinearSolver):
@@ -32,10 +32,10 @@ class DPMSolver2(AbstractSemilinearSolver):
 
     def advance(self, term, c0, c1, y, state):
         """Two evaluations, one step."""
-        x0, z = term.ends(c0, y)
+        x0, z = term.posterior_means(c0, y)
         middle = clock_of((half_logsnr(c0) + half_logsnr(c1)) / 2)
         middle = term.aligned(jnp.clip(middle, c0, c1))
-        x0_m, z_m = term.ends(middle, ddim(middle, x0, z))
+        x0_m, z_m = term.posterior_means(middle, ddim(middle, x0, z))
         shrink, gain = decay(c0, c1)
         rise = gain / jnp.where(shrink > 0, shrink, 1)  # exp(h) - 1
         if c0.ndim:  # coordinates meet their own middle a little earlier or later
@@ -75,11 +75,11 @@ class DPMSolverPP(AbstractSemilinearSolver):
 
     def advance(self, term, c0, c1, y, state):
         """One evaluation, one step."""
-        ends = term.ends(c0, y)
+        means = term.posterior_means(c0, y)
         order = 1 if self.points == 2 else self.points
         earlier = state
         y1, state = multistep.predict(
-            prediction.x0, jnp.ones(()), order, c0, c1, y, ends, state
+            prediction.x0, jnp.ones(()), order, c0, c1, y, means, state
         )
         if self.points == 2:
             gain = decay(c0, c1)[1]
@@ -87,6 +87,6 @@ class DPMSolverPP(AbstractSemilinearSolver):
             before = half_logsnr(c0) - earlier.nodes[0]
             known = (earlier.step > 0) & (before > 0)
             ratio = jnp.where(known, rise / jnp.where(known, before, 1), 0)
-            change = ends[0] - earlier.values[0]
+            change = means[0] - earlier.values[0]
             y1 = y1 + 0.5 * ratio * scales(c1)[0] * gain * change
         return y1, None, state

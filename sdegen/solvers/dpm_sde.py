@@ -6,8 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from . import multistep
-from .base import AbstractSemilinearSolver, whole
 from .semilinear import decay, half_logsnr, kept, root, scales
+from .solver import AbstractSemilinearSolver, whole
 
 
 class DPMSolverSDE(AbstractSemilinearSolver):
@@ -47,7 +47,7 @@ class DPMSolverSDE(AbstractSemilinearSolver):
 
     def advance(self, term, c0, c1, y, state):
         """One evaluation, one step."""
-        x0, z = term.ends(c0, y)
+        x0, z = term.posterior_means(c0, y)
         (a1, tau1), (shrink, gain) = scales(c1), decay(c0, c1)
         keep, lost, fresh = kept(shrink, term.stochasticity), gain, None
         if term.stochasticity is not None:

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..typing import Scalar, float_array, number
-from .base import AbstractSemilinearSolver
 from .semilinear import ddim, root, scales
+from .solver import AbstractSemilinearSolver
 
 
 class EDMHeun(AbstractSemilinearSolver):
@@ -57,9 +57,9 @@ class EDMHeun(AbstractSemilinearSolver):
                     "with DPMSolverSDE()."
                 )
             c0, y = self._churn(term, c0, c1, y, state)
-        x0, z = term.ends(c0, y)
+        x0, z = term.posterior_means(c0, y)
         first = ddim(c1, x0, z)
-        z1 = term.ends(c1, first)[1]
+        z1 = term.posterior_means(c1, first)[1]
         (a0, tau0), (a1, tau1) = scales(c0), scales(c1)
         # a1 (r1 - r0) (z1 - z) / 2 on top of DDIM, with r = tau / a
         width = tau1 - a1 * tau0 / jnp.where(a0 > 0, a0, 1)

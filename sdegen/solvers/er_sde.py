@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from . import multistep
-from .base import AbstractSemilinearSolver, whole
 from .semilinear import half_logsnr, integrals, root, scales
+from .solver import AbstractSemilinearSolver, whole
 
 
 def fading(noise_level):
@@ -56,7 +56,7 @@ class ERSDE(AbstractSemilinearSolver):
 
     def advance(self, term, c0, c1, y, state):
         """One evaluation, one step."""
-        x0, z = term.ends(c0, y)
+        x0, z = term.posterior_means(c0, y)
         power = 0.0 if term.stochasticity is None else term.stochasticity**2
         a1, tau1 = scales(c1)
         here, there = half_logsnr(c0), half_logsnr(c1)

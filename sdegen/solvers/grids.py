@@ -118,7 +118,7 @@ class CosineGrid(AbstractGrid):
     """
 
     steps: int = eqx.field(default=32, static=True)
-    scale: Scalar = number(0.5)
+    sigma_data: Scalar = number(0.5)
     rho: Scalar = number(1.5)
 
     def __call__(self, path):
@@ -127,14 +127,14 @@ class CosineGrid(AbstractGrid):
         def angle(t):
             # from alpha = 0 the angle is pi / 2
             alpha, sigma = path.level(t)
-            alpha = alpha * self.scale
+            alpha = alpha * self.sigma_data
             power, positive = 1 / self.rho, alpha > 0
             root = jnp.where(positive, alpha, 1.0) ** power
             return jnp.arctan2(sigma**power, jnp.where(positive, root, 0.0))
 
         high, low = angle(path.t_max), angle(path.t_min)
         angles = (high + (low - high) * _fraction(path, self.steps))[1:-1]
-        ratio = self.scale * jnp.tan(angles) ** self.rho
+        ratio = self.sigma_data * jnp.tan(angles) ** self.rho
         times = jax.vmap(path.inverse())(jnp.log1p(1 / ratio).astype(angles.dtype))
         ends = (float_array(path.t_max)[None], float_array(path.t_min)[None])
         return jnp.concatenate([ends[0], times, ends[1]])

@@ -5,8 +5,8 @@ import math
 import equinox as eqx
 
 from ..typing import Scalar, number
-from .base import AbstractSemilinearSolver
 from .semilinear import decay, kept, root, scales
+from .solver import AbstractSemilinearSolver
 
 
 class Langevin(AbstractSemilinearSolver):
@@ -46,14 +46,14 @@ class Langevin(AbstractSemilinearSolver):
 
     def advance(self, term, c0, c1, y, state):
         """A step and its corrections."""
-        x0, z = term.ends(c0, y)
+        x0, z = term.posterior_means(c0, y)
         (a1, tau1), keep = scales(c1), kept(decay(c0, c1)[0], term.stochasticity)
         y = a1 * x0 + tau1 * keep * z
         if term.stochasticity is not None:
             y = y + tau1 * root(1 - keep**2) * term.normal()
         snr = self.snr.astype(y.dtype)
         for i in range(self.corrections):
-            z = term.ends(c1, y)[1]
+            z = term.posterior_means(c1, y)[1]
             # e score = -2 snr^2 sigma z, sqrt(2 e) = 2 snr sigma
             y = y + 2 * snr * tau1 * (term.normal(i + 1) - snr * z)
         return y, None, None

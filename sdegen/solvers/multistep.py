@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..processes.prediction import Kind, eps
+from ..processes.prediction import Prediction, eps
 from ..typing import Scalar
 from .semilinear import FLOOR, integrals, scales, splitting
 
@@ -66,24 +66,24 @@ def _unit(rule, start, stop):
 
 
 def predict(
-    kind: Kind,
+    prediction: Prediction,
     sigma_data: Scalar,
     order: int,
     c0,
     c1,
     y,
-    ends,
+    means,
     history: History,
     learned: Float[Array, "steps order"] | None = None,
 ) -> tuple[Float[Array, "batch ..."], History]:
     """(y at c1, the history from there) by (1) with at most `order` nodes."""
     rule, s = splitting(kind), sigma_data.astype(y.dtype)
     here, there = (*scales(c0), s), (*scales(c1), s)
-    value, node = rule.value(*ends, *here), rule.variable(*here)
+    value, node = rule.value(*means, *here), rule.variable(*here)
     values = (value, *history.values)
     nodes = jnp.concatenate([node[None], history.nodes])
     corrects = history.linear is not None
-    linear = rule.linear(c0, c1, y, *ends, s, corrects)
+    linear = rule.linear(c0, c1, y, *means, s, corrects)
     y1 = linear
     if order > 1 or learned is not None:
         known = jnp.minimum(history.step + 1, order)
@@ -103,12 +103,12 @@ def predict(
 
 
 def correct(
-    kind: Kind,
+    prediction: Prediction,
     sigma_data: Scalar,
     order: int,
     c1,
     y,
-    ends,
+    means,
     history: History,
     learned: Float[Array, "steps nodes"] | None = None,
 ) -> Float[Array, "batch ..."]:
@@ -118,7 +118,7 @@ def correct(
     """
     rule, s = splitting(kind), sigma_data.astype(y.dtype)
     there = (*scales(c1), s)
-    value, node = rule.value(*ends, *there), rule.variable(*there)
+    value, node = rule.value(*means, *there), rule.variable(*there)
     start, older = history.nodes[0], slice(1, order - 1)
     values = (history.values[0], value, *history.values[older])
     nodes = jnp.concatenate([jnp.stack([start, node]), history.nodes[older]])

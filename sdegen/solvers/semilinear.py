@@ -47,7 +47,7 @@ from jaxtyping import Array, Float, Int
 from ..processes import prediction
 from ..processes.brownian import GridBrownianPath, TreeBrownianPath
 from ..processes.path import NoiseInverse
-from ..processes.prediction import Kind, PosteriorMeans
+from ..processes.prediction import PosteriorMeans, Prediction
 from ..typing import PyTree, Scalar, ScalarLike
 
 Clock: TypeAlias = Float[Array, "..."]
@@ -83,11 +83,11 @@ def root(v: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, 1.0)), 0.0)
 
 
-def kept(shrink: Clock, strength: ScalarLike | None) -> Clock | float:
+def kept(shrink: Clock, stochasticity: ScalarLike | None) -> Clock | float:
     """exp(-strength^2 h) from exp(-h): the share of the old noise after a step."""
-    if strength is None:
+    if stochasticity is None:
         return 1.0
-    power, positive = strength**2, shrink > 0
+    power, positive = stochasticity**2, shrink > 0
     share = jnp.where(positive, shrink, 1.0) ** power
     return jnp.where(power > 0, jnp.where(positive, share, 0.0), 1.0)
 
@@ -108,12 +108,14 @@ class SemilinearTerm(dfx.AbstractTerm):
     brownian: GridBrownianPath | TreeBrownianPath | None = None
     cell: tuple[Scalar, Scalar] | None = None
 
-    def ends(
+    def posterior_means(
         self, c: Clock, y: Float[Array, "batch ..."]
     ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
         """(x0_hat, z_hat) at y and the local clocks c: one network evaluation."""
         t, path = self.inverse(jnp.mean(c) if c.ndim else c), self.denoiser.path
-        return self.denoiser.ends(t, (path.alpha(t) + path.sigma(t)) * y, self.cond)
+        return self.denoiser.posterior_means(
+            t, (path.alpha(t) + path.sigma(t)) * y, self.cond
+        )
 
     def aligned(self, c: Clock) -> Clock:
         """The local clocks nearest to c that belong to one time: of the same mean."""
@@ -131,7 +133,7 @@ class SemilinearTerm(dfx.AbstractTerm):
     def vf(self, t, y, args):
         """dy/dc of the probability flow."""
         c = self.inverse.local(t)
-        x0, z = self.ends(c, y)
+        x0, z = self.posterior_means(c, y)
         return jnp.exp(-c) * self.inverse.local_rate(t) * (x0 - z)
 
     def contr(self, t0, t1, **kwargs):
@@ -210,7 +212,7 @@ _SPLITTINGS = {
 }
 
 
-def splitting(kind: Kind) -> Splitting:
+def splitting(kind: Prediction) -> Splitting:
     """The splitting of a prediction kind."""
     if kind not in _SPLITTINGS:
         known = ", ".join(str(k) for k in _SPLITTINGS)

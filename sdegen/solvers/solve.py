@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from ..processes.brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
 from ..typing import PyTree
-from .base import AbstractSemilinearSolver
 from .grids import Adaptive
 from .semilinear import SemilinearTerm
+from .solver import AbstractSemilinearSolver
 
 _FRAMES = 33  # frames of an adaptive trajectory
 _TREE = 1e-5  # resolution of the Brownian tree, in units of the clock's range

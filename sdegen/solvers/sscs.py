@@ -133,8 +133,8 @@ class SSCS(dfx.AbstractItoSolver):
         term, precision = _unwrap(terms), solver_state
         process = term.parts()
         sde, noisy = process.sde, term.brownian is not None
-        strength = process.stochasticity if noisy else jnp.zeros((), t0.dtype)
-        weight = (1 + strength**2) / 2
+        stochasticity = process.stochasticity if noisy else jnp.zeros((), t0.dtype)
+        weight = (1 + stochasticity**2) / 2
         start, half, stop = (process.time(c) for c in (t0, (t0 + t1) / 2, t1))
         one = two = None
         if noisy:
@@ -148,9 +148,11 @@ class SSCS(dfx.AbstractItoSolver):
 
             def coefficients(r):
                 t = before - span * r
-                g = sde.noise(t)
+                g = sde.noise_scale(t)
                 pull = weight * g[:, None] ** 2 * precision
-                return -span * (sde.matrix(t) + pull), jnp.sqrt(span) * strength * g
+                return -span * (sde.matrix(t) + pull), jnp.sqrt(
+                    span
+                ) * stochasticity * g
 
             nodes = transition_nodes(t0.dtype)
             move, rows = transition(*jax.vmap(coefficients)(nodes))
@@ -162,7 +164,7 @@ class SSCS(dfx.AbstractItoSolver):
 
         def rest(u):
             """The slope of B over the whole step, with F and G of its middle, (3)."""
-            g = sde.noise(half)
+            g = sde.noise_scale(half)
             pull = term.score(half, u) + jax.vmap(mix, (None, 0))(precision, u)
             return (start - stop) * weight * column(g, u.ndim - 1) ** 2 * pull
 
@@ -180,7 +182,7 @@ class SSCS(dfx.AbstractItoSolver):
 
 def stationary(sde: AbstractBlockSDE) -> Float[Array, "k k"]:
     """R with F R + R F^T + G G^T = 0, for F and G at t_max."""
-    f, g = sde.matrix(sde.t_max), sde.noise(sde.t_max)
+    f, g = sde.matrix(sde.t_max), sde.noise_scale(sde.t_max)
     one = jnp.eye(len(g), dtype=f.dtype)
     system = jnp.kron(f, one) + jnp.kron(one, f)
     r = jnp.linalg.solve(system, -jnp.diag(g**2).ravel()).reshape(f.shape)

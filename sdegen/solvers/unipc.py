@@ -3,11 +3,11 @@
 import equinox as eqx
 
 from ..processes import prediction as kinds
-from ..processes.prediction import Kind
+from ..processes.prediction import Prediction
 from ..typing import Scalar, float_array
 from . import multistep
-from .base import AbstractSemilinearSolver, whole
 from .semilinear import splitting
+from .solver import AbstractSemilinearSolver, whole
 
 
 class UniPC(AbstractSemilinearSolver):
@@ -24,7 +24,7 @@ class UniPC(AbstractSemilinearSolver):
 
     points: int = eqx.field(static=True)
     corrector: int = eqx.field(static=True)
-    prediction: Kind = eqx.field(static=True)
+    prediction: Prediction = eqx.field(static=True)
     sigma_data: Scalar
     weights: multistep.Weights | None
 
@@ -65,12 +65,12 @@ class UniPC(AbstractSemilinearSolver):
 
     def advance(self, term, c0, c1, y, state):
         """One evaluation: correct y, then predict."""
-        ends, rule = term.ends(c0, y), (self.prediction, self.sigma_data)
+        means, rule = term.posterior_means(c0, y), (self.prediction, self.sigma_data)
         predictor = corrector = None
         if self.weights is not None:
             predictor, corrector = self.weights.predictor, self.weights.corrector
-        y = multistep.correct(*rule, self.corrector, c0, y, ends, state, corrector)
+        y = multistep.correct(*rule, self.corrector, c0, y, means, state, corrector)
         y1, state = multistep.predict(
-            *rule, self.points, c0, c1, y, ends, state, predictor
+            *rule, self.points, c0, c1, y, means, state, predictor
         )
         return y1, None, state

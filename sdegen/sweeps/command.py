@@ -39,7 +39,7 @@ import jax  # noqa: E402
 
 from sdegen import cli
 from sdegen.mesh import make_mesh
-from sdegen.runs import plots as pictures
+from sdegen.runs import plots
 from sdegen.runs.recorder import table
 from sdegen.sweeps import Sweep, run, work
 from sdegen.sweeps.folder import Folder
@@ -113,8 +113,8 @@ def main(config: Config) -> None:
     changes = {name: value for name, value in changes.items() if value is not None}
     if config.quick:
         changes["space"] = [_fewer(part) for part in plan.axes.parts]
-        if plan.base is not None and hasattr(plan.base, "quick"):
-            changes["base"] = dataclasses.replace(plan.base, quick=True)
+        if plan.config is not None and hasattr(plan.config, "quick"):
+            changes["config"] = dataclasses.replace(plan.config, quick=True)
     plan = dataclasses.replace(plan, **changes)
     out = config.out or Path("runs/sweeps") / config.file.stem
     if config.dry_run:
@@ -280,7 +280,7 @@ def _finish(plan, results, out):
     metric = results.metric or next(iter(results.metrics), None)
     files = "results.csv, results.jsonl, summary.csv"
     if metric is not None and any(r["seeds"] for r in results.summary()):
-        pictures.sweep(out / "sweep.png", results.summary(), results.axes, metric)
+        plots.sweep(out / "sweep.png", results.summary(), results.axes, metric)
         files += ", sweep.png"
     print(f"in {out}: {files}, ledger.txt")
 

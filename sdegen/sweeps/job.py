@@ -35,7 +35,7 @@ class Orders:
     """
 
     trial: Callable
-    base: Any = None
+    config: Any = None
     metric: str | None = None
     mesh: Any = None
     lanes: int | None = None
@@ -53,7 +53,7 @@ def run_job(
     With a `directory` the job is saved there now and then, and goes on from there.
     Raises `Preempted` after SIGTERM, once it is saved.
     """
-    trial = bind(orders.trial, orders.base, job.static)
+    trial = bind(orders.trial, orders.config, job.static)
     return _run(trial, job.points, orders, directory, title)
 
 

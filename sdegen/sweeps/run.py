@@ -23,7 +23,7 @@ class Sweep:
     trial: Callable
     space: Mapping[str, Any] | Sequence[Mapping[str, Any]]
     _: dataclasses.KW_ONLY
-    base: Any = None
+    config: Any = None
     metric: str | None = None
     goal: str = "min"
     trials: int | None = None
@@ -35,7 +35,7 @@ class Sweep:
 
     def __post_init__(self):
         object.__setattr__(self, "axes", Space(self.space))
-        check_names(self.trial, self.base, self.axes)
+        check_names(self.trial, self.config, self.axes)
         if self.goal not in ("min", "max"):
             raise ValueError(f'goal is "min" or "max", got {self.goal!r}.')
         for name in ("trials", "chunk", "lanes"):
@@ -64,13 +64,13 @@ class Sweep:
             halving, goal = self.halving, self.goal
             options.setdefault("rungs", halving.steps)
             options.setdefault("stop", lambda _, values: halving.stop(values, goal))
-        names = ("trial", "base", "metric", "lanes")
+        names = ("trial", "config", "metric", "lanes")
         return Orders(**{name: getattr(self, name) for name in names}, **options)
 
     def identity(self, **more: Any) -> dict[str, Any]:
         """What the numbers of the sweep depend on."""
         trial = f"{self.trial.__module__}.{self.trial.__qualname__}"
-        names = ("base", "metric", "goal", "trials", "halving", "seed")
+        names = ("config", "metric", "goal", "trials", "halving", "seed")
         fields = {name: getattr(self, name) for name in names}
         # A file that is run and a file that is imported have other modules' names.
         return {"trial": trial.rpartition(".")[2], "space": self.axes.describe()} | (
@@ -106,7 +106,7 @@ def sweep(
     states of a job under way are kept, and from which the same sweep goes on;
     `save_every`, steps between two of its checkpoints (default: ten in all).
 
-    The rest are fields of `Sweep`: `base`, a config whose fields the axes name by
+    The rest are fields of `Sweep`: `noise`, a config whose fields the axes name by
     dotted paths, the trial then being `trial(key, config)`; `metric` and `goal` ("min"
     or "max"), by which trials are ranked; `trials`, so many points drawn at random
     instead of the grid, and `seed`, of the draw; `chunk`, the most trials to one

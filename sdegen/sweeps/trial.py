@@ -89,29 +89,29 @@ class Training:
         )
 
 
-def bind(trial: Callable, base: Any, static: Mapping[str, Any]) -> Callable:
+def bind(trial: Callable, config: Any, static: Mapping[str, Any]) -> Callable:
     """(key, values) -> what `trial` returns, with the static values filled in.
 
-    With a `base` config the trial is called as `trial(key, config)`, the config with
+    With a `noise` config the trial is called as `trial(key, config)`, the config with
     the fields that the axes name replaced.
     """
 
     def bound(key, values):
         both = {**static, **values}
-        if base is not None:
-            return trial(key, override(base, both))
+        if config is not None:
+            return trial(key, override(config, both))
         return trial(key, **both)
 
     return bound
 
 
-def check_names(trial: Callable, base: Any, space: Space) -> None:
+def check_names(trial: Callable, config: Any, space: Space) -> None:
     """Refuse axes that the trial does not know."""
     for part in space.parts:
         names = [name for name in part if name != "seed"]
-        if base is not None:
+        if config is not None:
             values = {n: None for n in names if "." not in n}
-            override(base, values)
+            override(config, values)
             continue
         parameters = inspect.signature(trial).parameters
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):

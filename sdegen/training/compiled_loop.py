@@ -104,11 +104,11 @@ def make_call(
     static = _static(structure, static, steps, accumulate, mesh)
 
     class Call:
-        def __call__(self, leaves, fed, notes=None):
-            return _run(leaves, arrays, fed, notes, static)
+        def __call__(self, leaves, fed, aux=None):
+            return _run(leaves, arrays, fed, aux, static)
 
-        def lower(self, leaves, fed, notes=None):
-            return _run.lower(leaves, arrays, fed, notes, static)
+        def lower(self, leaves, fed, aux=None):
+            return _run.lower(leaves, arrays, fed, aux, static)
 
     return Call(), leaves, structure
 
@@ -188,9 +188,9 @@ def _is_static(leaf):
 
 
 @functools.partial(jax.jit, static_argnums=(4,), donate_argnums=(0,))
-def _run(leaves, arrays, fed, notes, static):
+def _run(leaves, arrays, fed, aux, static):
     leaves, metrics = advance(leaves, arrays, fed, static)
-    return leaves, metrics if notes is None else metrics | {"heard": jnp.max(notes)}
+    return leaves, metrics if aux is None else metrics | {"heard": jnp.max(aux)}
 
 
 def advance(leaves, arrays, fed, static):
@@ -212,10 +212,8 @@ def advance(leaves, arrays, fed, static):
             found = _part(*arguments, accumulate=accumulate)
         else:
             found = _on_mesh(*arguments, mesh=mesh, accumulate=accumulate)
-        value, grads, notes = found
-        state, metrics = apply_gradients(
-            state, value, grads, transform, averages, notes
-        )
+        value, grads, aux = found
+        state, metrics = apply_gradients(state, value, grads, transform, averages, aux)
         leaves = jax.tree.leaves(state)
         if mesh is not None:
             shardings = parameter_sharding(leaves, mesh)
@@ -345,10 +343,10 @@ def _on_mesh(network, given, fed, step, *, mesh, accumulate):
 
     def per_device(arrays, fed, step):
         network, given = eqx.combine(arrays, static)
-        value, grads, notes = _part(
+        value, grads, aux = _part(
             network, given, fed, step, accumulate=accumulate, axes=axes, dims=dims
         )
-        return value, jax.tree.map(average, grads, trained_dims), notes
+        return value, jax.tree.map(average, grads, trained_dims), aux
 
     return jax.shard_map(
         per_device,

@@ -198,8 +198,8 @@ def _loop(run, disk, recorder, watch, watch_every, profile, progress):
             if not flops_known and (recorder is not None or progress):
                 speed.flops, flops_known = run.flops(fed), True
             trace.call()
-            notes = stop.notes() if disk.here else None
-            pending.append((run.done, count, run.advance(fed, count, notes)))
+            aux = stop.aux() if disk.here else None
+            pending.append((run.done, count, run.advance(fed, count, aux)))
             save, snap = disk.due(count)
             look = watch is not None and (
                 run.crossed(watch_every, count) or run.done == run.steps

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from ..models.denoiser import AbstractDenoiser
 from ..processes.path import basis_of, logsnr_span
-from ..processes.prediction import Kind, velocity
+from ..processes.prediction import Prediction, velocity
 from ..runs.recorder import progress_bar
 from ..sampling.sample import sample
 from ..solvers import UniPC, Weights
@@ -88,7 +88,7 @@ def load_grid(file: str | Path, solver: dfx.AbstractSolver) -> LearnedGrid:
 
 def _name(solver) -> str:
     """The class and what it is made with, but for numbers."""
-    fields = {k: v for k, v in vars(solver).items() if isinstance(v, int | Kind)}
+    fields = {k: v for k, v in vars(solver).items() if isinstance(v, int | Prediction)}
     return (
         f"{type(solver).__name__}({', '.join(f'{k}={v}' for k, v in fields.items())})"
     )
@@ -166,7 +166,7 @@ def learn_grid(
             )
         scale = path.sigma(path.t_max)
         keys = jax.random.split(start_key, draws)
-        start = scale * jax.vmap(lambda k: path.base.sample(k, shape, dtype))(keys)
+        start = scale * jax.vmap(lambda k: path.noise.sample(k, shape, dtype))(keys)
         start = basis_of(path).data(start)
     start = jnp.asarray(start, dtype)
     odd = [c.shape for c in jax.tree.leaves(cond) if c.shape[:1] != start.shape[:1]]

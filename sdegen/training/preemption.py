@@ -29,7 +29,7 @@ class Preempted(SystemExit):
 class Preemption:
     """A context in which SIGTERM is noted, not obeyed at once; a second one is obeyed.
 
-    With several processes each hands its note to the compiled call (`notes`), which
+    With several processes each hands its note to the compiled call (`aux`), which
     returns whether any of them has one: all learn it from the same call, and stop
     after the same one. No process waits for another that it would not wait for anyway.
     """
@@ -49,7 +49,7 @@ class Preemption:
         self._told = True
         signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
-    def notes(self) -> Int[Array, " devices"] | None:
+    def aux(self) -> Int[Array, " devices"] | None:
         """This process's note on each of its devices; None with one process."""
         if self._mesh is None:
             return None

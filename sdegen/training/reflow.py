@@ -27,13 +27,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ..data.stream import Arrays
-from ..losses.coupling.pairs import Ends, independent, paired
+from ..losses.coupling.pairs import PairedData, independent, paired
 from ..losses.denoising import denoising_loss
 from ..mesh import batch_sharding, to_host
 from ..metrics.path_energy import straightness
 from ..models.denoiser import AbstractDenoiser
 from ..models.generator import AbstractGenerator
-from ..models.velocity import Upward
+from ..models.velocity import Forward
 from ..processes.noise import Empirical
 from ..processes.path import basis_of
 from ..runs.recorder import progress_bar
@@ -68,7 +68,7 @@ class Reflow:
     @property
     def stream(self) -> Arrays:
         """The pairs as `fit` takes them, with coupling `paired`."""
-        return Arrays(self.x0, Ends(self.x1, self.cond))
+        return Arrays(self.x0, PairedData(self.x1, self.cond))
 
 
 def reflow(
@@ -90,9 +90,9 @@ def reflow(
     """`n` pairs (start, end) of the flow of `model`, for the next round of training.
 
     **Arguments:** `model`, a denoiser, or a generator such as `VelocityModel`,
-    `SchroedingerBridge` or `Upward`; `shape`, of one sample; or `start`, (n, ...), the
+    `SchroedingerBridge` or `Forward`; `shape`, of one sample; or `start`, (n, ...), the
     states to start from: noise z of a denoiser, x1 of a model with a track, x0 of
-    `Upward`; `cond`, leading axis n; `batch_size`, pairs made at a time, split over
+    `Forward`; `cond`, leading axis n; `batch_size`, pairs made at a time, split over
     `mesh`; `solver`, `grid`, `stochasticity` as in `sample` (with noise, pairs depend
     on `batch_size`, too); `directory`, where the pairs are written as they are made,
     and from which the same call goes on; they are then read from disk by the stream.
@@ -119,7 +119,7 @@ def reflow(
     sharding = None if mesh is None else batch_sharding(mesh)
     parts = 1 if mesh is None else len(sharding.device_set)
     batch_size = -(-min(batch_size, n) // parts) * parts
-    up = isinstance(model, Upward)
+    up = isinstance(model, Forward)
     options = {"solver": solver, "grid": grid, "stochasticity": stochasticity}
     noisy = is_traced(stochasticity) or float(stochasticity) > 0
     held = (model, start, cond, options)
@@ -179,7 +179,7 @@ def _starts(key, model, index, shape, given):
     path = model.path
     basis = basis_of(path)
     if given is None:
-        z = jax.vmap(lambda k: path.base.sample(k, shape))(keys)
+        z = jax.vmap(lambda k: path.noise.sample(k, shape))(keys)
     else:
         z = basis.coordinates(given)
     return basis.data(path.sigma(path.t_max) * z), basis.data(z)
@@ -337,7 +337,7 @@ def rectify(
         up = both_ways and k % 2 == 0
         mover, start = model, None
         if up:
-            mover = Upward(model, Empirical(data))
+            mover = Forward(model, Empirical(data))
             start = np.resize(data, (n, *data.shape[1:]))
         pairs = reflow(
             jax.random.fold_in(key, k),
@@ -355,4 +355,4 @@ def rectify(
             progress=options.get("progress", True),
         )
         yield Round(k + 1, model, pairs)
-        source, first = (pairs.x0, Ends(pairs.x1, conditions)), paired
+        source, first = (pairs.x0, PairedData(pairs.x1, conditions)), paired

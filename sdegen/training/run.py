@@ -39,9 +39,9 @@ class Run:
             yield count
             start += count
 
-    def advance(self, fed, count, notes=None):
+    def advance(self, fed, count, aux=None):
         """`count` steps; their metrics, perhaps still under way."""
-        self.leaves, metrics = self.call(self.leaves, fed, notes)
+        self.leaves, metrics = self.call(self.leaves, fed, aux)
         self.done += count
         return metrics
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ..losses.coupling.pairs import unnoted
+from ..losses.coupling.pairs import split_aux
 from ..losses.denoising import denoising_loss
 from ..typing import AxisName, PyTree, RandomKey, Scalar, ScalarLike
-from . import ema as average
+from . import ema
 from .ema import AbstractAverage, as_averages
 from .optimizer import global_norm
 
@@ -71,16 +71,14 @@ def gradients(
 
     def part(network, x0, cond, key):
         full = dataclasses.replace(denoiser, network=network)
-        out = unnoted(loss(full, key, x0, cond, axis_name=axis_name))
+        out = split_aux(loss(full, key, x0, cond, axis_name=axis_name))
         # The mean belongs inside: where autodiff sums gradients of replicated arrays
         # by itself (shard_map with its checks) it then sums the right thing.
         return out if axis_name is None else jax.lax.pmean(out, axis_name)
 
     def grad(*arguments):
-        (value, notes), slope = eqx.filter_value_and_grad(part, has_aux=True)(
-            *arguments
-        )
-        return value, slope, notes
+        (value, aux), slope = eqx.filter_value_and_grad(part, has_aux=True)(*arguments)
+        return value, slope, aux
 
     if accumulate == 1:
         return grad(network, x0, cond, key)
@@ -105,20 +103,20 @@ def apply_gradients(
     grads: PyTree,
     transform: optax.GradientTransformation,
     averages: Sequence[AbstractAverage],
-    notes: Mapping[str, Scalar] = {},  # noqa: B006
+    aux: Mapping[str, Scalar] = {},  # noqa: B006
 ) -> tuple[TrainState, dict[str, Scalar]]:
     """The next state, and `loss`, `grad_norm`, `update_norm` and the notes."""
     params = eqx.filter(state.network, eqx.is_inexact_array)
     updates, opt_state = transform.update(grads, state.opt_state, params)
     network = eqx.apply_updates(state.network, updates)
     n = (state.step + 1).astype(jnp.float32)
-    moving = average.update(averages, state.averages, network, n)
+    moving = ema.update(averages, state.averages, network, n)
     new = TrainState(network, moving, opt_state, state.step + 1)
     return new, {
         "loss": value,
         "grad_norm": global_norm(grads),
         "update_norm": global_norm(updates),
-        **notes,
+        **aux,
     }
 
 
@@ -146,7 +144,7 @@ def train_step(
     **Returns:** the next state, and `loss`, `grad_norm`, `update_norm` and the notes of
     the coupling, which the caller looks at now and then: the step itself never raises.
     """
-    value, grads, notes = gradients(
+    value, grads, aux = gradients(
         state.network,
         denoiser,
         x0,
@@ -159,4 +157,4 @@ def train_step(
     if axis_name is not None:
         grads = jax.lax.pmean(grads, axis_name)
     averages = as_averages(ema)
-    return apply_gradients(state, value, grads, transform, averages, notes)
+    return apply_gradients(state, value, grads, transform, averages, aux)

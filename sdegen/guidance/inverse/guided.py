@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from ...models.denoiser import AbstractDenoiser
 from ...processes.path import basis_of, batched
 from ...typing import Scalar, float_array, number
-from ..base import (
+from ..guidance import (
     AbstractGuidance,
     carried,
     check_gaussian,
@@ -47,13 +47,13 @@ class MeasurementGuided(AbstractGuidance):
     measurement: Measurement
     rule: AbstractGuided
 
-    def ends(self, t, x, cond=None):
+    def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat) of x0 given x_t and y."""
         t, path = float_array(t), self.path
         early, basis = off_noise(path, t), basis_of(path)
 
         def denoise(x):
-            x0, z = self.denoiser.ends(early, x, cond)
+            x0, z = self.denoiser.posterior_means(early, x, cond)
             return x0, z
 
         if self.rule.differentiates:
@@ -62,7 +62,7 @@ class MeasurementGuided(AbstractGuidance):
             spread = lambda u: (gain * back(u)[0]).astype(x.dtype)  # noqa: E731
         else:
             (x0, z), spread = denoise(x), None
-        prior = _prior_variance(path, early, x, self.rule.data_std)
+        prior = _prior_variance(path, early, x, self.rule.sigma_data)
         residual = self.measurement.residual(basis.data(x0))
         _, forward = jax.linearize(lambda u: self.measurement.apply(basis.data(u)), x0)
         transpose = jax.linear_transpose(forward, x0)
@@ -76,12 +76,12 @@ class MeasurementGuided(AbstractGuidance):
         return moved(path, t, carried(path, t, early, (x0, z), x), shift, x)
 
 
-def _prior_variance(path, t, x, data_std):
+def _prior_variance(path, t, x, sigma_data):
     """r_t^2, shaped to multiply x."""
 
     def variance(t):
         alpha, sigma = path.scales(t)
-        return (data_std * sigma) ** 2 / ((alpha * data_std) ** 2 + sigma**2)
+        return (sigma_data * sigma) ** 2 / ((alpha * sigma_data) ** 2 + sigma**2)
 
     return batched(variance, t, x).astype(x.dtype)
 
@@ -108,7 +108,7 @@ class DPS(AbstractGuided):
 
     differentiates = True
     linear = False
-    data_std = 1.0
+    sigma_data = 1.0
 
     def guide(self, denoiser, measurement):
         """The denoiser moved by the gradient of log p(y | x0_hat)."""
@@ -131,12 +131,12 @@ class PiGDM(AbstractGuided):
     """Pseudo-inverse guidance: x0 given x_t is uncertain by r_t in every direction.
 
     Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", eq.
-    7 and 8, without their extra factor r_t^2. `data_std` is s in r_t; the inverse takes
+    7 and 8, without their extra factor r_t^2. `sigma_data` is s in r_t; the inverse takes
     `iterations` of conjugate gradients in y, each one product with A and A'. One
     vector-Jacobian product of the network per evaluation.
     """
 
-    data_std: Scalar = number(1.0)
+    sigma_data: Scalar = number(1.0)
     iterations: int = eqx.field(default=10, static=True)
     weight: Scalar = number(1.0)
     solver: dfx.AbstractSolver | None = None
@@ -174,7 +174,7 @@ class TMPD(AbstractGuided):
 
     differentiates = True
     linear = False
-    data_std = 1.0
+    sigma_data = 1.0
 
     def guide(self, denoiser, measurement):
         """The denoiser moved by (1)."""
@@ -205,7 +205,7 @@ class DDNM(AbstractGuided):
     no derivative of the network.
     """
 
-    data_std: Scalar = number(1.0)
+    sigma_data: Scalar = number(1.0)
     iterations: int = eqx.field(default=10, static=True)
     weight: Scalar = number(1.0)
     solver: dfx.AbstractSolver | None = None

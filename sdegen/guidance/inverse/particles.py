@@ -19,7 +19,7 @@ class TwistedParticles(AbstractMethod):
     **Arguments:** `particles`, for each posterior: where every sample has a y of its
     own, each has its own particles, and is one of them; where all share one y, the
     samples are drawn from the same ones; `temper`, as in `sample_tilted` (default:
-    `gaussian_temper` with `data_std`, for operators that are about linear with a norm
+    `gaussian_temper` with `sigma_data`, for operators that are about linear with a norm
     about 1; for others `share_temper` with a power of 8 or 16); `stochasticity` and
     `threshold` as there. For
     the evidence log p(y) and the weights call `sample_tilted(key, denoiser,
@@ -27,7 +27,7 @@ class TwistedParticles(AbstractMethod):
     """
 
     particles: int = eqx.field(default=256, static=True)
-    data_std: Scalar = number(1.0)
+    sigma_data: Scalar = number(1.0)
     temper: Callable | None = None
     stochasticity: Scalar = number(1.0)
     threshold: Scalar = number(0.5)
@@ -49,7 +49,7 @@ class TwistedParticles(AbstractMethod):
         measurement.check_noise("TwistedParticles")
         temper = self.temper
         if temper is None:
-            temper = gaussian_temper(measurement.std, self.data_std)
+            temper = gaussian_temper(measurement.std, self.sigma_data)
         run, draw = jax.random.split(key)
 
         def walk(key, reward, cond, sharding=None):

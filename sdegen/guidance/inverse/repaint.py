@@ -98,7 +98,7 @@ def _repaint(method, key, denoiser, measurement, cond, grid, shape, sharding):
             first = 3 * (number * method.resamples + k)
             back = keep * x + more * noise(first)  # from s to t, after the first time
             x = jnp.where(k > 0, back, x).astype(dtype)
-            x = move(*denoiser.ends(t, x, cond), noise(first + 1))
+            x = move(*denoiser.posterior_means(t, x, cond), noise(first + 1))
             return known(x, s, noise(first + 2))
 
         return jax.lax.fori_loop(0, method.resamples, once, x), None

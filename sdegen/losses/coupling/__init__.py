@@ -3,7 +3,7 @@
 from .costs import cost_matrix as cost_matrix
 from .entropic_ot import EntropicOT as EntropicOT
 from .exact_ot import ExactOT as ExactOT
-from .pairs import Ends as Ends
+from .pairs import PairedData as PairedData
 from .pairs import Pairs as Pairs
 from .pairs import couple as couple
 from .pairs import independent as independent

@@ -42,7 +42,7 @@ class EntropicOT(eqx.Module):
     all; `condition_weight`, see `sdegen.coupling.transport`: None pairs within a class;
     `tolerance`, the mass of a plan that may be misplaced; `max_iterations`.
 
-    In `Pairs.notes`, "coupling_unsolved" is the share of plans that did not reach the
+    In `Pairs.aux`, "coupling_unsolved" is the share of plans that did not reach the
     tolerance and "coupling_error" the mass that they misplace on average. The iterate
     that was reached is used all the same; one that is not finite gives x1 = nan, and so
     stops the training.
@@ -109,11 +109,11 @@ class EntropicOT(eqx.Module):
             x1 = x1[rows.reshape(-1)]
         x1 = jnp.where(jnp.isfinite(solved.error).all(), x1, jnp.nan)
         unsolved = 1 - jnp.mean(solved.converged.astype(x0.dtype))
-        notes = {
+        aux = {
             "coupling_unsolved": unsolved,
             "coupling_error": jnp.mean(solved.error),
         }
-        return Pairs(x0, x1, cond, notes)
+        return Pairs(x0, x1, cond, aux)
 
     def _eps(self, x0, x1):
         if self.regularisation is not None:

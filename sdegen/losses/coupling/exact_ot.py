@@ -29,7 +29,7 @@ class ExactOT(eqx.Module):
     device's part of it); `condition_weight`, see `sdegen.coupling.transport`: None
     pairs within a class.
 
-    In `Pairs.notes`, "coupling_unsolved" is the share of plans whose costs were not
+    In `Pairs.aux`, "coupling_unsolved" is the share of plans whose costs were not
     finite; their rows stay as they came.
     """
 
@@ -52,8 +52,8 @@ class ExactOT(eqx.Module):
         )
         rows = match + jnp.arange(0, x0.shape[0], cost.shape[-1])[:, None]
         bad = 1 - jnp.isfinite(cost).all(axis=(1, 2))
-        notes = {"coupling_unsolved": jnp.mean(bad.astype(cost.dtype))}
-        return Pairs(x0, x1[rows.reshape(-1)], cond, notes)
+        aux = {"coupling_unsolved": jnp.mean(bad.astype(cost.dtype))}
+        return Pairs(x0, x1[rows.reshape(-1)], cond, aux)
 
     def __check_init__(self):
         check_points(self.points)

@@ -16,7 +16,7 @@ It may ask for more by the names of its parameters, and give more by returning `
 
 It leaves the rows of x0 where they are and chooses an x1 for each, so that conditions
 stay with their samples; or it returns `Pairs` with the conditions moved, too. Numbers
-in `Pairs.notes` are rows of the training's record, so that what cannot raise on a
+in `Pairs.aux` are rows of the training's record, so that what cannot raise on a
 device is seen on the host.
 """
 
@@ -32,17 +32,17 @@ from ...typing import AxisName, PyTree, RandomKey, Scalar
 class Pairs(NamedTuple):
     """What a coupling has paired: row i of each belongs together.
 
-    `notes` are scalars to be watched. One whose name ends in "_unsolved" is the share
+    `aux` are scalars to be watched. One whose name ends in "_unsolved" is the share
     of plans that were not solved: `fit` warns when it is not 0.
     """
 
     x0: Float[Array, "batch ..."]
     x1: Float[Array, "batch ..."]
     cond: PyTree = None
-    notes: Mapping[str, Scalar] = {}
+    aux: Mapping[str, Scalar] = {}
 
 
-class Ends(NamedTuple):
+class PairedData(NamedTuple):
     """The other ends of given pairs, in the place of conditions: see `paired`.
 
     `x1`, (n, ...), row i belongs to row i of the data; `cond`, conditions as ever.
@@ -65,15 +65,15 @@ def paired(
     x1: Float[Array, "batch ..."],
     cond: PyTree,
 ) -> Pairs:
-    """The pairs that were given: `fit(model, x0, cond=Ends(x1, labels), loss=...)`.
+    """The pairs that were given: `fit(model, x0, cond=PairedData(x1, labels), loss=...)`.
 
     For reflow (Liu et al. 2023, "Flow straight and fast"), for bridges by Markovian
     fitting, and for data that come in pairs. The x1 drawn by the loss is not used.
     """
-    if not isinstance(cond, Ends):
+    if not isinstance(cond, PairedData):
         raise ValueError(
             "coupling.paired needs the other ends of the data: pass cond=coupling."
-            f"Ends(x1), with a row for each row of the data, got {type(cond).__name__}."
+            f"PairedData(x1), with a row for each row of the data, got {type(cond).__name__}."
         )
     return Pairs(x0, cond.x1, cond.cond)
 
@@ -129,11 +129,11 @@ Loss: TypeAlias = Scalar | tuple[Scalar, dict[str, Scalar]]
 """What a loss returns: a value, or with a coupling that has notes (value, notes)."""
 
 
-def noted(value: Scalar, notes: Mapping[str, Scalar]) -> Loss:
+def with_aux(value: Scalar, aux: Mapping[str, Scalar]) -> Loss:
     """A loss with the notes of its coupling: (value, notes), or value if none."""
-    return (value, dict(notes)) if notes else value
+    return (value, dict(aux)) if aux else value
 
 
-def unnoted(value: Loss) -> tuple[Scalar, dict[str, Scalar]]:
+def split_aux(value: Loss) -> tuple[Scalar, dict[str, Scalar]]:
     """(value, notes) of what a loss returned."""
     return value if isinstance(value, tuple) else (value, {})

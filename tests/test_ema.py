@@ -15,22 +15,21 @@ import sdegen
 from sdegen import nets, prediction
 from sdegen.mesh import make_mesh, parameter_sharding
 from sdegen.runs import checkpoint
-from sdegen.training import ema as average
-from sdegen.training import posthoc_ema
+from sdegen.training import ema, posthoc_ema
 from sdegen.training.ema import Decay, Power
 
 # -- the profile -----------------------------------------------------------------------
 
 
 def test_the_exponents_of_the_paper():
-    found = [float(average.exponent(std)) for std in (0.05, 0.10)]
+    found = [float(ema.exponent(std)) for std in (0.05, 0.10)]
     np.testing.assert_allclose(found, [16.97, 6.94], atol=0.005)
 
 
 @pytest.mark.parametrize("std", [0.01, 0.05, 0.10, 0.15, 0.2, 0.25, 0.279])
 def test_the_width_is_the_standard_deviation_of_the_profile(std):
     """Moments of t^g on [0, 1] by quadrature, nothing of equation (2)."""
-    g = float(average.exponent(std))
+    g = float(ema.exponent(std))
     points, weights = np.polynomial.legendre.leggauss(400)
     t, weights = (points + 1) / 2, weights / 2
     mass = weights @ t**g
@@ -48,7 +47,7 @@ def run_average(averages, thetas):
 
     def body(old, item):
         n, new = item
-        moving = average.update(averages, old, {"w": new, "count": n}, n)
+        moving = ema.update(averages, old, {"w": new, "count": n}, n)
         return moving, None
 
     n = jnp.arange(1, len(thetas) + 1).astype(thetas.dtype)
@@ -64,7 +63,7 @@ def sequence(steps=300, size=3):
 def test_a_power_average_weighs_step_k_by_the_profile_between_k_minus_1_and_k(std):
     """The weights, written out: the integral of (g + 1) t^g / N^(g + 1)."""
     thetas = sequence()
-    g, n = float(average.exponent(jnp.asarray(std))), len(thetas)
+    g, n = float(ema.exponent(jnp.asarray(std))), len(thetas)
     edges = (np.arange(n + 1) / n) ** (g + 1)
     (found,) = run_average([Power(std)], jnp.asarray(thetas))
     np.testing.assert_allclose(found["w"], np.diff(edges) @ thetas, rtol=0, atol=1e-12)
@@ -100,7 +99,7 @@ def test_several_averages_at_once_are_each_alone():
 
 def test_what_is_no_floating_point_array_follows():
     old, new = {"w": jnp.ones(2), "n": jnp.array(1)}, {"w": jnp.zeros(2), "n": 5}
-    (moved,) = average.update([Decay(0.5)], [old], new, 100)
+    (moved,) = ema.update([Decay(0.5)], [old], new, 100)
     assert moved["n"] == 5
     np.testing.assert_allclose(moved["w"], 0.5)
 
@@ -121,7 +120,7 @@ def test_decays_and_widths_out_of_range_are_refused():
             Power(std)
     for decay in (1.0, -0.1, 999):
         with pytest.raises(ValueError, match="0 <= decay < 1"):
-            average.as_averages([0.9, decay])
+            ema.as_averages([0.9, decay])
 
 
 # -- averages after training -----------------------------------------------------------
@@ -148,7 +147,7 @@ def averaged(std, step):
 
 def error_of(std, step=1000):
     saved = [(n, s) for n, s in SAVED if n <= step]
-    weights, error = average.posthoc_weights(*zip(*saved, strict=True), step, std)
+    weights, error = ema.posthoc_weights(*zip(*saved, strict=True), step, std)
     found = weights @ np.stack([averaged(s, n) for n, s in saved])
     wanted = averaged(std, step)
     return np.linalg.norm(found - wanted) / np.linalg.norm(wanted), error, weights
@@ -190,11 +189,11 @@ def test_a_saved_average_is_itself():
 
 
 def denoiser():
-    network = nets.Mlp(width=32, depth=1)((2,), jax.random.key(0))
+    network = nets.MLPConfig(width=32, depth=1)((2,), jax.random.key(0))
     return sdegen.Denoiser(network, sdegen.RectifiedFlow(), prediction.velocity, 1.0)
 
 
-class Third(average.AbstractAverage):
+class Third(ema.AbstractAverage):
     """An average of width 0.08 that leaves no snapshots: what they have to give."""
 
     def share(self, n):
@@ -253,7 +252,7 @@ def test_a_run_gives_the_average_that_it_might_have_kept(trained, float32):
 def test_the_shardings_of_the_network_are_kept(trained, float32):
     directory, fit = trained
     mesh = make_mesh("fsdp:8")
-    like = nets.Mlp(width=32, depth=1)((2,), jax.random.key(1), mesh=mesh)
+    like = nets.MLPConfig(width=32, depth=1)((2,), jax.random.key(1), mesh=mesh)
     wanted = parameter_sharding(like, mesh)
     found, _ = posthoc_ema.reconstruct(directory, 0.08, like)
     assert difference(found, fit.state.averages[2]) < 1e-4
@@ -268,7 +267,7 @@ def test_the_shardings_of_the_network_are_kept(trained, float32):
 
 def test_a_network_of_another_shape_is_refused(trained, float32):
     directory, _ = trained
-    like = nets.Mlp(width=16, depth=1)((2,), jax.random.key(1))
+    like = nets.MLPConfig(width=16, depth=1)((2,), jax.random.key(1))
     with pytest.raises(ValueError):
         posthoc_ema.reconstruct(directory, 0.08, like)
 

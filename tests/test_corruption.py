@@ -16,14 +16,14 @@ from oracle import G1, process
 from scipy.ndimage import gaussian_filter
 
 import sdegen
-from sdegen import corruption as udm
+from sdegen import corruption
 from sdegen.nets.transformer import TokenTransformer, Transformer
 
 KEY = jax.random.key(5)
 MANY = 20_000
 
 
-loss = eqx.filter_jit(udm.restoration_loss)
+loss = eqx.filter_jit(corruption.restoration_loss)
 
 
 def rms(x):
@@ -46,8 +46,11 @@ def test_hot_is_ddim_draw_by_draw(eta):
         grid=times,
         stochasticity=eta,
     )
-    chain = udm.sample(
-        KEY, udm.Restorer(denoiser, udm.Hot(path, eta)), (6, 1), steps=times
+    chain = corruption.sample(
+        KEY,
+        corruption.Restorer(denoiser, corruption.Gaussian(path, eta)),
+        (6, 1),
+        steps=times,
     )
     assert chain.evaluations == ddim.evaluations == 12
     assert abs(chain.x - ddim.x).max() < 1e-12
@@ -63,7 +66,7 @@ def test_the_steps_of_hot_keep_the_marginals(name):
     scales = jax.jit(jax.vmap(lambda p, t: (p.alpha(t), p.sigma(t)), (None, 0)))
     (a_s, sigma_s), (a_t, sigma_t) = np.asarray([scales(path, u) for u in (s, t)])
     for eta in (0.0, 0.6, 1.0):
-        gamma, kappa, v = np.asarray(every(udm.Hot(path, eta), s, t))
+        gamma, kappa, v = np.asarray(every(corruption.Gaussian(path, eta), s, t))
         error = (kappa * sigma_t) ** 2 + v**2 - sigma_s**2
         assert (abs(error) < 2e-14 * sigma_s**2).all()
         assert (abs(kappa * a_t + gamma - a_s) < 1e-14).all()
@@ -72,15 +75,15 @@ def test_the_steps_of_hot_keep_the_marginals(name):
 
 
 def test_hot_starts_at_the_largest_noise_and_trains_on_its_path():
-    hot = udm.Hot(process("EDM"))
+    hot = corruption.Gaussian(process("EDM"))
     start = np.asarray(hot.prior(KEY, (100_000,)))
     assert abs(start.std() / 80 - 1) < 5 / np.sqrt(2 * start.size)
     x0 = np.ones((MANY, 2))
-    x = np.asarray(udm.corrupt(KEY, hot, 3.0, x0))
+    x = np.asarray(corruption.corrupt(KEY, hot, 3.0, x0))
     assert abs(x.mean() - 1) < 5 * 3 / np.sqrt(x.size)
     assert abs(x.std() / 3 - 1) < 5 / np.sqrt(2 * x.size)
     # the loss of a restorer that is always wrong by 2 is 4
-    wrong = udm.Restorer(lambda t, x, cond: jnp.full_like(x, 3.0), hot)
+    wrong = corruption.Restorer(lambda t, x, cond: jnp.full_like(x, 3.0), hot)
     assert np.isclose(loss(wrong, KEY, jnp.asarray(x0[:8])), 4.0)
 
 
@@ -91,9 +94,9 @@ def both(restore, degrade, x0, steps):
     """The ends of the improved and of the naive chain from F_1(x0)."""
     ends = []
     for keep in (1.0, 0.0):
-        model = udm.Restorer(restore, udm.Cold(degrade, keep=keep))
+        model = corruption.Restorer(restore, corruption.Cold(degrade, keep=keep))
         start = degrade(1.0, x0)
-        ends.append(udm.sample(KEY, model, x0.shape, steps=steps, start=start).x)
+        ends.append(corruption.sample(KEY, model, x0.shape, steps=steps, start=start).x)
     return [np.asarray(end) for end in ends]
 
 
@@ -119,7 +122,7 @@ def test_a_biased_restorer_of_a_diagonal_blur():
 
 def test_the_improved_sampler_is_not_always_the_better_one():
     x0, far = jnp.array([[0.0]]), 3.7
-    fade = udm.Inpaint(jnp.ones(1), far)
+    fade = corruption.Inpaint(jnp.ones(1), far)
     restore = lambda t, x, cond: x0 + 0.2 * (x - x0)  # noqa: E731
     improved, naive = both(restore, fade, x0, steps=50)
     growth = 1.004**50  # e' = e (1 + .2 / K) - far / K, from e = far
@@ -132,9 +135,14 @@ def test_with_noise_every_keep_has_the_law_of_the_corruption():
     x0, shrink = np.full((MANY, 1), 0.4), lambda t, x: x * (1 - t)
     right = lambda t, x, cond: jnp.full_like(x, 0.4)  # noqa: E731
     for keep in (0.0, 0.6, 1.0):
-        system = udm.Cold(shrink, noise=0.3, keep=keep)
-        start, model = udm.corrupt(KEY, system, 1.0, x0), udm.Restorer(right, system)
-        out = udm.sample(KEY, model, x0.shape, steps=4, start=start, trajectory=True)
+        system = corruption.Cold(shrink, noise=0.3, keep=keep)
+        start, model = (
+            corruption.corrupt(KEY, system, 1.0, x0),
+            corruption.Restorer(right, system),
+        )
+        out = corruption.sample(
+            KEY, model, x0.shape, steps=4, start=start, trajectory=True
+        )
         out = jax.tree.map(np.asarray, out)
         for t, x in zip(out.times[:-1], out.trajectory[:-1], strict=True):
             assert abs(x.mean() - 0.4 * (1 - t)) < 5 * 0.3 / np.sqrt(MANY)
@@ -147,16 +155,19 @@ IMAGE = jnp.asarray(np.random.default_rng(0).normal(size=(16, 12, 2)))
 
 
 def test_widths_of_blurs_add_in_their_squares():
-    one, two = udm.dissipate(udm.dissipate(IMAGE, 1.5), 2.0), udm.dissipate(IMAGE, 2.5)
+    one, two = (
+        corruption.dissipate(corruption.dissipate(IMAGE, 1.5), 2.0),
+        corruption.dissipate(IMAGE, 2.5),
+    )
     assert abs(one - two).max() < 1e-12
-    assert abs(one - udm.dissipate(IMAGE, 3.5)).max() > 0.01
+    assert abs(one - corruption.dissipate(IMAGE, 3.5)).max() > 0.01
     assert abs(two.mean((0, 1)) - IMAGE.mean((0, 1))).max() < 1e-14
 
 
 def test_a_blur_is_the_gaussian_filter_with_mirrored_borders():
     known = gaussian_filter(np.asarray(IMAGE), (2, 2, 0), mode="reflect", truncate=12)
-    assert abs(udm.Blur(4.0)(jnp.array(0.5), IMAGE) - known).max() < 1e-8
-    line = udm.dissipate(IMAGE[:, :, 0], 2.0, axes=(-1,))
+    assert abs(corruption.Blur(4.0)(jnp.array(0.5), IMAGE) - known).max() < 1e-8
+    line = corruption.dissipate(IMAGE[:, :, 0], 2.0, axes=(-1,))
     known = gaussian_filter(
         np.asarray(IMAGE[:, :, 0]), (0, 2), mode="reflect", truncate=12
     )
@@ -164,7 +175,7 @@ def test_a_blur_is_the_gaussian_filter_with_mirrored_borders():
 
 
 def test_downsampling_averages_blocks_and_mixes_the_levels():
-    degrade = udm.Downsample(4)
+    degrade = corruption.Downsample(4)
     blocks = np.asarray(IMAGE).reshape(4, 4, 3, 4, 2).mean((1, 3))
     quarter = blocks.repeat(4, 0).repeat(4, 1)
     blocks = np.asarray(IMAGE).reshape(8, 2, 6, 2, 2).mean((1, 3))
@@ -175,18 +186,22 @@ def test_downsampling_averages_blocks_and_mixes_the_levels():
 
 def test_inpainting_fades_what_is_marked():
     mark = jnp.zeros((16, 12, 1)).at[4:8].set(1.0)
-    x = udm.Inpaint(mark, -1.0)(jnp.array(1.0), IMAGE)
+    x = corruption.Inpaint(mark, -1.0)(jnp.array(1.0), IMAGE)
     assert (x[4:8] == -1).all() and (x[:4] == IMAGE[:4]).all()
 
 
 @pytest.mark.parametrize(
     "degrade",
-    [udm.Blur, udm.Downsample, lambda: udm.Inpaint(jnp.ones((16, 12, 1)))],
+    [
+        corruption.Blur,
+        corruption.Downsample,
+        lambda: corruption.Inpaint(jnp.ones((16, 12, 1))),
+    ],
     ids=["blur", "downsample", "inpaint"],
 )
 def test_nothing_is_degraded_at_time_zero(degrade, float32):
     image = IMAGE.astype(jnp.float32)
-    x = udm.corrupt(KEY, udm.Cold(degrade()), 0.0, image[None])
+    x = corruption.corrupt(KEY, corruption.Cold(degrade()), 0.0, image[None])
     assert x.dtype == jnp.float32 and abs(x[0] - image).max() < 2e-6
 
 
@@ -194,7 +209,7 @@ def test_nothing_is_degraded_at_time_zero(degrade, float32):
 
 
 def test_heat_goes_back_level_by_level_and_ends_without_noise():
-    heat = udm.HeatDissipation(8, examples=IMAGE[None], noise=0.2, delta=0.25)
+    heat = corruption.HeatDissipation(8, examples=IMAGE[None], noise=0.2, delta=0.25)
     k = jnp.arange(9)
     widths, levels = jax.jit(
         lambda k: (jax.vmap(heat.width)(k), jax.vmap(heat.blurred, (0, None))(k, IMAGE))
@@ -207,9 +222,10 @@ def test_heat_goes_back_level_by_level_and_ends_without_noise():
         return share * (levels[jnp.round(8 * t).astype(int) - 1] - x)
 
     model, still = (
-        udm.Restorer(eqx.Partial(step, jnp.array(share)), heat) for share in (1.0, 0.0)
+        corruption.Restorer(eqx.Partial(step, jnp.array(share)), heat)
+        for share in (1.0, 0.0)
     )
-    out = udm.sample(KEY, model, (30, *IMAGE.shape), trajectory=True)
+    out = corruption.sample(KEY, model, (30, *IMAGE.shape), trajectory=True)
     assert out.evaluations == 8 and abs(out.x - IMAGE).max() < 1e-12
     for i, x in enumerate(np.asarray(out.trajectory[:-1])):
         spread = 0.2 if i == 0 else 0.25
@@ -267,8 +283,8 @@ class Exact(eqx.Module):
 
 def restorer(system, law=LAW, length=3):
     states = jnp.asarray(sequences(system.vocabulary, length))
-    edit = isinstance(system, udm.Edit)
-    return udm.Restorer(
+    edit = isinstance(system, corruption.Edit)
+    return corruption.Restorer(
         Exact(jnp.asarray(law), states, system.vocabulary, edit), system
     )
 
@@ -280,7 +296,7 @@ def moves(model, t, x):
 
 def chain_law(model, length, start):
     """The law of the chain of single moves, from a law over all states."""
-    base = model.system.vocabulary + isinstance(model.system, udm.Mask)
+    base = model.system.vocabulary + isinstance(model.system, corruption.Mask)
     states = sequences(base, length)
     law = np.asarray(start)
     for t in range(length, 0, -1):
@@ -306,7 +322,7 @@ def masked_law(law, vocabulary=2, length=3):
     base = vocabulary + 1
     start = np.zeros(base**length)
     start[-1] = 1.0
-    end = chain_law(restorer(udm.Mask(vocabulary), law, length), length, start)
+    end = chain_law(restorer(corruption.Mask(vocabulary), law, length), length, start)
     inside = number(sequences(vocabulary, length), base)
     return end[inside], end.sum() - end[inside].sum()
 
@@ -328,7 +344,7 @@ def test_one_mask_at_a_time_is_exact_with_conditionals_of_single_places(law):
 
 
 def test_all_masks_at_once_see_only_the_marginals():
-    model = restorer(udm.Mask(2))
+    model = restorer(corruption.Mask(2))
     hidden = jnp.full((1, 3), 2)
     w = np.exp(moves(model, jnp.array(1.0), hidden))[0]
     shot = np.einsum("i,j,k->ijk", *w).ravel()
@@ -373,7 +389,7 @@ def edited_law(vocabulary, length, uniform):
     if not uniform:
         apart = (states[:, None] != states).sum(-1) == length
         start = law @ apart / (vocabulary - 1) ** length
-    return chain_law(restorer(udm.Edit(vocabulary), law, length), length, start)
+    return chain_law(restorer(corruption.Edit(vocabulary), law, length), length, start)
 
 
 @pytest.mark.parametrize("vocabulary, length", EDITS)
@@ -392,16 +408,16 @@ EXAMPLES = sequences(2, 3)[np.random.default_rng(1).choice(8, 400_000, p=LAW)]
 @pytest.mark.parametrize(
     "system, steps, law",
     [
-        (udm.Mask(2), None, lambda: LAW),
-        (udm.Mask(2), 1, lambda: product_law(LAW)),
-        (udm.Mask(2, base=True), None, lambda: base_law(joint=False)),
-        (udm.Edit(2), None, lambda: edited_law(2, 3, True)),
-        (udm.Edit(2, EXAMPLES), None, lambda: LAW),
+        (corruption.Mask(2), None, lambda: LAW),
+        (corruption.Mask(2), 1, lambda: product_law(LAW)),
+        (corruption.Mask(2, base=True), None, lambda: base_law(joint=False)),
+        (corruption.Edit(2), None, lambda: edited_law(2, 3, True)),
+        (corruption.Edit(2, EXAMPLES), None, lambda: LAW),
     ],
     ids=["mask", "at once", "base", "edit", "edit from data"],
 )
 def test_the_sampler_follows_its_law(system, steps, law):
-    out = udm.sample(KEY, restorer(system), (MANY, 3), steps=steps)
+    out = corruption.sample(KEY, restorer(system), (MANY, 3), steps=steps)
     p = law()
     assert out.x.dtype == jnp.int32 and out.evaluations == (steps or 3)
     seen = np.bincount(number(out.x, 2), minlength=8) / MANY
@@ -418,7 +434,7 @@ def test_hiding_afresh_is_exact_for_a_joint_head_alone():
 
 def test_given_tokens_stay_and_the_rest_follow_their_conditional():
     start = jnp.broadcast_to(jnp.array([2, 1, 2]), (MANY, 3))
-    out = udm.sample(KEY, restorer(udm.Mask(2)), (MANY, 3), start=start)
+    out = corruption.sample(KEY, restorer(corruption.Mask(2)), (MANY, 3), start=start)
     cube = LAW.reshape(2, 2, 2)[:, 1]
     p = (cube / cube.sum()).ravel()
     assert (out.x[:, 1] == 1).all()
@@ -427,27 +443,29 @@ def test_given_tokens_stay_and_the_rest_follow_their_conditional():
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    model = restorer(udm.Edit(2))
-    few = udm.sample(KEY, model, (4, 3), trajectory=True)
-    more = udm.sample(KEY, model, (MANY, 3))
+    model = restorer(corruption.Edit(2))
+    few = corruption.sample(KEY, model, (4, 3), trajectory=True)
+    more = corruption.sample(KEY, model, (MANY, 3))
     assert (few.x == more.x[:4]).all() and len(np.unique(few.x, axis=0)) > 1
     frames = np.asarray(few.trajectory)  # every step changes one token
     assert ((frames[1:] != frames[:-1]).sum(-1) == 1).all()
     assert (frames[-1] == few.x).all() and np.allclose(few.times, [1, 2 / 3, 1 / 3, 0])
 
 
-@pytest.mark.parametrize("system", [udm.Mask(4), udm.Edit(4)], ids=["mask", "edit"])
+@pytest.mark.parametrize(
+    "system", [corruption.Mask(4), corruption.Edit(4)], ids=["mask", "edit"]
+)
 def test_exactly_so_many_tokens_are_corrupted_in_every_place_alike(system):
     x0 = jnp.broadcast_to(jnp.array([3, 0, 1, 2, 3]), (MANY, 5))
     for t in (0, 2, 5):
-        x = np.asarray(udm.corrupt(KEY, system, t / 5, x0))
+        x = np.asarray(corruption.corrupt(KEY, system, t / 5, x0))
         changed = x != np.asarray(x0)
         assert (changed.sum(1) == t).all()
         if t == 2:
             pairs = changed.astype(int).T @ changed / MANY
             off = pairs[~np.eye(5, dtype=bool)]
             assert abs(off - 0.1).max() < 4.5 * np.sqrt(0.09 / MANY)
-    if isinstance(system, udm.Mask):
+    if isinstance(system, corruption.Mask):
         assert (x == 4).all()
     else:  # the others, each as often
         seen = np.bincount(((x - np.asarray(x0)) % 4).ravel(), minlength=4) / x.size
@@ -460,7 +478,9 @@ ENTROPY = float(-(LAW * np.log(LAW)).sum())
 
 
 def test_the_loss_of_exact_conditionals_is_the_entropy_of_a_token():
-    loss = jax.jit(lambda k, x: udm.restoration_loss(restorer(udm.Mask(2)), k, x))
+    loss = jax.jit(
+        lambda k, x: corruption.restoration_loss(restorer(corruption.Mask(2)), k, x)
+    )
     values = [
         loss(k, EXAMPLES[i::100]) for i, k in enumerate(jax.random.split(KEY, 20))
     ]
@@ -470,15 +490,15 @@ def test_the_loss_of_exact_conditionals_is_the_entropy_of_a_token():
 
 
 def test_the_loss_on_two_devices_is_that_of_the_whole_batch():
-    model = restorer(udm.Edit(2))
+    model = restorer(corruption.Edit(2))
 
     @jax.jit
     def both(x0):
         def part(x):
-            return udm.restoration_loss(model, KEY, x, axis_name="i")
+            return corruption.restoration_loss(model, KEY, x, axis_name="i")
 
         parts = jax.vmap(part, axis_name="i")(x0.reshape(2, 4, 3))
-        return parts, udm.restoration_loss(model, KEY, x0)
+        return parts, corruption.restoration_loss(model, KEY, x0)
 
     parts, whole = both(EXAMPLES[:8])
     assert parts[0] != parts[1] and np.isclose(parts.mean(), whole, rtol=1e-12)
@@ -494,14 +514,14 @@ class Table(eqx.Module):
 
 
 def test_fit_learns_the_conditionals(float32):
-    model = udm.Restorer(Table(jnp.zeros((27, 3, 2))), udm.Mask(2))
+    model = corruption.Restorer(Table(jnp.zeros((27, 3, 2))), corruption.Mask(2))
     fit = sdegen.fit(
         model,
         np.asarray(EXAMPLES[:50_000], np.float32),
         steps=150,
         batch_size=512,
         optimizer=sdegen.AdamW(learning_rate=0.1),
-        loss=udm.restoration_loss,
+        loss=corruption.restoration_loss,
         ema=0.95,
         progress=False,
     )
@@ -550,19 +570,19 @@ def test_the_transformer_sees_times_places_and_neighbours_and_no_other_sample(fl
 @pytest.mark.parametrize(
     "mistake, sentence",
     [
-        (lambda: udm.Hot(process("VP"), 1.5), "eta is the share"),
-        (lambda: udm.Cold(udm.Blur(), keep=2.0), "keep from 0"),
-        (lambda: udm.Cold(udm.Blur(), noise=-1.0), "noise >= 0"),
-        (lambda: udm.Downsample(3), "power of two"),
-        (lambda: udm.Downsample(8)(1.0, IMAGE), "sides that 8 divides"),
-        (lambda: udm.HeatDissipation(1), "levels >= 2"),
-        (lambda: udm.HeatDissipation(sigma_min=30.0), "sigma_min < sigma_max"),
-        (lambda: udm.HeatDissipation().times(3, ()), "200 levels"),
-        (lambda: udm.Edit(1), "at least 2"),
-        (lambda: udm.Mask(2).times(4, (3,)), "at most 3 steps"),
-        (lambda: udm.Cold(udm.Blur()).times(0, ()), "at least one step"),
-        (lambda: udm.Cold(udm.Blur()).prior(KEY, (3,)), "start="),
-        (lambda: udm.Edit(2, EXAMPLES).prior(KEY, (4,)), "shape (4,)"),
+        (lambda: corruption.Gaussian(process("VP"), 1.5), "eta is the share"),
+        (lambda: corruption.Cold(corruption.Blur(), keep=2.0), "keep from 0"),
+        (lambda: corruption.Cold(corruption.Blur(), noise=-1.0), "noise >= 0"),
+        (lambda: corruption.Downsample(3), "power of two"),
+        (lambda: corruption.Downsample(8)(1.0, IMAGE), "sides that 8 divides"),
+        (lambda: corruption.HeatDissipation(1), "levels >= 2"),
+        (lambda: corruption.HeatDissipation(sigma_min=30.0), "sigma_min < sigma_max"),
+        (lambda: corruption.HeatDissipation().times(3, ()), "200 levels"),
+        (lambda: corruption.Edit(1), "at least 2"),
+        (lambda: corruption.Mask(2).times(4, (3,)), "at most 3 steps"),
+        (lambda: corruption.Cold(corruption.Blur()).times(0, ()), "at least one step"),
+        (lambda: corruption.Cold(corruption.Blur()).prior(KEY, (3,)), "start="),
+        (lambda: corruption.Edit(2, EXAMPLES).prior(KEY, (4,)), "shape (4,)"),
         (lambda: draw(Exact, (5,)), "at least two axes"),
         (lambda: draw(Exact, (5, 3), steps=jnp.array([0.0, 1.0])), "times that fall"),
         (lambda: draw(Exact, (5, 3), start=jnp.zeros((4, 3))), "shape (5, 3)"),
@@ -578,4 +598,6 @@ def test_a_mistake_is_answered_with_a_sentence(mistake, sentence):
 
 
 def draw(network, shape, **kwargs):
-    return udm.sample(KEY, udm.Restorer(network, udm.Mask(2)), shape, **kwargs)
+    return corruption.sample(
+        KEY, corruption.Restorer(network, corruption.Mask(2)), shape, **kwargs
+    )

@@ -23,7 +23,7 @@ from ..models.denoiser import AbstractDenoiser
 from ..processes.path import LOGSNR_FLOOR, AbstractPath, batched
 from ..typing import PyTree, Scalar, Time, float_array, is_traced
 
-Ends: TypeAlias = tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]
+Means: TypeAlias = tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]
 
 
 def arrays(tree: PyTree) -> PyTree:
@@ -57,9 +57,9 @@ class Unconditional(AbstractGuidance):
     denoiser: AbstractDenoiser
     null: PyTree = eqx.field(default=None, converter=arrays)
 
-    def ends(self, t, x, cond=None):
+    def posterior_means(self, t, x, cond=None):
         """(E[x0 given x_t], E[z given x_t])."""
-        return self.denoiser.ends(t, x, spread_null(self.null, len(x)))
+        return self.denoiser.posterior_means(t, x, spread_null(self.null, len(x)))
 
 
 class Interval(eqx.Module):
@@ -84,17 +84,17 @@ class Interval(eqx.Module):
         return ((sigma >= self.low * alpha) & (alpha >= sigma / self.high)) * 1.0
 
 
-def strength(
+def guidance_weight(
     weight: Scalar, interval: Interval, path: AbstractPath, t: Time, x: Array
 ) -> Float[Array, "..."]:
     """The weight at t, 0 outside the interval, shaped to multiply x."""
     return (weight * batched(lambda t: interval(path, t), t, x)).astype(x.dtype)
 
 
-def moved(path: AbstractPath, t: Time, ends: Ends, shift: Array, x: Array) -> Ends:
+def moved(path: AbstractPath, t: Time, means: Means, shift: Array, x: Array) -> Means:
     """Both ends after a shift S of the denoised point, equation (1)."""
     ratio = batched(lambda t: path.alpha(t) / path.sigma(t), t, x)
-    return ends[0] + shift, (ends[1] - ratio * shift).astype(x.dtype)
+    return means[0] + shift, (means[1] - ratio * shift).astype(x.dtype)
 
 
 def noise_gain(path: AbstractPath, t: Time, x: Array) -> Float[Array, "..."]:
@@ -116,7 +116,7 @@ def off_noise(path: AbstractPath, t: Time) -> Time:
     return jnp.minimum(t, path.time(LOGSNR_FLOOR).astype(t.dtype))
 
 
-def carried(path: AbstractPath, t: Time, early: Time, ends: Ends, x: Array) -> Ends:
+def carried(path: AbstractPath, t: Time, early: Time, means: Means, x: Array) -> Means:
     """The ends at t with the denoised point of the time `early`: x stays what it is."""
 
     def coefficients(t, early):
@@ -128,7 +128,7 @@ def carried(path: AbstractPath, t: Time, early: Time, ends: Ends, x: Array) -> E
         data, noise = batched(lambda both: coefficients(both[0], both[1]), pair, x)
     else:
         data, noise = coefficients(t, early)
-    x0, z = ends
+    x0, z = means
     return x0, (data * x0 + noise * z).astype(x.dtype)
 
 
@@ -166,10 +166,10 @@ def check_weight(weight: Array, name: str = "weight") -> None:
 
 def check_gaussian(path: AbstractPath) -> None:
     """Refuse a base on which (1) does not hold."""
-    if not path.base.gaussian:
+    if not path.noise.gaussian:
         raise ValueError(
             "a gradient moves the denoised point by sigma^2 / alpha only for Gaussian "
-            f"noise, but {type(path).__name__} has base={type(path.base).__name__}."
+            f"noise, but {type(path).__name__} has noise={type(path.noise).__name__}."
         )
 
 

@@ -12,7 +12,7 @@ from oracle import G1, PROBES
 
 import sdegen
 from sdegen.models.denoiser import PosteriorMean
-from sdegen.processes import interpolant
+from sdegen.processes import interpolant as interpolants
 
 KEY = jax.random.key(0)
 TIGHT = {"solver": diffrax.Dopri8(), "grid": sdegen.Adaptive(1e-11, 1e-11)}
@@ -23,7 +23,7 @@ TIGHT = {"solver": diffrax.Dopri8(), "grid": sdegen.Adaptive(1e-11, 1e-11)}
 
 def test_a_uniform_prior_is_cut_at_the_quantiles_of_the_data():
     # half of the data at 0.5, a quarter each at 1.2 and 1.7; prior on [0, 2]
-    path = sdegen.StraightFlow(base=sdegen.Box(0.0, 2.0))
+    path = sdegen.StraightFlow(noise=sdegen.Box(0.0, 2.0))
     atoms = Atoms(path, np.array([[0.5], [1.2], [1.7]]), np.array([0.5, 0.25, 0.25]))
     x1 = np.arange(0.01, 2.0, 0.02)
     x1 = x1[(np.abs(x1 - 1) > 0.03) & (np.abs(x1 - 1.5) > 0.03)]
@@ -66,7 +66,7 @@ def truncated_mean(t, x, cond):
 
 
 def test_quantiles_come_back_from_a_uniform_prior():
-    path = sdegen.StraightFlow(base=sdegen.Box(-4.0, 4.0))
+    path = sdegen.StraightFlow(noise=sdegen.Box(-4.0, 4.0))
     out = sdegen.sample(
         KEY,
         PosteriorMean(truncated_mean, path),
@@ -83,7 +83,7 @@ def test_quantiles_come_back_from_a_uniform_prior():
 
 
 def test_a_normal_prior_is_the_rectified_flow():
-    straight = sdegen.StraightFlow(base=sdegen.Gaussian())
+    straight = sdegen.StraightFlow(noise=sdegen.Gaussian())
     x = jnp.linspace(-2.0, 2.0, 9)[:, None]
 
     @jax.jit
@@ -126,12 +126,12 @@ def test_the_laws_of_the_priors():
 # -- tracks that bend ------------------------------------------------------------------
 
 
-class Sinh(sdegen.AbstractTrack):
+class Sinh(sdegen.AbstractInterpolant):
     """x1 = sinh(x_t - x0) / t."""
 
     t_min: jax.Array = sdegen.number(0.05)
     t_max: jax.Array = sdegen.number(1.0)
-    base: sdegen.AbstractBase = eqx.field(default_factory=sdegen.Gaussian)
+    noise: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
 
     def interpolate(self, t, x0, x1):
         return x0 + jnp.arcsinh(t * x1)
@@ -193,12 +193,12 @@ def test_quantiles_come_back_along_bent_tracks():
     assert np.abs(cdf(0.05, x) - cdf(1.0, x)).max() > 0.02
 
 
-class Spreading(sdegen.AbstractTrack):
+class Spreading(sdegen.AbstractInterpolant):
     """A radial law that is not self-similar: psi_t(r) = 1 - exp(-(r / t)^(1 + t))."""
 
     t_min: jax.Array = sdegen.number(1e-3)
     t_max: jax.Array = sdegen.number(3.0)
-    base: sdegen.AbstractBase = eqx.field(
+    noise: sdegen.AbstractNoise = eqx.field(
         default_factory=lambda: sdegen.Radial(lambda r: -jnp.expm1(-r))
     )
 
@@ -219,7 +219,7 @@ def test_any_radial_law_moves_by_the_ratio_of_its_derivatives():
         speed = -jax.grad(psi, 0)(t, r) / jax.grad(psi, 1)(t, r)
         found = Spreading().velocity(t, x0, x1)
         assert np.abs(found - speed * gap / r).max() < 1e-10
-        assert abs(psi(t, r) - Spreading().base.psi(jnp.linalg.norm(x1))) < 1e-12
+        assert abs(psi(t, r) - Spreading().noise.psi(jnp.linalg.norm(x1))) < 1e-12
 
 
 # -- stochastic interpolants -----------------------------------------------------------
@@ -252,8 +252,8 @@ class Line(eqx.Module):
 
 
 def gaussians(square=2.0):
-    track = sdegen.StochasticInterpolant(jnp.sqrt(square))
-    return sdegen.VelocityModel((Line(square), Line(square, latent=True)), track)
+    interpolant = sdegen.StochasticInterpolant(jnp.sqrt(square))
+    return sdegen.VelocityModel((Line(square), Line(square, latent=True)), interpolant)
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.5, 2.0])
@@ -335,8 +335,8 @@ def test_samples_with_and_without_noise():
         assert moved > 0.85 if strength == 0 else moved < 0.8
     # without `start` it begins at the law of the base
     rows = sdegen.Empirical(x1[:5])
-    track = sdegen.StochasticInterpolant(base=rows)
-    first = sdegen.VelocityModel(Line(1.0), track).start(KEY, (2,))
+    interpolant = sdegen.StochasticInterpolant(noise=rows)
+    first = sdegen.VelocityModel(Line(1.0), interpolant).start(KEY, (2,))
     assert np.abs(first - x1[:5]).max(1).min() < 1e-12
 
 
@@ -360,11 +360,11 @@ class Affine(eqx.Module):
         return self.a * x + self.c
 
 
-@pytest.mark.parametrize("latent", [interpolant.bridge, None])
+@pytest.mark.parametrize("latent", [interpolants.bridge, None])
 def test_the_loss_regresses_on_velocity_and_noise(latent):
     """The best affine model at one time is the one of the closed form."""
     t, n, runs = 0.3, 20_000, 16
-    track = sdegen.StochasticInterpolant(latent=latent)
+    interpolant = sdegen.StochasticInterpolant(latent=latent)
     pair = (Affine(), Affine()) if latent else Affine()
     flat, build = jax.flatten_util.ravel_pytree(pair)
 
@@ -372,7 +372,7 @@ def test_the_loss_regresses_on_velocity_and_noise(latent):
     def best(key):
         x0 = 1 + 0.5 * jax.random.normal(key, (n, 1))
         loss = lambda p: sdegen.velocity_loss(  # noqa: E731
-            sdegen.VelocityModel(build(p), track), key, x0, times=At(t)
+            sdegen.VelocityModel(build(p), interpolant), key, x0, times=At(t)
         )
         slope, curve = jax.grad(loss)(flat), jax.hessian(loss)(flat)
         return -jnp.linalg.solve(curve, slope)  # a quadratic loss: one Newton step
@@ -428,19 +428,21 @@ def test_fit_trains_both_networks():
 
 def test_weights_and_noises_of_interpolants():
     x0, x1 = jnp.array([1.0]), jnp.array([3.0])
-    for weights in (interpolant.linear, interpolant.trigonometric):
-        for latent in (interpolant.bridge, interpolant.bump):
-            track = sdegen.StochasticInterpolant(2.0, weights=weights, latent=latent)
-            assert abs(track.point(0.0, x0, x1, 5.0) - x0) < 1e-7
-            assert abs(track.point(1.0, x0, x1, 5.0) - x1) < 1e-7
-            half = np.sqrt(0.5) if weights is interpolant.trigonometric else 0.5
-            top = 1.0 if latent is interpolant.bridge else 2.0
-            assert abs(track.point(0.5, x0, x1, 1.0) - (4 * half + top)) < 1e-12
+    for weights in (interpolants.linear, interpolants.trigonometric):
+        for latent in (interpolants.bridge, interpolants.bump):
+            interpolant = sdegen.StochasticInterpolant(
+                2.0, weights=weights, latent=latent
+            )
+            assert abs(interpolant.point(0.0, x0, x1, 5.0) - x0) < 1e-7
+            assert abs(interpolant.point(1.0, x0, x1, 5.0) - x1) < 1e-7
+            half = np.sqrt(0.5) if weights is interpolants.trigonometric else 0.5
+            top = 1.0 if latent is interpolants.bridge else 2.0
+            assert abs(interpolant.point(0.5, x0, x1, 1.0) - (4 * half + top)) < 1e-12
             h = 1e-6
-            slope = track.point(0.3 + h, x0, x1, 1.0) - track.point(
+            slope = interpolant.point(0.3 + h, x0, x1, 1.0) - interpolant.point(
                 0.3 - h, x0, x1, 1.0
             )
-            assert abs(track.velocity(0.3, x0, x1, 1.0) - slope / (2 * h)) < 1e-6
+            assert abs(interpolant.velocity(0.3, x0, x1, 1.0) - slope / (2 * h)) < 1e-6
 
 
 REFUSED = {
@@ -473,13 +475,13 @@ def test_mistakes_are_answered_with_a_sentence(message):
 
 def test_a_check_of_a_track_sees_its_ends_and_its_law():
     report = sdegen.check(sdegen.StochasticInterpolant())
-    assert report.ok and {row.part for row in report.rows} == {"ends", "reversal"}
+    assert report.ok and {row.part for row in report.rows} == {"finite", "reversal"}
     assert max(row.residual for row in report.rows if row.part == "reversal") < 1e-6
 
     def late(t):  # half of the data are left at the other end
         return 1 - t / 2, t
 
-    report = sdegen.check(sdegen.StochasticInterpolant(weights=late), parts=("ends",))
+    report = sdegen.check(sdegen.StochasticInterpolant(weights=late), parts=("finite",))
     assert [row.what for row in report.failed] == ["the point at t_max is x1"]
 
     @jax.custom_jvp

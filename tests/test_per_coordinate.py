@@ -29,7 +29,7 @@ class Powers(sdegen.AbstractLinearSDE):
     k: jax.Array = eqx.field(default=(1.0, 2.0, 0.5), converter=jnp.asarray)
     t_min: jax.Array = sdegen.number(1e-3)
     t_max: jax.Array = sdegen.number(1.0)
-    base: sdegen.AbstractBase = sdegen.Gaussian()
+    noise: sdegen.AbstractNoise = sdegen.Gaussian()
 
     def alpha(self, t):
         return 1 - t**self.k
@@ -344,7 +344,7 @@ def test_float32_is_close_to_float64():
 
 def test_a_check_looks_at_the_coordinates():
     path = Powers(t_max=0.9)
-    report = sdegen.check(path, parts=("ends", "moments"))
+    report = sdegen.check(path, parts=("finite", "moments"))
     assert report.ok and any(
         "[0]" in row.what or "[2]" in row.what for row in report.rows
     )
@@ -353,7 +353,7 @@ def test_a_check_looks_at_the_coordinates():
         path: sdegen.AbstractPath
         t_min: jax.Array = sdegen.number(1e-3)
         t_max: jax.Array = sdegen.number(0.9)
-        base: sdegen.AbstractBase = sdegen.Gaussian()
+        base: sdegen.AbstractNoise = sdegen.Gaussian()
 
         def alpha(self, t):
             return self.path.alpha(t)
@@ -369,7 +369,7 @@ def test_a_check_looks_at_the_coordinates():
 
     report = sdegen.check(Wrong(path), parts=("moments",))
     assert not report.ok
-    one = Coordinate(path, (1,), path.t_min, path.t_max, path.base)
+    one = Coordinate(path, (1,), path.t_min, path.t_max, path.noise)
     assert abs(float(one.alpha(0.5)) - 0.75) < 1e-12
 
 

@@ -99,7 +99,7 @@ def test_cld_has_the_golden_covariance_and_keeps_its_stationary_law():
     cov = factor @ factor.T
     golden = [0.2218100610, 0.1298598404, 0.2157583505]
     np.testing.assert_allclose([cov[0, 0], cov[0, 1], cov[1, 1]], golden, atol=6e-11)
-    law, f, g = jnp.diag(jnp.array([1.0, 0.25])), cld.matrix(0.3), cld.noise(0.3)
+    law, f, g = jnp.diag(jnp.array([1.0, 0.25])), cld.matrix(0.3), cld.noise_scale(0.3)
     np.testing.assert_allclose(f @ law + law @ f.T, -jnp.diag(g**2), atol=1e-12)
     a, factor = cld.moments(1.0)
     assert np.abs(a).max() < 1e-2  # the data are forgotten
@@ -453,13 +453,13 @@ class Mutant(sdegen.AbstractBlockSDE):
     entry: Scalar = number(1.0)
     t_min: Scalar = number(1e-3)
     t_max: Scalar = number(1.0)
-    base: sdegen.AbstractBase = sdegen.Gaussian()
+    noise: sdegen.AbstractNoise = sdegen.Gaussian()
 
     def matrix(self, t):
         return self.drift_sign * self.of.matrix(t)
 
-    def noise(self, t):
-        return self.strength * self.of.noise(t)
+    def noise_scale(self, t):
+        return self.strength * self.of.noise_scale(t)
 
     def moments(self, t):
         a, factor = self.of.moments(t)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from sdegen.runs import throughput as speed
+from sdegen.runs import throughput
 
 # What JAX calls the devices, and the makers' dense bfloat16 figures.
 KINDS = {
@@ -25,12 +25,12 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_peak_of_a_device_by_its_name(kind):
-    assert speed.peak_flops(kind) == KINDS[kind] * 1e12
+    assert throughput.peak_flops(kind) == KINDS[kind] * 1e12
 
 
 def test_the_peak_of_an_unknown_device_is_not_known():
-    assert speed.peak_flops("NVIDIA RTX 9999") is None
-    assert speed.peak_flops() is None  # this machine has a CPU
+    assert throughput.peak_flops("NVIDIA RTX 9999") is None
+    assert throughput.peak_flops() is None  # this machine has a CPU
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def clock(monkeypatch):
 
 
 def test_the_first_call_compiles_and_is_not_counted(clock):
-    meter = speed.Speedometer(batch_size=64, flops=98.9e12)
+    meter = throughput.Speedometer(batch_size=64, flops=98.9e12)
     clock[0] += 60  # compilation
     assert meter.passed(50) == {}
     clock[0] += 10
@@ -62,7 +62,7 @@ def test_the_first_call_compiles_and_is_not_counted(clock):
 
 
 def test_what_is_not_known_is_not_said(clock, monkeypatch):
-    meter = speed.Speedometer(batch_size=8)
+    meter = throughput.Speedometer(batch_size=8)
     meter.passed(1)
     clock[0] += 1
     assert meter.passed(1).keys() == {"steps_per_second", "samples_per_second"}
@@ -76,18 +76,18 @@ def test_a_trace_is_of_the_third_to_the_fifth_call(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda d: seen.append(("on", d)))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append("off"))
-    with speed.Trace(tmp_path) as trace:
+    with throughput.Trace(tmp_path) as trace:
         for call in range(1, 9):
             trace.call()
             seen.append(call)
     assert seen == [1, 2, ("on", str(tmp_path)), 3, 4, 5, "off", 6, 7, 8]
     seen.clear()
-    with speed.Trace(tmp_path) as trace:  # a run of three calls
+    with throughput.Trace(tmp_path) as trace:  # a run of three calls
         for _ in range(3):
             trace.call()
     assert seen == [("on", str(tmp_path)), "off"]
     seen.clear()
-    with speed.Trace(None) as trace:
+    with throughput.Trace(None) as trace:
         for _ in range(9):
             trace.call()
     assert not seen
