@@ -106,11 +106,11 @@ def models(config, network, size):
         ),
     )
     found["LearnedSchedule"] = (
-        sdegen.VDM((network, sdegen.Gamma()), sigma_data=size),
+        sdegen.VDM(network, sigma_data=size),
         sdegen.vdm_loss,
     )
     found["StochasticInterpolant"] = (
-        sdegen.VelocityModel((network, network), sdegen.StochasticInterpolant()),
+        sdegen.VelocityModel(network, sdegen.StochasticInterpolant(), network),
         sdegen.velocity_loss,
     )
     chosen = config.only or (("CLD",) if config.quick else tuple(found))
@@ -162,7 +162,7 @@ def main(config: Config) -> None:
                     steps_per_call=500,
                 )
                 losses[name] = fit.losses
-                trained = getattr(fit.denoiser, "denoiser", fit.denoiser)
+                trained = fit.denoiser
                 for sampler, (what, options) in samplers(config, trained).items():
                     out = sdegen.sample(key, what, real.shape, **options)
                     row = {"process": name, "sampler": sampler, "seed": seed}

@@ -235,7 +235,7 @@ def rounds(task, method, config, known, drawn):
             model = sdegen.VelocityModel(nets[0], interpolant)
             options = {"loss": sdegen.velocity_loss, "grid": 20}
         else:
-            model = sdegen.SchroedingerBridge(tuple(nets), 1.0, base)
+            model = sdegen.SchroedingerBridge(*nets, 1.0, base)
             options = {"loss": sdegen.bridge_loss, "grid": 20, "stochasticity": 1.0}
             plan = coupling.EntropicOT(2.0, points=128)
             number = 1 if method == "bridge" else config.rounds

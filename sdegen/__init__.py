@@ -54,6 +54,7 @@ from .models.denoiser import PosteriorMean as PosteriorMean
 from .models.denoiser import edm_inputs as edm_inputs
 from .models.denoiser import raw_inputs as raw_inputs
 from .models.generator import AbstractGenerator as AbstractGenerator
+from .models.model import AbstractModel as AbstractModel
 from .models.vdm import VDM as VDM
 from .models.velocity import Forward as Forward
 from .models.velocity import VelocityModel as VelocityModel

@@ -253,7 +253,7 @@ class Line(eqx.Module):
 
 def gaussians(square=2.0):
     interpolant = sdegen.StochasticInterpolant(jnp.sqrt(square))
-    return sdegen.VelocityModel((Line(square), Line(square, latent=True)), interpolant)
+    return sdegen.VelocityModel(Line(square), interpolant, Line(square, latent=True))
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.5, 2.0])
@@ -408,7 +408,7 @@ def test_pairs_keep_the_variance_of_the_loss_finite():
 
 def test_fit_trains_both_networks():
     data = 0.5 * np.random.default_rng(0).standard_normal((8192, 1))
-    model = sdegen.VelocityModel((Affine(), Affine()), sdegen.StochasticInterpolant())
+    model = sdegen.VelocityModel(Affine(), sdegen.StochasticInterpolant(), Affine())
     done = sdegen.fit(
         model,
         data,
@@ -420,7 +420,7 @@ def test_fit_trains_both_networks():
         progress=False,
     )
     # with one slope for all times: int Cov(v, x) dt / int Var(x) dt, and so for z
-    slopes = [float(net.a) for net in done.denoiser.network]
+    slopes = [float(net.a) for net in done.denoiser.trained]
     var = (0.25 + 1) / 3 + 1 / 6
     print(slopes, 0.375 / var, np.pi / 8 / var)
     assert np.abs(np.array(slopes) - [0.375 / var, np.pi / 8 / var]).max() < 0.05
@@ -446,10 +446,12 @@ def test_weights_and_noises_of_interpolants():
 
 
 REFUSED = {
-    "pair for the velocity and the latent noise, got 3": lambda: sdegen.VelocityModel(
+    "one network for the velocity.*tuple of 3": lambda: sdegen.VelocityModel(
         (Affine(),) * 3, Sinh()
     ),
-    "Sinh has no latent noise": lambda: sdegen.VelocityModel((Affine(),) * 2, Sinh()),
+    "Sinh has no latent noise": lambda: sdegen.VelocityModel(
+        Affine(), Sinh(), Affine()
+    ),
     "noise of this model is unknown": lambda: sdegen.sample(
         KEY, sdegen.VelocityModel(Affine(), Sinh()), (4, 1), stochasticity=1.0
     ),

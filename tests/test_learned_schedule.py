@@ -28,7 +28,7 @@ class Affine(eqx.Module):
 
 def model(gamma=None, w=0.0):
     gamma = sdegen.Gamma() if gamma is None else gamma
-    return sdegen.VDM((Affine(jnp.asarray(w)), gamma), sigma_data=S)
+    return sdegen.VDM(Affine(jnp.asarray(w)), gamma, sigma_data=S)
 
 
 def crooked():
@@ -118,16 +118,16 @@ def test_gradients_go_where_they_belong():
     @jax.jit
     def parts(network):
         """The bound without tricks, and the second moment of its estimate."""
-        own = sdegen.VDM(network, sigma_data=S)
+        own = sdegen.VDM(*network, sigma_data=S)
         return sdegen.vdm_loss(own, jax.random.key(1), x0)
 
-    value, grad = jax.value_and_grad(parts)(model(w=0.3).network)
+    value, grad = jax.value_and_grad(parts)(model(w=0.3).trained)
     net, gamma = grad
     h = 1e-5
 
     def at(w, ends):
         start = sdegen.Gamma()
-        return parts(model(sdegen.Gamma(start.ends + ends, start.heights), w).network)
+        return parts(model(sdegen.Gamma(start.ends + ends, start.heights), w).trained)
 
     finite = (at(0.3 + h, 0.0) - at(0.3 - h, 0.0)) / (2 * h)
     np.testing.assert_allclose(net.w, finite, rtol=1e-5)
@@ -172,7 +172,7 @@ def test_training_lowers_the_variance_and_keeps_the_mean():
         ema=0.9,
         progress=False,
     )
-    network, gamma = fit.denoiser.network
+    network, gamma = fit.denoiser.trained
     assert abs(network.w) < 0.02  # exact before, exact after
     before, after = relative_variance(model()), relative_variance(fit.denoiser)
     assert before > 0.6  # 2 / D is the part of the noise, which no schedule removes

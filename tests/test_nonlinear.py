@@ -129,7 +129,7 @@ def test_the_scales_are_the_moments_of_the_process():
     mean, variance, noise = chain_moments(model.clock)
     error = np.sqrt(variance / 1024)
     assert (abs(model.mean[1:, 0] - mean) < 5 * error).all()
-    np.testing.assert_allclose(model.spread[1:, 0] ** 2, variance, rtol=5 * 0.045)
+    np.testing.assert_allclose(model.std[1:, 0] ** 2, variance, rtol=5 * 0.045)
     np.testing.assert_allclose(model.noise[1:, 0] ** 2, noise, rtol=5 * 0.045)
     # between the points of the table linear in sqrt(t), before the first as at it
     half = model.scales(0.2 * 0.75**2)
@@ -155,7 +155,7 @@ def test_the_minimiser_of_every_loss_is_the_score(name):
 
         zero = jnp.zeros(4)
         v = -jnp.linalg.solve(jax.hessian(value)(zero), jax.grad(value)(zero))
-        spread, noise = model.spread[1:, 0], model.noise[1:, 0]
+        spread, noise = model.std[1:, 0], model.noise[1:, 0]
         slope = v[:2] / (noise * spread) - 1 / spread**2
         return slope, model.mean[1:, 0] - v[2:] / noise / slope  # and the root
 

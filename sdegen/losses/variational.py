@@ -74,11 +74,11 @@ def vdm_loss(
         )(index)
         for k in noise_keys
     )
-    stop, (network, gamma) = jax.lax.stop_gradient, model.network
+    stop, (network, gamma) = jax.lax.stop_gradient, model.trained
     outside = eqx.tree_at(lambda g: g.ends, stop(gamma), gamma.ends)
     inside = eqx.tree_at(lambda g: g.ends, gamma, stop(gamma.ends))
-    bound = _with(model, network, outside).denoiser
-    shape = _with(model, _frozen(network), inside).denoiser
+    bound = model.with_trained((network, outside)).denoiser
+    shape = model.with_trained((_frozen(network), inside)).denoiser
     t = Uniform().draw(time_key, bound.path, index, total, x0.dtype)
 
     l = diffusion_term(bound, t, x0, z, cond)
@@ -87,10 +87,6 @@ def vdm_loss(
     # (2) has the gradient of the rest of gamma, and adds nothing to the value.
     extra = square / jnp.mean(stop(l)) ** 2
     return value / x0[0].size + extra - stop(extra)
-
-
-def _with(model, *network):
-    return eqx.tree_at(lambda m: m.network, model, network)
 
 
 def _frozen(tree):

@@ -46,7 +46,7 @@ def velocity_loss(
         axis_name=axis_name,
     )
     interpolant, x0, x1, cond = model.interpolant, pairs.x0, pairs.x1, pairs.cond
-    pair = isinstance(model.network, tuple)
+    pair = model.latent_network is not None
 
     def see(z):
         """(its velocity, b, z - z_hat) of the batch."""

@@ -8,6 +8,7 @@ from .denoiser import PosteriorMean as PosteriorMean
 from .denoiser import edm_inputs as edm_inputs
 from .denoiser import raw_inputs as raw_inputs
 from .generator import AbstractGenerator as AbstractGenerator
+from .model import AbstractModel as AbstractModel
 from .score import ScoreModel as ScoreModel
 from .score import SimulatedPrior as SimulatedPrior
 from .vdm import VDM as VDM

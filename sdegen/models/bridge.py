@@ -33,6 +33,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float
 
+from ..losses.bridge import bridge_loss
 from ..processes.interpolant import StochasticInterpolant
 from ..processes.noise import AbstractNoise, Gaussian
 from ..solvers.pinned_euler import PinnedEuler
@@ -44,19 +45,33 @@ from .velocity import call_network, equation
 class SchroedingerBridge(AbstractGenerator):
     """Two networks with the bridge whose drifts they predict; `fit`, `sample` take it.
 
-    **Arguments:** `network`, a pair of callable pytrees (time, x, cond) -> drift on
-    batches, (down, up); `sigma`, the scale of the Brownian motion, in units of the data
-    over the unit of time; `noise`, the law of x1: noise, or `Empirical(other_data)`.
+    **Arguments:**
+
+    - `down_network`, `up_network`: callable pytrees (time, x, cond) -> drift on
+      batches, the drifts towards x0 and towards x1.
+    - `sigma`: the scale of the Brownian motion, in units of the data over the root of
+      the unit of time; 1.
+    - `noise`: the distribution of x1, noise or `Empirical(other_data)`; `Gaussian()`.
 
     `sample(..., stochasticity=1)` is the bridge, from x1 to x0; without a
     stochasticity it is the flow with the same laws at all times. `Forward(model, base)`
-    goes the other way. Train it by `loss=bridge_loss`.
+    goes the other way.
     """
 
     noisy_solver: ClassVar = PinnedEuler
-    network: Any
+    down_network: Any
+    up_network: Any
     sigma: Scalar = number(1.0)
     noise: AbstractNoise = eqx.field(default_factory=Gaussian)
+
+    @property
+    def trainable(self):
+        """Both networks."""
+        return ("down_network", "up_network")
+
+    def loss(self, key, x0, cond=None, *, axis_name=None):
+        """`bridge_loss` with its defaults."""
+        return bridge_loss(self, key, x0, cond, axis_name=axis_name)
 
     @property
     def interpolant(self) -> StochasticInterpolant:
@@ -67,13 +82,13 @@ class SchroedingerBridge(AbstractGenerator):
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> Float[Array, "batch ..."]:
         """The drift towards x0 on a batch, t of shape () or (batch,)."""
-        return call_network(self.network[0], t, x, cond)
+        return call_network(self.down_network, t, x, cond)
 
     def up(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> Float[Array, "batch ..."]:
         """The drift towards x1 on a batch."""
-        return call_network(self.network[1], t, x, cond)
+        return call_network(self.up_network, t, x, cond)
 
     def velocity(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
@@ -95,7 +110,7 @@ class SchroedingerBridge(AbstractGenerator):
         stochasticity: ScalarLike,
         up: bool,
     ) -> Float[Array, "batch ..."]:
-        """The drift of (3) in one direction; for `strength` 1 one network is called."""
+        """The drift of (3) in one direction; for stochasticity 1 one network is called."""
         along, against = (self.up, self.down) if up else (self.down, self.up)
         share = (1 - stochasticity**2) / 2
 
@@ -119,12 +134,3 @@ class SchroedingerBridge(AbstractGenerator):
     def data(self, state):
         """The state."""
         return state
-
-    def __check_init__(self):
-        if self.network is None:  # a shell, as training makes them
-            return
-        if not isinstance(self.network, tuple) or len(self.network) != 2:
-            raise ValueError(
-                "a bridge has two networks, network=(down, up), the drifts towards x0 "
-                f"and x1, got {type(self.network).__name__}."
-            )

@@ -21,10 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from ..losses.denoising import denoising_loss
 from ..processes import prediction
 from ..processes.path import AbstractPath, basis_of, batched
 from ..processes.prediction import Prediction
 from ..typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced, number
+from .model import AbstractModel
 
 
 def edm_inputs(path, t, sigma_data) -> tuple[Scalar, Float[Array, "..."]]:
@@ -46,7 +48,7 @@ def takes_key(network: Callable) -> bool:
     return "key" in inspect.signature(network).parameters
 
 
-class AbstractDenoiser(eqx.Module):
+class AbstractDenoiser(AbstractModel):
     """A function from (t, x) to the posterior means of both ends of the path.
 
     t is () or (batch,), x is (batch, ...), `cond` any pytree of arrays or None. On a
@@ -134,6 +136,10 @@ class Denoiser(AbstractDenoiser):
     prediction: Prediction = eqx.field(default=prediction.edm, static=True)
     sigma_data: Float[Array, "..."] = number(0.5)
     inputs: Callable = eqx.field(default=edm_inputs, static=True)
+
+    def loss(self, key, x0, cond=None, *, axis_name=None):
+        """`denoising_loss` with its defaults."""
+        return denoising_loss(self, key, x0, cond, axis_name=axis_name)
 
     def predict(
         self,

@@ -9,14 +9,14 @@ data are when it has arrived, and `sample` does the rest.
 import abc
 from collections.abc import Callable
 
-import equinox as eqx
 from jaxtyping import Array, Float
 
 from ..processes.sde import AbstractSDE
 from ..typing import PyTree, RandomKey, Scalar
+from .model import AbstractModel
 
 
-class AbstractGenerator(eqx.Module):
+class AbstractGenerator(AbstractModel):
     """From noise to data on a clock that rises from 0 (noise) to 1 (data).
 
     Everything is for one sample. The state may have another shape than the data. An

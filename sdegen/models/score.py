@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..losses.score_matching import simulated_score_loss
 from ..losses.simulated_paths import best_weights, chain, square_clock
 from ..processes.noise import AbstractNoise
 from ..processes.reverse import probability_flow, reverse
@@ -74,11 +75,15 @@ class ScoreModel(AbstractGenerator):
     sde: AbstractSDE
     prior: AbstractNoise
     mean: Float[Array, "times ..."]
-    spread: Float[Array, "times ..."]
+    std: Float[Array, "times ..."]
     noise: Float[Array, "times ..."]
     low: Float[Array, "times ..."]
     high: Float[Array, "times ..."]
     weights: Float[Array, "steps ..."] | None
+
+    def loss(self, key, x0, cond=None, *, axis_name=None):
+        """`simulated_score_loss` with its defaults."""
+        return simulated_score_loss(self, key, x0, cond, axis_name=axis_name)
 
     @classmethod
     def from_data(
@@ -101,7 +106,7 @@ class ScoreModel(AbstractGenerator):
         need d^2 numbers per step for d coordinates; else the local ones, (2)).
 
         **Raises:** `ValueError` if the simulated law at t_max is not `prior`, by mean
-        and spread.
+        and std.
         """
         data = jnp.asarray(data)
         if data.ndim < 2 or not jnp.issubdtype(data.dtype, jnp.floating):
@@ -140,7 +145,7 @@ class ScoreModel(AbstractGenerator):
         place = n * jnp.sqrt(jnp.maximum(part, 1 / n**2))
         i = jnp.clip(place.astype(int), 1, n - 1)
         share = jnp.clip(place - i, 0.0, 1.0)
-        tables = (self.mean, self.spread, self.noise, self.low, self.high)
+        tables = (self.mean, self.std, self.noise, self.low, self.high)
         return jnp.log(place / n) / 2, *(
             (1 - share) * table[i] + share * table[i + 1] for table in tables
         )
@@ -151,15 +156,15 @@ class ScoreModel(AbstractGenerator):
         """The score (1) at times t, () or (batch,)."""
         t = jnp.broadcast_to(float_array(t), x.shape[:1])
         time, *scales = jax.vmap(self.scales)(t)
-        mean, spread, noise, low, high = (a.astype(x.dtype) for a in scales)
-        seen = (jnp.clip(x, low, high) - mean) / spread
+        mean, std, noise, low, high = (a.astype(x.dtype) for a in scales)
+        seen = (jnp.clip(x, low, high) - mean) / std
         out = self.network(time, seen, cond)
         if getattr(out, "shape", None) != x.shape:
             raise ValueError(
                 f"the network must return an array of the shape of x, {x.shape}, got "
                 f"{getattr(out, 'shape', type(out).__name__)}. Check its output."
             )
-        return out.astype(x.dtype) / noise - (x - mean) / spread**2
+        return out.astype(x.dtype) / noise - (x - mean) / std**2
 
     def sample_score(
         self, t: ScalarLike, x: Float[Array, "..."], cond: PyTree = None

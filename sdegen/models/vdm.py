@@ -4,28 +4,51 @@ from typing import Any
 
 import equinox as eqx
 
+from ..losses.variational import vdm_loss
 from ..processes import prediction
-from ..processes.learned_schedule import LearnedSchedule
+from ..processes.learned_schedule import Gamma, LearnedSchedule
 from ..processes.prediction import Prediction
 from ..typing import Scalar, number
-from .denoiser import Denoiser
+from .denoiser import AbstractDenoiser, Denoiser
 
 
-class VDM(eqx.Module):
-    """A pair (network, gamma) that `fit` trains together, with loss=`vdm_loss`.
+class VDM(AbstractDenoiser):
+    """A denoiser whose network and noise schedule are trained together.
 
-    `.denoiser` is what one samples from: the network on its schedule. Kingma et al.
-    2021, "Variational diffusion models".
+    Kingma et al. 2021, "Variational diffusion models".
+
+    **Arguments:**
+
+    - `network`: a callable pytree (time, x, cond) on batches, as of `Denoiser`.
+    - `gamma`: the schedule, a `Gamma`, minus the log-SNR as a function of time.
+    - `prediction`: what the network predicts, a row of `sdegen.prediction`; `edm`.
+    - `sigma_data`: the standard deviation of the data, a number; 0.5.
     """
 
-    network: Any  # the pair, under the name of what `fit` trains
+    network: Any
+    gamma: Any = eqx.field(default_factory=Gamma)
     prediction: Prediction = eqx.field(default=prediction.edm, static=True)
     sigma_data: Scalar = number(0.5)
 
     @property
+    def trainable(self):
+        """The network and the schedule."""
+        return ("network", "gamma")
+
+    def loss(self, key, x0, cond=None, *, axis_name=None):
+        """`vdm_loss` with its defaults."""
+        return vdm_loss(self, key, x0, cond, axis_name=axis_name)
+
+    @property
+    def path(self) -> LearnedSchedule:
+        """The process of the schedule as it is now."""
+        return LearnedSchedule(self.gamma)
+
+    @property
     def denoiser(self) -> Denoiser:
-        """The network on the schedule as it is now."""
-        network, gamma = self.network
-        return Denoiser(
-            network, LearnedSchedule(gamma), self.prediction, self.sigma_data
-        )
+        """The same denoiser with the schedule as it is now."""
+        return Denoiser(self.network, self.path, self.prediction, self.sigma_data)
+
+    def posterior_means(self, t, x, cond=None):
+        """(E[x0 given x_t], E[z given x_t])."""
+        return self.denoiser.posterior_means(t, x, cond)

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..losses.velocity import velocity_loss
 from ..processes.interpolant import AbstractInterpolant
 from ..processes.noise import AbstractNoise, Gaussian
 from ..processes.path import batched
@@ -45,33 +46,46 @@ from .generator import AbstractGenerator
 
 
 class VelocityModel(AbstractGenerator):
-    """A network with the track whose velocity it predicts; `fit` and `sample` take it.
+    """A network with the interpolant whose velocity it predicts; `fit` and `sample` take it.
 
-    **Arguments:** `network`, a callable pytree (time, x, cond) -> b on batches, or a
-    pair of them, for b and for E[z | x_t], which stochastic sampling needs; `interpolant`.
+    **Arguments:**
+
+    - `network`: a callable pytree (time, x, cond) -> b on batches.
+    - `interpolant`: the `AbstractInterpolant` whose velocity b is.
+    - `latent_network`: the same for E[z given x_t], which stochastic sampling needs;
+      none by default.
     """
 
     network: Any
     interpolant: AbstractInterpolant
+    latent_network: Any = None
+
+    @property
+    def trainable(self):
+        """The network, and that of the latent noise if there is one."""
+        return ("network", *([] if self.latent_network is None else ["latent_network"]))
+
+    def loss(self, key, x0, cond=None, *, axis_name=None):
+        """`velocity_loss` with its defaults."""
+        return velocity_loss(self, key, x0, cond, axis_name=axis_name)
 
     def velocity(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> Float[Array, "batch ..."]:
         """b(t, x) on a batch, t of shape () or (batch,)."""
-        pair = isinstance(self.network, tuple)
-        return call_network(self.network[0] if pair else self.network, t, x, cond)
+        return call_network(self.network, t, x, cond)
 
     def latent(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> Float[Array, "batch ..."]:
         """E[z given x_t] on a batch."""
-        if not isinstance(self.network, tuple):
+        if self.latent_network is None:
             raise ValueError(
-                "the noise of this model is unknown: give VelocityModel a pair of "
-                "networks, for the velocity and for the latent noise, or sample with "
+                "the noise of this model is unknown: give VelocityModel a "
+                "latent_network, which learns E[z given x_t], or sample with "
                 "stochasticity=0."
             )
-        return call_network(self.network[1], t, x, cond)
+        return call_network(self.latent_network, t, x, cond)
 
     def score(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
@@ -115,16 +129,17 @@ class VelocityModel(AbstractGenerator):
         return state
 
     def __check_init__(self):
-        if isinstance(self.network, tuple) and len(self.network) != 2:
-            raise ValueError(
-                "network is one network for the velocity, or a pair for the velocity "
-                f"and the latent noise, got {len(self.network)} of them."
-            )
         if isinstance(self.network, tuple):
+            raise ValueError(
+                "VelocityModel takes one network for the velocity, and that of the "
+                "latent noise as latent_network=, got a tuple of "
+                f"{len(self.network)} as network."
+            )
+        if self.latent_network is not None:
             if self.interpolant.gamma(self.interpolant.t_max) is None:
                 raise ValueError(
-                    f"this {type(self.interpolant).__name__} has no latent noise: a second "
-                    "network has nothing to learn, give it the first alone."
+                    f"{type(self.interpolant).__name__} has no latent noise: a "
+                    "latent_network has nothing to learn, leave it out."
                 )
 
 

@@ -29,7 +29,7 @@ def _before_softplus(value):
 class Gamma(eqx.Module):
     """The monotone function (1); all its arrays are meant to be trained.
 
-    `posterior_means` are (gamma_0, gamma_1); `heights` and `slopes` are a and b before softplus.
+    `ends` are (gamma_0, gamma_1); `heights` and `slopes` are a and b before softplus.
     """
 
     ends: Float[Array, "2"] = number((-13.3, 6.5))

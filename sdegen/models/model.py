@@ -1,0 +1,56 @@
+"""What `fit` trains and `sample` runs: a network with its process."""
+
+import dataclasses
+from typing import Any, Self
+
+import equinox as eqx
+
+from ..losses.coupling.pairs import Loss
+from ..typing import AxisName, PyTree, RandomKey
+
+
+class AbstractModel(eqx.Module):
+    """A network with its process.
+
+    A final of it says what of it is trained (`trainable`) and by which loss it is
+    trained unless `fit` is given another (`loss`). What else a model can do it declares
+    by its class: an `AbstractDenoiser` has posterior means on a path, an
+    `AbstractGenerator` an equation of its own.
+    """
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The names of the fields that training changes."""
+        return ("network",)
+
+    @property
+    def trained(self) -> Any:
+        """What training changes: the one trainable field, or a tuple of them."""
+        values = tuple(getattr(self, name) for name in self.trainable)
+        return values[0] if len(values) == 1 else values
+
+    def with_trained(self, trained: Any) -> Self:
+        """The model with `trained` in the place of what training changes.
+
+        None takes it all out, which leaves what training does not change.
+        """
+        names = self.trainable
+        if trained is None or len(names) == 1:
+            values = (trained,) * len(names)
+        else:
+            values = trained
+        return dataclasses.replace(self, **dict(zip(names, values, strict=True)))
+
+    def loss(
+        self,
+        key: RandomKey,
+        x0: Any,
+        cond: PyTree = None,
+        *,
+        axis_name: AxisName | None = None,
+    ) -> Loss:
+        """The default loss on a batch; the arguments are those of `denoising_loss`."""
+        raise ValueError(
+            f"{type(self).__name__} has no loss of its own: give fit a loss=, or "
+            "define the method `loss` of the class."
+        )
