@@ -12,5 +12,6 @@ from .model import AbstractModel as AbstractModel
 from .score import ScoreModel as ScoreModel
 from .score import SimulatedPrior as SimulatedPrior
 from .vdm import VDM as VDM
+from .velocity import AbstractVelocityModel as AbstractVelocityModel
 from .velocity import Forward as Forward
 from .velocity import VelocityModel as VelocityModel

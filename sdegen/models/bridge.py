@@ -38,11 +38,10 @@ from ..processes.interpolant import StochasticInterpolant
 from ..processes.noise import AbstractNoise, Gaussian
 from ..solvers.pinned_euler import PinnedEuler
 from ..typing import PyTree, Scalar, ScalarLike, Time, number
-from .generator import AbstractGenerator
-from .velocity import call_network, equation
+from .velocity import AbstractVelocityModel, call_network
 
 
-class SchroedingerBridge(AbstractGenerator):
+class SchroedingerBridge(AbstractVelocityModel):
     """Two networks with the bridge whose drifts they predict; `fit`, `sample` take it.
 
     **Arguments:**
@@ -102,15 +101,8 @@ class SchroedingerBridge(AbstractGenerator):
         """The gradient of log p_t at x."""
         return (self.up(t, x, cond) + self.down(t, x, cond)) / self.sigma**2
 
-    def reversal(
-        self,
-        t: Time,
-        x: Float[Array, "batch ..."],
-        cond: PyTree,
-        stochasticity: ScalarLike,
-        up: bool,
-    ) -> Float[Array, "batch ..."]:
-        """The drift of (3) in one direction; for stochasticity 1 one network is called."""
+    def reversal(self, t, x, cond, stochasticity, up):
+        """The drift of (3); one network is called if stochasticity is 1."""
         along, against = (self.up, self.down) if up else (self.down, self.up)
         share = (1 - stochasticity**2) / 2
 
@@ -126,11 +118,3 @@ class SchroedingerBridge(AbstractGenerator):
     def start(self, key, shape, dtype=None):
         """A draw of x1."""
         return self.noise.sample(key, shape, dtype)
-
-    def backward(self, stochasticity, cond=None):
-        """The flow, for None, or equation (3), down to the data."""
-        return equation(self, stochasticity, cond)
-
-    def data(self, state):
-        """The state."""
-        return state

@@ -20,6 +20,7 @@ lambda, the stochasticity, is chosen after training; eps vanishes at the ends, w
 score of the model is 0 / 0.
 """
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,46 @@ from ..typing import (
 from .generator import AbstractGenerator
 
 
-class VelocityModel(AbstractGenerator):
+class AbstractVelocityModel(AbstractGenerator):
+    """A model with a velocity on an interpolant, whose `noise` is the other end.
+
+    A final writes `velocity`, b in (1), and for stochastic sampling `reversal` and
+    `noise_scale`, the drift and the noise of (3). `log_likelihood` takes any of them.
+    """
+
+    interpolant: eqx.AbstractVar[AbstractInterpolant]
+
+    @abc.abstractmethod
+    def velocity(
+        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
+    ) -> Float[Array, "batch ..."]:
+        """dx/dt of the flow on a batch, t of shape () or (batch,)."""
+
+    @abc.abstractmethod
+    def reversal(
+        self,
+        t: Time,
+        x: Float[Array, "batch ..."],
+        cond: PyTree,
+        stochasticity: ScalarLike,
+        up: bool,
+    ) -> Float[Array, "batch ..."]:
+        """The drift of (3) on its clock, towards the data, or with `up` away."""
+
+    @abc.abstractmethod
+    def noise_scale(self, t: ScalarLike) -> Scalar:
+        """The noise of (3) on its clock at time t, for lambda = 1."""
+
+    def backward(self, stochasticity, cond=None):
+        """The flow, for None, or equation (3)."""
+        return equation(self, stochasticity, cond)
+
+    def data(self, state):
+        """The state."""
+        return state
+
+
+class VelocityModel(AbstractVelocityModel):
     """A network with the interpolant whose velocity it predicts; `fit` and `sample` take it.
 
     **Arguments:**
@@ -106,27 +146,12 @@ class VelocityModel(AbstractGenerator):
         """sqrt(2) gamma: the noise of (3) on its clock, for lambda = 1."""
         return jnp.sqrt(2.0) * self.interpolant.gamma(t)
 
-    def reversal(
-        self,
-        t: Time,
-        x: Float[Array, "batch ..."],
-        cond: PyTree,
-        stochasticity: ScalarLike,
-        up: bool,
-    ) -> Float[Array, "batch ..."]:
-        """The drift of (3), up or down, on a batch."""
+    def reversal(self, t, x, cond, stochasticity, up):
+        """The drift of (3) on a batch."""
         span = self.interpolant.t_max - self.interpolant.t_min
         z, v = self.latent(t, x, cond), span * self.velocity(t, x, cond)
         pull = batched(self.interpolant.gamma, float_array(t), x) * z
         return (v if up else -v) - stochasticity**2 * pull
-
-    def backward(self, stochasticity, cond=None):
-        """The flow, for None, or equation (3)."""
-        return equation(self, stochasticity, cond)
-
-    def data(self, state):
-        """The state."""
-        return state
 
     def __check_init__(self):
         if isinstance(self.network, tuple):
@@ -165,7 +190,7 @@ class Forward(AbstractGenerator):
     of x0, from which it starts without `start`.
     """
 
-    model: Any
+    model: AbstractVelocityModel
     noise: AbstractNoise
 
     @property
@@ -187,12 +212,12 @@ class Forward(AbstractGenerator):
 
 
 def equation(
-    model: Any, stochasticity: Scalar | None, cond: PyTree, up: bool = False
+    model: AbstractVelocityModel,
+    stochasticity: Scalar | None,
+    cond: PyTree,
+    up: bool = False,
 ) -> Callable | AbstractSDE:
-    """The flow (for None), or (3), of a model with a track; `up`, away from the data.
-
-    A model has a `interpolant`, its `velocity`, and for (3) a `reversal` and its `noise`.
-    """
+    """The flow (for None), or (3); `up`, away from the data."""
     flow = _Flow(model, cond, up)
     return flow if stochasticity is None else _Process(flow, stochasticity)
 
@@ -200,7 +225,7 @@ def equation(
 class _Flow(eqx.Module):
     """(3) with lambda = 0, for one sample."""
 
-    model: Any
+    model: AbstractVelocityModel
     cond: PyTree
     up: bool = eqx.field(static=True)
 
