@@ -78,9 +78,9 @@ def play(tmp_path_factory):
     stage.wait()
 
 
-def load(name):
+def load(name, folder="experiments"):
     """A script as a module, without running it."""
-    path = ROOT / "experiments" / f"{name}.py"
+    path = ROOT / folder / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -165,7 +165,7 @@ def test_every_block_of_a_page_runs(page, last, tmp_path, play):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     code = re.sub(r"steps=(500|2000)\b", "steps=20", "\n".join(blocks))
     # the parts that simulate are tested with the check itself
-    short = 'check(langevin, parts=("ends", "moments"))'
+    short = 'check(langevin, parts=("finite", "moments"))'
     code = code.replace("check(langevin)", short)
     code = code.replace("runs/small", str(tmp_path / "small"))
     done = play("-c", code)
@@ -176,3 +176,8 @@ def test_every_block_of_a_page_runs(page, last, tmp_path, play):
 def test_every_script_of_the_readme_exists():
     named = re.findall(r"experiments/(\w+)\.py", (ROOT / "README.md").read_text())
     assert set(named) == set(SCRIPTS)
+
+
+def test_the_picture_of_the_floors_is_that_of_the_imports():
+    drawn, kept = load("floors", "docs").draw(), ROOT / "docs/floors.svg"
+    assert drawn == kept.read_text(), "run: python docs/floors.py"
