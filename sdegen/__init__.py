@@ -21,6 +21,8 @@ from . import solvers as solvers
 from . import sweeps as sweeps
 from . import training as training
 from . import typing as typing
+from ._compat import __version__ as __version__
+from ._compat import renamed as _renamed
 from .checks import check as check
 from .checks.guidance import tilt_report as tilt_report
 from .guidance import inverse as inverse
@@ -126,3 +128,5 @@ from .training.reflow import Round as Round
 from .training.reflow import rectify as rectify
 from .training.reflow import reflow as reflow
 from .typing import number as number
+
+__getattr__ = _renamed(__name__)

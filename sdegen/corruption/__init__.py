@@ -1,5 +1,6 @@
 """Unified diffusion: chains that corrupt data in any way, and restore them."""
 
+from .._compat import renamed as _renamed
 from .cold import Cold as Cold
 from .corruption import AbstractCorruption as AbstractCorruption
 from .degradations import Blur as Blur
@@ -15,3 +16,5 @@ from .restorer import Restorer as Restorer
 from .restorer import corrupt as corrupt
 from .restorer import restoration_loss as restoration_loss
 from .restorer import sample as sample
+
+__getattr__ = _renamed(__name__)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
+from .._compat import renamed as _renamed
 from ..processes.path import AbstractPath
 from ..typing import RandomKey, Scalar, number
 
@@ -120,3 +121,6 @@ class EulerTimes(AbstractTimes):
         """The times with probability u below them."""
         node = jnp.ceil(u * self.steps) / self.steps
         return path.t_min + (path.t_max - path.t_min) * node
+
+
+__getattr__ = _renamed(__name__)

@@ -1,5 +1,6 @@
 """Networks in Flax NNX: callable pytrees (t, x, cond) -> an array of the shape of x."""
 
+from .._compat import renamed as _renamed
 from .adm import ADMConfig as ADMConfig
 from .adm import ADMUNet as ADMUNet
 from .configs import MLPConfig as MLPConfig
@@ -17,3 +18,5 @@ from .ncsnpp import DDPMppConfig as DDPMppConfig
 from .ncsnpp import NCSNppConfig as NCSNppConfig
 from .ncsnpp import ScoreUNet as ScoreUNet
 from .unet import UNet as UNet
+
+__getattr__ = _renamed(__name__)

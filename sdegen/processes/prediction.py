@@ -22,6 +22,7 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._compat import renamed as _renamed
 from ..typing import Levels, PyTree, ScalarLike, Time
 from .path import AbstractPath
 
@@ -123,3 +124,6 @@ def posterior_means(
     a, b = row
     det = alpha * b - sigma * a
     return (b * x - sigma * prediction) / det, (alpha * prediction - a * x) / det
+
+
+__getattr__ = _renamed(__name__)
