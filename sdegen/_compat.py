@@ -149,7 +149,7 @@ _RENAMED = {
         "AbstractTrack": "sdegen.AbstractInterpolant",
         "SimulatedLaw": "sdegen.SimulatedPrior",
         "Upward": "sdegen.Forward",
-        "nonlinear": "sdegen.models and sdegen.losses",
+        "nonlinear": "sdegen.models",
         "train": "sdegen.training",
         "udm": "sdegen.corruption",
     }

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.linalg import solve_banded
 
 from ..processes.sde import AbstractSDE
 from .test_data import Mixture
@@ -148,6 +147,8 @@ def _step(p, h, f, D, width, gap):
 
 def _implicit(p, h, f, D, width, gap):
     """The q with q = p + h L q, L from (1) and (2)."""
+    from scipy.linalg import solve_banded
+
     K = 0.25 * (D[1:] + D[:-1]) + 1e-12
     w = (f - 0.5 * np.diff(D) / gap) * gap / K
     down, up = K / gap * _bernoulli(w), K / gap * _bernoulli(-w)

@@ -9,7 +9,6 @@ two sets of one law. (2) is (1) with the kernel -|a - b| (Sejdinovic et al. 2013
 
 import numpy as np
 from jaxtyping import ArrayLike, Shaped
-from scipy.spatial.distance import pdist
 
 from .points import blocks, pair
 
@@ -30,6 +29,8 @@ def mmd2(
     """
     x, y = pair(x, y, least=2)
     if bandwidth is None:
+        from scipy.spatial.distance import pdist
+
         bandwidth = float(np.median(pdist(y)))
     if not bandwidth > 0:
         raise ValueError(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 from jaxtyping import ArrayLike, Shaped
 
 from .points import points
@@ -47,5 +46,7 @@ def ks(x: Shaped[ArrayLike, "n ..."], cdf: Callable) -> KS:
             )
         return np.clip(p, 0, 1)
 
-    result = scipy.stats.kstest(rows[:, 0], checked)
+    from scipy.stats import kstest  # a second to import
+
+    result = kstest(rows[:, 0], checked)
     return KS(float(result.statistic), float(result.pvalue))

@@ -5,7 +5,6 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, Shaped
-from scipy.spatial.distance import cdist
 
 Weights: TypeAlias = Shaped[ArrayLike, "_"]
 Rows: TypeAlias = Float[np.ndarray, "_ _"]
@@ -78,5 +77,7 @@ def weights(w: Weights | None, n: int, name: str) -> Float[np.ndarray, " n"]:
 
 def blocks(x: Rows, y: Rows, metric: str = "euclidean") -> Iterator[np.ndarray]:
     """The matrix of distances from `x` to `y`, some rows at a time."""
+    from scipy.spatial.distance import cdist
+
     for start in range(0, len(x), BLOCK):
         yield cdist(x[start : start + BLOCK], y, metric)

@@ -18,9 +18,8 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, Shaped
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
+from .._compat import need
 from .points import Weights, pair, weights
 
 
@@ -98,7 +97,9 @@ def transport(
     cost = _cost(x, y, p)
     # The simplex method stops at an absolute tolerance, so small units would be wrong.
     scale = cost.max() or 1.0
-    plan, log = _pot().emd(a, b, cost / scale, numItermax=10**9, log=True)
+    what = "exact transport between sets of different sizes, or with weights,"
+    pot = need("ot", what, extra="ot", package="POT")
+    plan, log = pot.emd(a, b, cost / scale, numItermax=10**9, log=True)
     if log["warning"] is not None:
         raise RuntimeError(
             f"POT did not solve this transport problem: {log['warning']} Check the "
@@ -120,6 +121,8 @@ def _wasserstein(x, y, x_weights, y_weights, p: int) -> float:
         b = weights(y_weights, len(others), "y_weights")
         return float(_line(rows[:, 0], others[:, 0], a, b, p) ** (1 / p))
     if x_weights is None and y_weights is None and len(rows) == len(others):
+        from scipy.optimize import linear_sum_assignment
+
         cost = _cost(rows, others, p)
         return float(cost[linear_sum_assignment(cost)].mean() ** (1 / p))
     given = {"x_weights": x_weights, "y_weights": y_weights}
@@ -140,17 +143,6 @@ def _line(x, y, a, b, p):
 
 
 def _cost(x, y, p):
-    if p == 2:
-        return cdist(x, y, "sqeuclidean")
-    return cdist(x, y) ** p
+    from scipy.spatial.distance import cdist
 
-
-def _pot():
-    try:
-        import ot
-    except ImportError as error:
-        raise ImportError(
-            "exact transport between sets of different sizes, or with weights, needs "
-            'POT: pip install "sdegen[ot]". Without it, take sets of equal size.'
-        ) from error
-    return ot
+    return cdist(x, y, "sqeuclidean") if p == 2 else cdist(x, y) ** p

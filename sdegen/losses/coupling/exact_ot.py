@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.optimize import linear_sum_assignment
 
 from ...typing import PyTree, RandomKey, Scalar, number
 from .costs import check_points, plans
@@ -72,6 +71,8 @@ def _pieces(cost):
 
 def _assign(shape, *pieces):
     """The columns matched to the rows of each matrix; never raises."""
+    from scipy.optimize import linear_sum_assignment  # half a second, once
+
     flat = np.concatenate([np.asarray(p) for p in pieces])
     cost = flat.astype(np.float64).reshape(np.asarray(shape))
     match = np.tile(np.arange(cost.shape[-1], dtype=np.int32), (len(cost), 1))
