@@ -220,7 +220,7 @@ import equinox as eqx, jax, optax
 import sdegen
 from sdegen import times
 from sdegen.runs.recorder import describe
-from sdegen.weight import uniform
+from sdegen.losses.weight import uniform
 
 
 class Mine:
@@ -330,7 +330,7 @@ def test_a_missing_package_is_a_sentence(tmp_path, monkeypatch, kind):
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ValueError, match="not installed: pip install") as caught:
+    with pytest.raises(ImportError, match="not installed: pip install") as caught:
         writers.KINDS[kind](tmp_path)
     assert kind in str(caught.value).lower()
     assert not list(tmp_path.iterdir())

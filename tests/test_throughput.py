@@ -67,7 +67,7 @@ def test_what_is_not_known_is_not_said(clock, monkeypatch):
     clock[0] += 1
     assert meter.passed(1).keys() == {"steps_per_second", "samples_per_second"}
     meter.flops = 1e9
-    monkeypatch.setattr(speed, "peak_flops", lambda: None)
+    monkeypatch.setattr(throughput, "peak_flops", lambda: None)
     clock[0] += 1
     assert "utilisation" not in meter.passed(1)
 

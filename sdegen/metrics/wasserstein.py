@@ -98,7 +98,8 @@ def transport(
     # The simplex method stops at an absolute tolerance, so small units would be wrong.
     scale = cost.max() or 1.0
     what = "exact transport between sets of different sizes, or with weights,"
-    pot = need("ot", what, extra="ot", package="POT")
+    hint = "Without it, take sets of equal size."
+    pot = need("ot", what, extra="ot", package="POT", hint=hint)
     plan, log = pot.emd(a, b, cost / scale, numItermax=10**9, log=True)
     if log["warning"] is not None:
         raise RuntimeError(

@@ -2,7 +2,7 @@
 
 Every array is saved with a fingerprint, a sum over its bits that is the same on any
 mesh. What is read back must have it; a checkpoint that was cut short or damaged is
-named, set aside, and the one before it is taken.
+named and set aside, and the one before it is taken.
 """
 
 import dataclasses
@@ -15,24 +15,31 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from jaxtyping import Array, UInt32
 
+from .._compat import multihost_utils, orbax, orbax_metadata
 from .recorder import differing
 
 State = TypeVar("State")
 
 
 def named(tree) -> dict[str, Array]:
-    """The arrays of `tree` by their place in it, a structure that Orbax knows."""
+    """The arrays of a pytree by their place in it, a structure that Orbax knows."""
     return {jax.tree_util.keystr(k): v for k, v in jax.tree.leaves_with_path(tree)}
 
 
 def save(directory: str | Path, state, *, replace: bool = False) -> Path:
-    """Write the arrays of `state` to `directory`, which must not exist; returns it.
+    """Write a state to a directory, which is whole or absent at any time.
 
-    Orbax writes next to it and renames at the end, so it is whole or absent. With
-    `replace` it may exist.
+    **Arguments:**
+
+    - `directory`: where; must not exist.
+    - `state`: a pytree of arrays.
+    - `replace`: the directory may exist, and is overwritten.
+
+    **Returns:** the directory's absolute path.
+
+    **Raises:** FileExistsError if it exists.
     """
     directory = Path(directory).absolute()
     if directory.exists() and not replace:
@@ -45,18 +52,28 @@ def save(directory: str | Path, state, *, replace: bool = False) -> Path:
 def save_named(directory: str | Path, arrays: dict[str, Array]) -> Path:
     """Write `arrays`, by the names that `named` gives, over what is in `directory`."""
     directory = Path(directory).absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
+    with orbax().StandardCheckpointer() as checkpointer:
         checkpointer.save(directory, arrays, force=True)
     return directory
 
 
 def restore(directory: str | Path, like: State) -> State:
-    """The state saved in `directory`, with the structure and shardings of `like`."""
+    """Read what `save` wrote.
+
+    **Arguments:**
+
+    - `directory`: what `save` was given.
+    - `like`: a state whose structure, shapes and shardings the result takes.
+
+    **Returns:** the saved state.
+
+    **Raises:** FileNotFoundError; ValueError if the shapes differ.
+    """
     directory = Path(directory).absolute()
     if not directory.is_dir():
         raise FileNotFoundError(f"no checkpoint at {directory}.")
     target = named(like)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with orbax().StandardCheckpointer() as checkpointer:
         saved = checkpointer.metadata(directory).item_metadata
         shapes = {k: tuple(v.shape) for k, v in dict(saved).items()}
         wanted = {k: tuple(v.shape) for k, v in target.items()}
@@ -67,7 +84,7 @@ def restore(directory: str | Path, like: State) -> State:
                 f"for: they differ at {odd}. Restore with the network and the "
                 "optimiser that were saved."
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
+        abstract = jax.tree.map(orbax().utils.to_shape_dtype_struct, target)
         arrays = checkpointer.restore(directory, abstract)
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[k] for k in target])
 
@@ -76,14 +93,15 @@ def restore(directory: str | Path, like: State) -> State:
 def fingerprint(leaves: Sequence[Array]) -> UInt32[Array, " leaves"]:
     """For each array a weighted sum of its bits modulo 2^32, the same on any mesh.
 
-    Whole-number sums do not depend on their order; odd weights that differ from place
+    Whole-number sums do not depend on their order. Odd weights that differ from place
     to place see a changed bit, and two values that were exchanged.
     """
 
     def one(leaf):
         if jnp.issubdtype(leaf.dtype, jnp.bool_):
             leaf = leaf.astype(jnp.uint8)
-        bits = jax.lax.bitcast_convert_type(leaf, _unsigned(leaf.dtype))
+        unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        bits = jax.lax.bitcast_convert_type(leaf, unsigned)
         if bits.dtype.itemsize == 8:
             bits = (bits ^ (bits >> 32)).astype(jnp.uint32)
         place = jnp.zeros(leaf.shape, jnp.uint32)
@@ -96,13 +114,9 @@ def fingerprint(leaves: Sequence[Array]) -> UInt32[Array, " leaves"]:
     return jnp.stack([one(leaf) for leaf in leaves])
 
 
-def _unsigned(dtype):
-    return jnp.dtype(f"uint{8 * dtype.itemsize}")
-
-
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What `Checkpoints.latest` found: the step, the arrays, and what was set aside."""
+    """What `Checkpoints.latest` found: the step, the arrays, the damaged steps."""
 
     step: int
     arrays: dict[str, Array]
@@ -110,14 +124,19 @@ class Restored:
 
 
 class Checkpoints:
-    """Checkpoints of one run under `directory`, one folder per step.
+    """The checkpoints of one run, one folder per step; saving is asynchronous.
 
-    Saving is asynchronous: `save` copies the arrays to the host and returns. A folder
-    appears whole, by a rename, or not at all. All processes call everything alike.
+    A folder appears whole, by a rename, or not at all. In a run of several processes
+    all of them make the same calls.
 
-    **Arguments:** `keep`, how many of the last are kept (None: all); `identity`, what
-    the run is, as plain JSON, saved along; a directory of another run is refused
-    (None: any will do).
+    **Arguments:**
+
+    - `directory`: where the folders lie.
+    - `keep`: how many of the last are kept; None keeps all. Default 3.
+    - `identity`: what the run is, as plain JSON, saved along; a directory of another
+      run is refused. None accepts any.
+
+    **Raises:** ValueError, with the first difference, for a directory of another run.
     """
 
     def __init__(
@@ -143,34 +162,28 @@ class Checkpoints:
     def save(self, step: int, arrays: dict[str, Array]) -> None:
         """Begin to write `arrays` as the checkpoint of `step`, if it is not there.
 
-        Raises OSError with a sentence if this or the one before it could not be
-        written; the checkpoints that are there stay.
+        Returns when the arrays are copied to the host.
+
+        **Raises:** OSError if this one or the one before it could not be written.
         """
         if step in self.steps():
             return
         try:
-            manager = self._open()
+            manager, args = self._open(), orbax().args
             marks = jax.device_get(fingerprint(list(arrays.values())))
             meta = {
                 "identity": self.identity,
                 "shapes": _describe(arrays),
                 "fingerprint": dict(zip(arrays, map(int, marks), strict=True)),
             }
-            manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
-                ),
-                force=True,
-            )
+            items = {"state": args.StandardSave(arrays), "meta": args.JsonSave(meta)}
+            manager.save(step, args=args.Composite(**items), force=True)
         except Exception as error:
             raise self._failed(step, error) from error
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What is saved along with the arrays of `step`: identity and fingerprints."""
-        return json.loads(
-            (self.directory / str(step) / "meta" / "metadata").read_text()
-        )
+        return json.loads(orbax_metadata(self.directory / str(step)))
 
     def wait(self) -> None:
         """Return when all that was saved is on disk; raises as `save` does."""
@@ -184,7 +197,9 @@ class Checkpoints:
         """The last checkpoint that is whole, laid out as `like`; None if there is none.
 
         A damaged one is renamed to `damaged-STEP`, with a warning, and the one before
-        it is taken; if none is whole, ValueError, and all stay as they are.
+        it is taken.
+
+        **Raises:** ValueError if there are some and none is whole; all of them stay.
         """
         damaged = {}
         for step in reversed(self.steps()):
@@ -207,7 +222,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Wait for what is being written, and close."""
+        """Wait for what is being written, and close; raises as `save` does."""
         if self._manager is not None:
             manager, self._manager = self._manager, None
             try:
@@ -218,15 +233,13 @@ class Checkpoints:
     def _open(self):
         if self._manager is None:
             self.directory.parent.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=self._keep,
-                    create=True,
-                    cleanup_tmp_directories=True,
-                    enable_async_checkpointing=True,
-                ),
+            options = orbax().CheckpointManagerOptions(
+                max_to_keep=self._keep,
+                create=True,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
             )
+            self._manager = orbax().CheckpointManager(self.directory, options=options)
         return self._manager
 
     def read(self, step: int, like: dict[str, Array] | None = None) -> dict[str, Array]:
@@ -245,9 +258,10 @@ class Checkpoints:
                 f"{difference}. Restore with the network and the optimiser that were "
                 "saved."
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        with ocp.Checkpointer(_handler()) as checkpointer:
-            wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        abstract = jax.tree.map(orbax().utils.to_shape_dtype_struct, like)
+        with _checkpointer() as checkpointer:
+            args = orbax().args
+            wanted = args.Composite(state=args.StandardRestore(abstract))
             arrays = checkpointer.restore(place, args=wanted).state
         marks = jax.device_get(fingerprint([arrays[name] for name in like]))
         for name, mark in zip(like, marks, strict=True):
@@ -262,8 +276,6 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             place.rename(aside)
         if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
             multihost_utils.sync_global_devices(f"damaged-{step}")
         warnings.warn(
             f"the checkpoint of step {step} is damaged ({reason}); it is now called "
@@ -311,16 +323,19 @@ def _describe(arrays):
     return {name: f"{a.dtype}{list(a.shape)}" for name, a in arrays.items()}
 
 
-def _handler():
-    return ocp.CompositeCheckpointHandler(
-        state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+def _checkpointer():
+    ocp = orbax()
+    return ocp.Checkpointer(
+        ocp.CompositeCheckpointHandler(
+            state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+        )
     )
 
 
 def _shapes(place):
     """Shapes and types of the arrays in `place`, for one device."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.Checkpointer(_handler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         saved = dict(checkpointer.metadata(place).item_metadata.state)
     return {
         name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device)

@@ -17,14 +17,19 @@ class Recorder:
     """Writes rows (JSON lines, one flush per row) and a config into a directory.
 
     `rows.jsonl` holds what is a function of the config alone, so that two runs can be
-    compared line by line; what depends on the machine, rates and times, goes to
-    `timing.jsonl`. Only process 0 writes; the others may call everything and nothing
-    happens.
+    compared line by line; rates and times, which depend on the machine, go to
+    `timing.jsonl`. Only process 0 writes; calls of the others do nothing.
 
-    **Arguments:** `resume`, go on with the rows that are there (`fit` takes back those
-    after the step it starts from) instead of starting anew; the directory must then
-    hold the same config, up to the fields named in `free`; `writers`, see
-    `sdegen.writers`, which get the same rows.
+    **Arguments:**
+
+    - `directory`: of the run.
+    - `config`: what the run is, a dataclass or anything that `describe` takes.
+    - `resume`: go on with the rows that are there (`fit` takes back those after the
+      step it starts from). Default False: start anew.
+    - `free`: fields in which the config may differ from that of the resumed run.
+    - `writers`: get the same rows, see `sdegen.runs.writers`.
+
+    **Raises:** ValueError if the directory to resume has another config.
     """
 
     def __init__(
@@ -61,13 +66,13 @@ class Recorder:
         """One line of JSON; numbers that are not finite become null."""
         if self._rows is not None:
             self._rows.write(json.dumps(describe(values)) + "\n")
-            self._tell(values)
+            self._to_writers(values)
 
     def timing(self, **values: Any) -> None:
         """One line about speed, in a file of its own."""
         if self._timing is not None:
             self._timing.write(json.dumps(describe(values)) + "\n")
-            self._tell(values)
+            self._to_writers(values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture, (h, w, 3) uint8, for the writers."""
@@ -82,7 +87,7 @@ class Recorder:
         self._timing = open(self.directory / "timing.jsonl", mode, buffering=1)
 
     def rewind(self, step: int) -> None:
-        """Take back the rows after `step`, and those without a step."""
+        """Remove the rows after `step`, and those without a step."""
         if self._rows is None:
             return
         if step and not self._resume:
@@ -111,7 +116,7 @@ class Recorder:
             writer.close()
         self._rows, self._timing, self._writers = None, None, ()
 
-    def _tell(self, values):
+    def _to_writers(self, values):
         step = values.get("step")
         plain = describe(values).items()
         numbers = {k: v for k, v in plain if isinstance(v, float | int) and k != "step"}
@@ -134,7 +139,7 @@ def _write(place, text):
 
 
 def _drop_half_a_line(place):
-    """Take back a line that a crash of the machine cut short: the next one begins."""
+    """Remove a last line that a crash of the machine cut short."""
     text = place.read_bytes() if place.exists() else b""
     if text and not text.endswith(b"\n"):
         _write(place, text[: text.rfind(b"\n") + 1].decode())
@@ -177,7 +182,13 @@ def describe(value: Any) -> Any:
 
 
 def table(rows: Sequence[dict], *, digits: int = 3) -> str:
-    """Rows of the same keys as aligned plain text; numbers to the right."""
+    """Rows as aligned plain text, numbers to the right.
+
+    **Arguments:**
+
+    - `rows`: dictionaries with the same keys, at least one.
+    - `digits`: after the point, or significant ones below 0.01; default 3.
+    """
 
     def text(value):
         if isinstance(value, float):
@@ -200,7 +211,7 @@ def table(rows: Sequence[dict], *, digits: int = 3) -> str:
 
 
 def progress_bar(steps: int, progress: bool = True, start: int = 0):
-    """A tqdm bar of `steps` that begins at `start`, on process 0 only."""
+    """A tqdm bar from `start` to `steps`, shown on process 0 if `progress`."""
     from tqdm import tqdm
 
     hidden = not progress or jax.process_index() != 0

@@ -1,6 +1,6 @@
 """Runs compared, in one table and one picture.
 
-    python -m sdegen.report RUN RUN ... [--out report.png]
+    sdegen report RUN RUN ... [--out report.png]
 
 A run is a directory with config.json and rows.jsonl. The table has what differs between
 the configs, the loss over the last tenth of the rows, the rate, and the figures of the
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .._compat import MissingPackageError
 from . import plots
 from .recorder import table
 
@@ -23,7 +24,7 @@ _SELF = ("out", "class")
 
 
 def read(directory: str | Path) -> dict[str, Any]:
-    """A run: its config (flat), rows, rows of speed, and final rows."""
+    """A run: its name, flat config, rows, final rows (without a step) and timing."""
     directory = Path(directory)
     place = directory / "rows.jsonl"
     if not place.exists():
@@ -66,7 +67,7 @@ def _flat(value, name=""):
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each run: what sets it apart, and how it went."""
+    """A row for each of the `runs` that `read` gives: where configs differ, results."""
     keys = dict.fromkeys(key for run in runs for key in run["config"])
     apart = [
         key
@@ -101,10 +102,8 @@ def _text(value):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sdegen.report", description="Runs compared."
-    )
+    """The command `sdegen report`; `argv` defaults to the command line."""
+    parser = argparse.ArgumentParser(prog="sdegen report", description="Runs compared.")
     parser.add_argument("runs", type=Path, nargs="+", help="directories of runs")
     parser.add_argument(
         "--out", type=Path, default=Path("report.png"), help="picture of the losses"
@@ -125,18 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             if run["rows"]
         }
         if curves:
-            longest = max(len(run["rows"]) for run in runs)
-            plots.curves(
-                arguments.out,
-                curves,
-                xlabel="step",
-                ylabel="loss",
-                smooth=max(1, longest // 100),
-            )
+            window = max(1, max(len(run["rows"]) for run in runs) // 100)
+            labels = {"xlabel": "step", "ylabel": "loss"}
+            plots.curves(arguments.out, curves, smooth=window, **labels)
             print(f"picture: {arguments.out}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingPackageError) as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

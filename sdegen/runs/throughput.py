@@ -23,7 +23,7 @@ _PEAK = {
 
 
 def peak_flops(kind: str | None = None) -> float | None:
-    """The bfloat16 peak of a device of `prediction` (default: this machine's), or None."""
+    """The bfloat16 peak of a device of `kind` (default: this machine's), or None."""
     kind = jax.devices()[0].device_kind if kind is None else kind
     names = [name for name in _PEAK if kind.startswith(name)]
     return _PEAK[max(names, key=len)] if names else None
@@ -32,7 +32,10 @@ def peak_flops(kind: str | None = None) -> float | None:
 class Speedometer:
     """Rates of a run since its first call, whose compilation does not count.
 
-    `flops`, operations of one step on one device as compiled, recomputation included.
+    **Arguments:**
+
+    - `batch_size`: samples to a step.
+    - `flops`: operations of one step on one device as compiled, with recomputation.
     """
 
     def __init__(self, batch_size: int, flops: float | None = None):
@@ -40,7 +43,7 @@ class Speedometer:
         self._began, self._steps = None, 0
 
     def passed(self, steps: int) -> dict[str, float]:
-        """Rates after `steps` more steps: what is known, nothing before the second."""
+        """Rates after `steps` more steps, empty at the first call."""
         now = time.perf_counter()
         if self._began is None:
             self._began = now

@@ -5,12 +5,12 @@ A writer has three methods, `scalars(step, values)`, `image(step, name, array)` 
 """
 
 import hashlib
-import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from .._compat import need
 from .recorder import describe
 
 
@@ -31,7 +31,7 @@ class TensorBoard:
     """Event files under DIRECTORY/tensorboard, through tensorboardX."""
 
     def __init__(self, directory: str | Path, config: Any = None):
-        module = _load("tensorboardX", "TensorBoard files need tensorboardX")
+        module = need("tensorboardX", "TensorBoard", extra="log")
         self._writer = module.SummaryWriter(str(Path(directory) / "tensorboard"))
 
     def scalars(self, step, values):
@@ -76,7 +76,7 @@ class Wandb(_Tracker):
     """Weights & Biases; WANDB_MODE=offline needs no account."""
 
     def __init__(self, directory: str | Path, config: Any = None):
-        module = _load("wandb", "Weights & Biases needs wandb")
+        module = need("wandb", "Weights & Biases")
         # The same directory is the same run, also when it goes on.
         place = str(Path(directory).absolute())
         name = hashlib.sha1(place.encode()).hexdigest()[:16]
@@ -88,18 +88,9 @@ class Trackio(_Tracker):
     """trackio: a local board, no account and no server."""
 
     def __init__(self, directory: str | Path, config: Any = None):
-        module = _load("trackio", "the trackio board needs trackio")
+        module = need("trackio", "the local board")
         super().__init__(directory, config, module, resume="allow")
 
 
 KINDS = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
 """The writers by the names that a command line takes."""
-
-
-def _load(name, need):
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(
-            f"{need}, which is not installed: pip install {name}."
-        ) from error
