@@ -31,7 +31,12 @@ class MissingPackageError(ImportError):
 
 
 def need(
-    module: str, what: str, *, extra: str | None = None, package: str | None = None
+    module: str,
+    what: str,
+    *,
+    extra: str | None = None,
+    package: str | None = None,
+    hint: str = "",
 ) -> Any:
     """Import `module`, or raise MissingPackageError.
 
@@ -41,6 +46,7 @@ def need(
     - `what`: what asks for it, the subject of the sentence.
     - `extra`: the extra of sdegen that installs it.
     - `package`: its name for pip, default the first part of `module`.
+    - `hint`: what can be done without it, a sentence.
     """
     try:
         return importlib.import_module(module)
@@ -49,6 +55,7 @@ def need(
         source = f"'sdegen[{extra}]'" if extra else package
         raise MissingPackageError(
             f"{what} needs {package}, which is not installed: pip install {source}."
+            f" {hint}".rstrip()
         ) from error
 
 
