@@ -11,7 +11,12 @@ import equinox as eqx
 import jax
 
 from ..processes.momentum import AbstractBlockSDE
-from ..processes.reverse import probability_flow, reverse
+from ..processes.reverse import (
+    clock_of_time,
+    probability_flow,
+    reverse,
+    time_of_clock,
+)
 from ..typing import PyTree
 from .denoiser import AbstractDenoiser
 from .generator import AbstractGenerator
@@ -53,6 +58,14 @@ class Augmented(AbstractGenerator):
         if stochasticity is None:
             return probability_flow(process, score)
         return reverse(process, score, stochasticity)
+
+    def time(self, s):
+        """The time of the process at clock s."""
+        return time_of_clock(self.denoiser.path, s)
+
+    def clock_of(self, t):
+        """The clock at time t."""
+        return clock_of_time(self.denoiser.path, t)
 
     def data(self, state):
         """Row 0 of the state."""

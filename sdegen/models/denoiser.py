@@ -27,6 +27,7 @@ from ..processes.path import AbstractPath, basis_of, batched
 from ..processes.prediction import Prediction
 from ..typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced, number
 from .model import AbstractModel
+from .path_problem import path_problem
 
 
 def edm_inputs(path, t, sigma_data) -> tuple[Scalar, Float[Array, "..."]]:
@@ -41,6 +42,11 @@ def edm_inputs(path, t, sigma_data) -> tuple[Scalar, Float[Array, "..."]]:
 def raw_inputs(path, t, sigma_data) -> tuple[Scalar, Scalar]:
     """(t, 1): the network sees time and x_t as they are."""
     return t, jnp.ones_like(t)
+
+
+def root_mean_square(a: Float[Array, "..."]) -> Scalar:
+    """Over all coordinates."""
+    return a if a.ndim == 0 else jnp.sqrt(jnp.mean(a**2))
 
 
 def takes_key(network: Callable) -> bool:
@@ -62,6 +68,25 @@ class AbstractDenoiser(AbstractModel):
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
     ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
         """(E[x0 given x_t], E[z given x_t])."""
+
+    @property
+    def overall_sigma_data(self) -> Array:
+        """The standard deviation of the data over all coordinates, 0.5 if not known."""
+        return float_array(0.5)
+
+    def problem(
+        self, shape, *, solver, grid, stochasticity, denoise, refinable, cond, start
+    ):
+        """The flow, or a reverse SDE, of the path; see `AbstractModel.problem`."""
+        return path_problem(
+            self,
+            shape,
+            solver=solver,
+            grid=grid,
+            stochasticity=stochasticity,
+            denoise=denoise,
+            refinable=refinable,
+        )
 
     def __call__(
         self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
@@ -136,6 +161,11 @@ class Denoiser(AbstractDenoiser):
     prediction: Prediction = eqx.field(default=prediction.edm, static=True)
     sigma_data: Float[Array, "..."] = number(0.5)
     inputs: Callable = eqx.field(default=edm_inputs, static=True)
+
+    @property
+    def overall_sigma_data(self):
+        """The root mean square of `sigma_data` over coordinates."""
+        return root_mean_square(self.sigma_data)
 
     def loss(self, key, x0, cond=None, *, axis_name=None):
         """`denoising_loss` with its defaults."""

@@ -1,27 +1,42 @@
-"""What turns noise into data by an equation of its own.
+"""Models that are sampled by an equation of their own.
 
 `sample` follows the flow or a reverse SDE of a denoiser, in coordinates made for paths.
-A process that has no path alpha x0 + sigma z (a nonlinear SDE, a state with momentum, a
-flow between two laws) says here how it starts, by which equation it moves and what the
-data are when it has arrived, and `sample` does the rest.
+A model that has no path alpha x0 + sigma z (a nonlinear SDE, a state with momentum, a
+flow between two distributions) says here how it starts, by which equation it moves and
+what the data are at the end.
 """
 
 import abc
 from collections.abc import Callable
+from typing import Any, ClassVar
 
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from ..processes.sde import AbstractSDE
-from ..typing import PyTree, RandomKey, Scalar
+from ..processes.sde import AbstractSDE, noise_depends_on_state
+from ..solvers.grids import Adaptive
+from ..solvers.solve import brownian_path, check_solver
+from ..solvers.sscs import BackwardTerm
+from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
 from .model import AbstractModel
+from .problem import AbstractProblem, Table
+
+_STEPS = 200
 
 
 class AbstractGenerator(AbstractModel):
     """From noise to data on a clock that rises from 0 (noise) to 1 (data).
 
-    Everything is for one sample. The state may have another shape than the data. An
-    attribute `noisy_solver`, a class, is the solver of its noise by default.
+    Everything is for one sample. The state may have another shape than the data.
     """
+
+    @property
+    def noisy_solver(self) -> type[dfx.AbstractSolver]:
+        """The class of the solver of its noise by default."""
+        return dfx.Euler
 
     @abc.abstractmethod
     def start(
@@ -41,3 +56,166 @@ class AbstractGenerator(AbstractModel):
     @abc.abstractmethod
     def data(self, state: Float[Array, "..."]) -> Float[Array, "..."]:
         """The data of the state at clock 1."""
+
+    def time(self, s: ScalarLike) -> Array:
+        """The time at clock s: 1 - s where a model has no other."""
+        return 1 - s
+
+    def clock_of(self, t: ScalarLike) -> Array:
+        """The clock at time t, the inverse of `time`."""
+        return 1 - t
+
+    def problem(
+        self, shape, *, solver, grid, stochasticity, denoise, refinable, cond, start
+    ):
+        """The equation of the model on its clock; see `AbstractModel.problem`."""
+        if denoise or refinable:
+            raise ValueError(
+                "denoise and refinable are for a denoiser on a path, and "
+                f"{type(self).__name__} runs an equation of its own. Leave them "
+                "out; a finer grid ends nearer to the data."
+            )
+        adaptive, noisy = isinstance(grid, Adaptive), stochasticity is not None
+        if solver is None:
+            quick = self.noisy_solver() if noisy else dfx.Heun()
+            solver = (dfx.ShARK() if noisy else dfx.Tsit5()) if adaptive else quick
+        check_solver(solver, adaptive, noisy)
+        dtype = jnp.result_type(float) if start is None else start.dtype
+        state = jax.eval_shape(
+            lambda k: self.start(k, shape[1:], dtype), jax.random.key(0)
+        )
+        if not adaptive:
+            grid = self._clock(grid, dtype)
+        one = None if cond is None else jax.tree.map(lambda c: c[0], cond)
+        check_equation(self.backward(stochasticity, one), stochasticity, solver, state)
+        return EquationProblem(self, solver, grid, stochasticity, jnp.zeros((), dtype))
+
+    def _clock(self, grid, dtype):
+        grid = _STEPS if grid is None else grid
+        if isinstance(grid, int | np.integer):
+            if grid < 1:
+                raise ValueError(f"sample needs at least one step, got grid={grid}.")
+            return jnp.arange(grid + 1, dtype=dtype) / grid
+        try:
+            times = float_array(grid).astype(dtype)
+        except (TypeError, ValueError):
+            times = jnp.zeros(())
+        clock = jnp.asarray(self.clock_of(times), dtype)
+        if is_traced(clock):
+            return clock
+        values, ts = np.atleast_1d(np.asarray(clock)), np.asarray(times)
+        first, last = (float(self.time(jnp.asarray(s, dtype))) for s in (0.0, 1.0))
+        if ts.ndim != 1 or len(values) < 2 or not (np.diff(values) > 0).all():
+            way = "fall" if first > last else "rise"
+            raise ValueError(
+                f"for {type(self).__name__} grid is a number of steps, Adaptive(...), "
+                f"or an array of times that {way} from {first:g} to {last:g}, got "
+                f"{grid!r:.80}."
+            )
+        slack = 10 * np.finfo(values.dtype).eps
+        if values[0] < -slack or values[-1] > 1 + slack:
+            raise ValueError(
+                f"grid times of {type(self).__name__} lie between {first:g} and "
+                f"{last:g}, got {ts[0]:g} to {ts[-1]:g}."
+            )
+        return jnp.clip(clock, 0, 1)
+
+
+class EquationProblem(AbstractProblem):
+    """The equation of a generator, for a batch."""
+
+    generator: AbstractGenerator
+    solver: dfx.AbstractSolver
+    grid: Any
+    stochasticity: Scalar | None
+    zero: Scalar  # of the precision of the state
+    draws_start: ClassVar = True
+
+    def table(self):
+        """The steps on the clock from 0 to 1."""
+        clock = self.grid
+        if self.adaptive is not None:
+            clock = jnp.array([0.0, 1.0], self.zero.dtype)
+        return Table(clock, self.times(clock))
+
+    def start(self, table, key, shape):
+        """A draw of the generator."""
+        return self.generator.start(key, shape, table.clock.dtype)
+
+    def encode(self, table, x):
+        """The states as they are given."""
+        return x
+
+    def times(self, clock):
+        """The times of the generator."""
+        return jax.vmap(self.generator.time)(clock)
+
+    def decode(self, t, y):
+        """The data of each state."""
+        return jax.vmap(self.generator.data)(y)
+
+    def equation(self, table, keys, cond, shape, refinable):
+        """Drift and noise of the batch, or the whole equation for a splitting."""
+        if self.solver.term_structure is BackwardTerm:
+            brownian = None
+            if self.stochasticity is not None:
+                area, like = dfx.SpaceTimeLevyArea, jax.random.key(0)
+                start = lambda k: self.start(table, k, shape)  # noqa: E731
+                size = jax.eval_shape(start, like).shape
+                brownian = brownian_path(table.clock, keys, size, area, refinable=False)
+            process = lambda c: self.generator.backward(self.stochasticity, c)  # noqa: E731
+            return BackwardTerm(process, cond, brownian), None
+        process = lambda c: self.generator.backward(self.stochasticity, c)  # noqa: E731
+        return batch_equation(process, cond, self.stochasticity is not None)
+
+
+def batch_equation(process: Callable, cond: PyTree, noisy: bool):
+    """(drift, noise or None) of a batch, from `process(cond)`, that of one sample."""
+
+    def drift(s, y, args):
+        def one(y, c):
+            return process(c).drift(s, y) if noisy else process(c)(s, y)
+
+        return jax.vmap(one)(y, cond)
+
+    def noise(s, y, args):
+        # Noise that ignores x is one number (or array) for the batch, which tells the
+        # solvers for additive noise that it is additive.
+        own = process(None if cond is None else jax.tree.map(lambda c: c[0], cond))
+        if not noise_depends_on_state(own, s, y[0]):
+            return own.diffusion(s, jax.lax.stop_gradient(y[0]))
+        g = jax.vmap(lambda y, c: process(c).diffusion(s, y))(y, cond)
+        return g.reshape(g.shape + (1,) * (y.ndim - g.ndim))
+
+    return drift, noise if noisy else None
+
+
+def check_equation(process, stochasticity, solver, state) -> None:
+    """Shapes, and the calculus of the solver, for one sample."""
+    noisy = isinstance(process, AbstractSDE)
+    if noisy != (stochasticity is not None):
+        raise ValueError(
+            "backward(stochasticity) must return an AbstractSDE, and for None a "
+            f"function (s, state), got {type(process).__name__}."
+        )
+    if solver.term_structure is BackwardTerm:
+        solver.check(process)
+    zero = jnp.zeros(state.shape, state.dtype)
+    slope = jax.eval_shape(process.drift if noisy else process, jnp.zeros(()), zero)
+    if slope.shape != state.shape:
+        raise ValueError(
+            "the equation of a generator must return an array of the shape of the "
+            f"state, {state.shape}, got {slope.shape}."
+        )
+    if noisy:
+        check_ito(process, 0.5, zero, solver)
+
+
+def check_ito(process: AbstractSDE, t: ScalarLike, x: Array, solver) -> None:
+    """Refuse a solver of another calculus where the noise depends on the state."""
+    if noise_depends_on_state(process, t, x):
+        if not isinstance(solver, dfx.AbstractItoSolver):
+            raise ValueError(
+                "the noise of this process depends on x and its equation is Ito's, but "
+                f"{type(solver).__name__} is not an Ito solver. Use Euler()."
+            )

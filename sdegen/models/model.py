@@ -1,12 +1,13 @@
 """What `fit` trains and `sample` runs: a network with its process."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 
 from ..losses.coupling.pairs import Loss
-from ..typing import AxisName, PyTree, RandomKey
+from ..typing import AxisName, PyTree, RandomKey, Scalar
+from .problem import AbstractProblem
 
 
 class AbstractModel(eqx.Module):
@@ -29,7 +30,7 @@ class AbstractModel(eqx.Module):
         values = tuple(getattr(self, name) for name in self.trainable)
         return values[0] if len(values) == 1 else values
 
-    def with_trained(self, trained: Any) -> Self:
+    def with_trained(self, trained: Any) -> "AbstractModel":
         """The model with `trained` in the place of what training changes.
 
         None takes it all out, which leaves what training does not change.
@@ -40,6 +41,27 @@ class AbstractModel(eqx.Module):
         else:
             values = trained
         return dataclasses.replace(self, **dict(zip(names, values, strict=True)))
+
+    def problem(
+        self,
+        shape: tuple[int, ...],
+        *,
+        solver: Any,
+        grid: Any,
+        stochasticity: Scalar | None,
+        denoise: bool | None,
+        refinable: bool,
+        cond: PyTree,
+        start: Any,
+    ) -> AbstractProblem:
+        """How `sample` draws from the model; the arguments are those of `sample`.
+
+        `stochasticity` is None for the flow. Raises ValueError with a sentence for what
+        the model cannot do.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot be sampled: its class defines no `problem`."
+        )
 
     def loss(
         self,

@@ -25,7 +25,12 @@ from jaxtyping import Array, Float
 from ..losses.score_matching import simulated_score_loss
 from ..losses.simulated_paths import best_weights, chain, square_clock
 from ..processes.noise import AbstractNoise
-from ..processes.reverse import probability_flow, reverse
+from ..processes.reverse import (
+    clock_of_time,
+    probability_flow,
+    reverse,
+    time_of_clock,
+)
 from ..processes.sde import AbstractSDE
 from ..typing import PyTree, RandomKey, Scalar, ScalarLike, Time, float_array, is_traced
 from .generator import AbstractGenerator
@@ -184,6 +189,14 @@ class ScoreModel(AbstractGenerator):
         if stochasticity is None:
             return probability_flow(sde, score)
         return reverse(sde, score, stochasticity)
+
+    def time(self, s):
+        """The time of the process at clock s."""
+        return time_of_clock(self.sde, s)
+
+    def clock_of(self, t):
+        """The clock at time t."""
+        return clock_of_time(self.sde, t)
 
     def data(self, state):
         """The state itself."""

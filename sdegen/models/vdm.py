@@ -40,6 +40,11 @@ class VDM(AbstractDenoiser):
         return vdm_loss(self, key, x0, cond, axis_name=axis_name)
 
     @property
+    def overall_sigma_data(self):
+        """`sigma_data`."""
+        return self.sigma_data
+
+    @property
     def path(self) -> LearnedSchedule:
         """The process of the schedule as it is now."""
         return LearnedSchedule(self.gamma)

@@ -24,7 +24,6 @@ import abc
 from collections.abc import Callable
 from typing import Any
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -83,6 +82,16 @@ class AbstractVelocityModel(AbstractGenerator):
     def data(self, state):
         """The state."""
         return state
+
+    def time(self, s):
+        """The time of the interpolant at clock s, from t_max to t_min."""
+        path = self.interpolant
+        return path.t_max + (path.t_min - path.t_max) * s
+
+    def clock_of(self, t):
+        """The clock at time t."""
+        path = self.interpolant
+        return (path.t_max - t) / (path.t_max - path.t_min)
 
 
 class VelocityModel(AbstractVelocityModel):
@@ -196,7 +205,15 @@ class Forward(AbstractGenerator):
     @property
     def noisy_solver(self):
         """That of the model."""
-        return getattr(self.model, "noisy_solver", dfx.Euler)
+        return self.model.noisy_solver
+
+    def time(self, s):
+        """The time of the interpolant at clock s, from t_min to t_max."""
+        return self.model.time(1 - s)
+
+    def clock_of(self, t):
+        """The clock at time t."""
+        return 1 - self.model.clock_of(t)
 
     def start(self, key, shape, dtype=None):
         """A draw of x0."""

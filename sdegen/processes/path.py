@@ -66,16 +66,20 @@ class AbstractPath(eqx.Module):
 
     def rates(self, t: ScalarLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """The time derivatives (alpha', sigma')."""
-        t = float_array(t)
-        one = jnp.ones_like(t)
-        return jax.jvp(self.alpha, (t,), (one,))[1], jax.jvp(self.sigma, (t,), (one,))[
-            1
-        ]
+        return self.scales_and_rates(t)[1]
 
     def scales(self, t: ScalarLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """(alpha, sigma) at time t, of one shape."""
         t = float_array(t)
-        return tuple(jnp.broadcast_arrays(self.alpha(t), self.sigma(t)))
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        if jnp.shape(alpha) != jnp.shape(sigma):
+            alpha, sigma = jnp.broadcast_arrays(alpha, sigma)
+        return alpha, sigma
+
+    def scales_and_rates(self, t: ScalarLike):
+        """((alpha, sigma), (alpha', sigma')) at time t."""
+        t = float_array(t)
+        return jax.jvp(self.scales, (t,), (jnp.ones_like(t),))
 
     def level(self, t: ScalarLike) -> tuple[Scalar, Scalar]:
         """(alpha, sigma) of the scalar path that is as noisy: the mean of (4)."""
@@ -194,8 +198,8 @@ def check_one_level(path: AbstractPath, what: str) -> None:
 class NoiseInverse(eqx.Module):
     """t as a function of h = -log tau: a bracket from a table, then Newton on (4), (5).
 
-    No loop and no callback, so it costs a few scalar operations inside a sampler on any
-    device; exact to rounding; differentiable in h and in the path's parameters.
+    No callback; exact to rounding; differentiable in h and in the path's parameters. It
+    is for times that no grid knows: a fixed grid's times are a table.
     """
 
     path: AbstractPath
@@ -210,12 +214,13 @@ class NoiseInverse(eqx.Module):
         self.hs = jax.lax.stop_gradient(jax.vmap(self._h)(ts))
 
     def _h(self, t):
-        return _mean(jnp.log1p(self.path.alpha(t) / self.path.sigma(t)))
+        alpha, sigma = self.path.scales(t)
+        return _mean(jnp.log1p(alpha / sigma))
 
     def _newton(self, t, h):
-        slope = _mean(noise_slope(jax.lax.stop_gradient(self.path), t))
+        value, slope = jax.jvp(self._h, (t,), (jnp.ones_like(t),))
         slope = jax.lax.stop_gradient(slope)
-        return t - (self._h(t) - h) / jnp.where(slope < 0, slope, -1.0)
+        return t - (value - h) / jnp.where(slope < 0, slope, -1.0)
 
     def __call__(self, h: ScalarLike) -> Scalar:
         """The time t in [t_min, t_max] with -log tau(t) = h."""
@@ -225,8 +230,12 @@ class NoiseInverse(eqx.Module):
         lo, hi, h_lo, h_hi = self.ts[i - 1], self.ts[i], self.hs[i - 1], self.hs[i]
         gap = jnp.where(h_lo > h_hi, h_lo - h_hi, 1.0)
         t = lo + (hi - lo) * jnp.clip((h_lo - target) / gap, 0.0, 1.0)
-        for _ in range(_NEWTON_STEPS):
-            t = jnp.clip(jax.lax.stop_gradient(self._newton(t, target)), lo, hi)
+        fixed = jax.lax.stop_gradient(self)
+
+        def better(_, t):
+            return jnp.clip(fixed._newton(t, target), lo, hi)
+
+        t = jax.lax.fori_loop(0, _NEWTON_STEPS, better, jax.lax.stop_gradient(t))
         # One more step carries the derivative (implicit function theorem); outside the
         # range of the path the answer is the end itself.
         outside = (target >= self.hs[0]) | (target <= self.hs[-1])
@@ -251,7 +260,7 @@ class NoiseInverse(eqx.Module):
 
 def noise_slope(path: AbstractPath, t: ScalarLike) -> Float[Array, "..."]:
     """h'(t) in every coordinate, equation (5)."""
-    (a, s), (da, ds) = path.scales(t), path.rates(t)
+    (a, s), (da, ds) = path.scales_and_rates(t)
     return (da * s - a * ds) / (s * (a + s))
 
 

@@ -40,6 +40,17 @@ def _divergence(sde: AbstractSDE, t, x):
     return jnp.diagonal(jacobian).reshape(x.shape)
 
 
+def clock_of_time(sde: AbstractSDE, t: ScalarLike) -> Scalar:
+    """s(t), the inverse of (2)."""
+    part = (t - sde.t_min) / (sde.t_max - sde.t_min)
+    return 1 - jnp.log1p(part * np.expm1(_CLOCK)) / _CLOCK
+
+
+def time_of_clock(sde: AbstractSDE, s: ScalarLike) -> Scalar:
+    """t(s), equation (2)."""
+    return _time(sde, s)[0]
+
+
 def _time(sde, s):
     """t(s), equation (2), and r = -dt/ds."""
     scale = (sde.t_max - sde.t_min) / np.expm1(_CLOCK)

@@ -1,17 +1,21 @@
 """Running a process as it is written: any SDE, its reversal or its flow, on a batch."""
 
+from typing import Any, ClassVar
+
 import diffrax as dfx
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..models.generator import batch_equation, check_ito
+from ..models.problem import AbstractProblem, Table
 from ..processes.reverse import ProbabilityFlow
-from ..processes.sde import AbstractSDE, noise_depends_on_state
+from ..processes.sde import AbstractSDE
 from ..solvers.grids import Adaptive
-from ..solvers.solve import Solution, check_solver, checked, evaluations, solve
+from ..solvers.solve import Solution, check_solver
 from ..typing import RandomKey, float_array, is_traced
+from .drive import drive
 
 
 def simulate(
@@ -25,19 +29,27 @@ def simulate(
 ) -> Solution:
     """Integrate `process` from t_min, where it is at `x`, to t_max.
 
-    For a forward SDE `x` is data; for a `reverse` SDE or a `probability_flow`, whose
-    clock rises from 0 (noise) to 1 (data), `x` is noise. Sample i depends on (key, i)
-    only.
+    Sample i depends on (key, i) alone.
 
-    **Arguments:** `x`, (batch, ...); `solver`, any Diffrax solver (default Euler, which
-    for an SDE is Euler-Maruyama, Ito); `grid`, a number of equal steps of the clock, an
-    array of rising times, or `Adaptive(...)`; `trajectory`, keep the states on the way.
+    **Arguments:**
+
+    - `key`: a typed random key.
+    - `process`: a forward SDE, for which `x` is data; or a `reverse` SDE or a
+      `probability_flow`, whose clock rises from 0 (noise) to 1 (data), for which `x` is
+      noise.
+    - `x`: the states at the start of the clock, (batch, ...).
+    - `solver`: any Diffrax solver. Default: Euler for an SDE (Euler-Maruyama, Ito),
+      Heun for a flow.
+    - `grid`: a number of equal steps of the clock (1000), an array of rising times, or
+      `Adaptive(...)`.
+    - `trajectory`: keep the states on the way; no by default.
 
     **Returns:** a `Solution`; its `evaluations` count drift evaluations.
     """
-    solver = dfx.Euler() if solver is None else solver
     adaptive = grid if isinstance(grid, Adaptive) else None
     noisy = isinstance(process, AbstractSDE)
+    if solver is None:
+        solver = dfx.Euler() if noisy else dfx.Heun()
     check_solver(solver, adaptive is not None, noisy)
     if adaptive is not None:
         clock = jnp.stack([process.t_min, process.t_max])
@@ -55,13 +67,10 @@ def simulate(
             f"two axes, got {x.dtype} of shape {x.shape}."
         )
     _check_shapes(process, clock[0], x[0])
-    if noisy and noise_depends_on_state(process, clock[0], x[0]):
-        if not isinstance(solver, dfx.AbstractItoSolver):
-            raise ValueError(
-                "the noise of this process depends on x and its equation is Ito's, but "
-                f"{type(solver).__name__} is not an Ito solver. Use Euler()."
-            )
-    return _simulate(key, process, x, clock, adaptive, solver, trajectory)
+    if noisy:
+        check_ito(process, clock[0], x[0], solver)
+    problem = SimulationProblem(process, solver, (clock, adaptive))
+    return drive(key, problem, x.shape, start=x, trajectory=trajectory)
 
 
 def _check_clock(clock, process):
@@ -104,34 +113,40 @@ def _check_shapes(process, t, x):
             )
 
 
-@eqx.filter_jit
-def _simulate(key, process, x, clock, adaptive, solver, trajectory):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
-    noisy = isinstance(process, AbstractSDE)
-    field = process.drift if noisy else process
+class SimulationProblem(AbstractProblem):
+    """A process on its own clock, from states that are given."""
 
-    def drift(t, y, args):
-        return jax.vmap(field, (None, 0))(t, y)
+    process: AbstractSDE | ProbabilityFlow
+    solver: dfx.AbstractSolver
+    grid: Any
+    draws_start: ClassVar = False
 
-    def noise(t, y, args):
-        # Noise that ignores x is one number (or array) for the batch, which tells the
-        # solvers for additive noise that it is additive.
-        if not noise_depends_on_state(process, t, y[0]):
-            return process.diffusion(t, jax.lax.stop_gradient(y[0]))
-        g = jax.vmap(process.diffusion, (None, 0))(t, y)
-        return g.reshape(g.shape + (1,) * (y.ndim - g.ndim))
+    def table(self):
+        """The steps; the clock of a process is its time."""
+        return Table(self.grid[0], self.grid[0])
 
-    solution = solve(
-        drift,
-        x,
-        clock,
-        solver,
-        adaptive=adaptive,
-        noise=noise if noisy else None,
-        keys=keys,
-        trajectory=trajectory,
-    )
-    count = evaluations(solver, solution.stats["num_steps"])
-    times, frames = (solution.ts, solution.ys) if trajectory else (None, None)
-    x = solution.ys[-1]
-    return Solution(x, count, checked(solution.result, x), times, frames)
+    @property
+    def adaptive(self):
+        """The tolerances of adaptive steps, None for a fixed grid."""
+        return self.grid[1]
+
+    def start(self, table, key, shape):
+        """Any state: it is only asked for its shape."""
+        return jnp.zeros(shape, table.clock.dtype)
+
+    def encode(self, table, x):
+        """The states as they are given."""
+        return x
+
+    def equation(self, table, keys, cond, shape, refinable):
+        """Drift and noise of the batch."""
+        noisy = isinstance(self.process, AbstractSDE)
+        return batch_equation(lambda cond: self.process, cond, noisy)
+
+    def times(self, clock):
+        """The clock."""
+        return clock
+
+    def decode(self, t, y):
+        """The states."""
+        return y

@@ -14,7 +14,6 @@ from .langevin import Langevin as Langevin
 from .multistep import Weights as Weights
 from .pinned_euler import PinnedEuler as PinnedEuler
 from .semilinear import SemilinearTerm as SemilinearTerm
-from .solve import GridController as GridController
 from .solve import Solution as Solution
 from .solve import brownian_path as brownian_path
 from .solve import evaluations as evaluations

@@ -47,16 +47,17 @@ class ExponentialAdams(AbstractSemilinearSolver, dfx.AbstractAdaptiveSolver):
         """The local order of the error estimate."""
         return self.points + 1
 
-    def start(self, term, c0, c1, y):
+    def start(self, term, here, there, y):
         """The prediction at the start."""
-        return term.posterior_means(c0, y), multistep.empty(self.points, y, c0, True)
+        means = term.posterior_means(here, y)
+        return means, multistep.empty(self.points, y, here, True)
 
-    def advance(self, term, c0, c1, y, state):
+    def advance(self, term, here, there, y, state):
         """Predict, evaluate, correct."""
         (means, history), rule = state, (self.prediction, self.sigma_data)
         predicted, history = multistep.predict(
-            *rule, self.points, c0, c1, y, means, history
+            *rule, self.points, here, there, y, means, history
         )
-        means = term.posterior_means(c1, predicted)
-        y1 = multistep.correct(*rule, self.points + 1, c1, predicted, means, history)
+        means = term.posterior_means(there, predicted)
+        y1 = multistep.correct(*rule, self.points + 1, there, predicted, means, history)
         return y1, y1 - predicted, (means, history)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from ..processes.prediction import PosteriorMeans
 from ..typing import PyTree, float_array, is_traced
-from .semilinear import ddim, decay, root, scales
+from .semilinear import ddim, decay, root
 from .solver import AbstractSemilinearSolver
 
 
@@ -96,17 +96,17 @@ class DDIM(AbstractSemilinearSolver):
         """The strong order for the additive noise of the reverse SDE."""
         return 1
 
-    def start(self, term, c0, c1, y):
+    def start(self, term, here, there, y):
         """No state."""
         return None
 
-    def advance(self, term, c0, c1, y, state):
+    def advance(self, term, here, there, y, state):
         """One evaluation, one step."""
-        x0, z = term.posterior_means(c0, y)
+        x0, z = term.posterior_means(here, y)
         if term.stochasticity is None and self.variance is None:
-            return ddim(c1, x0, z), None, None
-        (a0, tau0), (a1, tau1) = scales(c0), scales(c1)
-        shrink, gain = decay(c0, c1)
+            return ddim(there, x0, z), None, None
+        (a0, tau0), (a1, tau1) = (here.a, here.tau), (there.a, there.tau)
+        shrink, gain = decay(here, there)
         eta = 0.0 if term.stochasticity is None else term.stochasticity
         fresh = eta**2 * gain * (1 + shrink)  # v / sigma_s^2
         keep = root(1 - fresh)
@@ -114,6 +114,6 @@ class DDIM(AbstractSemilinearSolver):
         if self.variance is not None:
             # alpha and sigma of the path are a and tau times the same scale, which
             # cancels in x0's variance.
-            v = v + (a1 - a0 * keep * tau1 / tau0) ** 2 * self.variance(c0)
+            v = v + (a1 - a0 * keep * tau1 / tau0) ** 2 * self.variance(here.clock)
         noise = root(v) * term.normal()
         return a1 * x0 + tau1 * keep * z + noise.astype(y.dtype), None, None

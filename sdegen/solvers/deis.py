@@ -47,21 +47,21 @@ class DEIS(AbstractSemilinearSolver):
         """The order of convergence."""
         return self.points
 
-    def start(self, term, c0, c1, y):
+    def start(self, term, here, there, y):
         """No prediction is known."""
-        return multistep.empty(self.points - 1, y, c0, False)
+        return multistep.empty(self.points - 1, y, here, False)
 
-    def advance(self, term, c0, c1, y, state):
+    def advance(self, term, here, there, y, state):
         """One evaluation, one step."""
         learned = None if self.weights is None else self.weights.predictor
         y1, state = multistep.predict(
             self.prediction,
             self.sigma_data,
             self.points,
-            c0,
-            c1,
+            here,
+            there,
             y,
-            term.posterior_means(c0, y),
+            term.posterior_means(here, y),
             state,
             learned,
         )

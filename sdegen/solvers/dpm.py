@@ -1,11 +1,12 @@
 """DPM-Solver-2 and DPM-Solver++: exponential integrators in the log-SNR."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
 from ..processes import prediction
 from . import multistep
-from .semilinear import clock_of, ddim, decay, half_logsnr, scales
+from .semilinear import ddim, decay
 from .solver import AbstractSemilinearSolver, whole
 
 
@@ -26,23 +27,25 @@ class DPMSolver2(AbstractSemilinearSolver):
         """The order of convergence."""
         return 2
 
-    def start(self, term, c0, c1, y):
+    def start(self, term, here, there, y):
         """No state."""
         return None
 
-    def advance(self, term, c0, c1, y, state):
+    def advance(self, term, here, there, y, state):
         """Two evaluations, one step."""
-        x0, z = term.posterior_means(c0, y)
-        middle = clock_of((half_logsnr(c0) + half_logsnr(c1)) / 2)
-        middle = term.aligned(jnp.clip(middle, c0, c1))
+        x0, z = term.posterior_means(here, y)
+        middle = jax.nn.softplus((here.half_logsnr + there.half_logsnr) / 2)
+        middle = term.node(jnp.clip(middle, here.clock, there.clock))
         x0_m, z_m = term.posterior_means(middle, ddim(middle, x0, z))
-        shrink, gain = decay(c0, c1)
+        shrink, gain = decay(here, there)
         rise = gain / jnp.where(shrink > 0, shrink, 1)  # exp(h) - 1
-        if c0.ndim:  # coordinates meet their own middle a little earlier or later
-            share = half_logsnr(middle) - half_logsnr(c0)
-            rise = rise * (half_logsnr(c1) - half_logsnr(c0)) / 2 / share
-        whole_step = ddim(c1, x0, z) - scales(c1)[1] * rise * (z_m - z)
-        return jnp.where(shrink > 0, whole_step, ddim(c1, x0_m, z_m)), None, None
+        if (
+            here.clock.ndim
+        ):  # coordinates meet their own middle a little earlier or later
+            share = middle.half_logsnr - here.half_logsnr
+            rise = rise * (there.half_logsnr - here.half_logsnr) / 2 / share
+        whole_step = ddim(there, x0, z) - there.tau * rise * (z_m - z)
+        return jnp.where(shrink > 0, whole_step, ddim(there, x0_m, z_m)), None, None
 
 
 class DPMSolverPP(AbstractSemilinearSolver):
@@ -69,24 +72,24 @@ class DPMSolverPP(AbstractSemilinearSolver):
         """The order of convergence."""
         return self.points
 
-    def start(self, term, c0, c1, y):
+    def start(self, term, here, there, y):
         """No prediction is known."""
-        return multistep.empty(self.points - 1, y, c0, False)
+        return multistep.empty(self.points - 1, y, here, False)
 
-    def advance(self, term, c0, c1, y, state):
+    def advance(self, term, here, there, y, state):
         """One evaluation, one step."""
-        means = term.posterior_means(c0, y)
+        means = term.posterior_means(here, y)
         order = 1 if self.points == 2 else self.points
         earlier = state
         y1, state = multistep.predict(
-            prediction.x0, jnp.ones(()), order, c0, c1, y, means, state
+            prediction.x0, jnp.ones(()), order, here, there, y, means, state
         )
         if self.points == 2:
-            gain = decay(c0, c1)[1]
-            rise = half_logsnr(c1) - half_logsnr(c0)
-            before = half_logsnr(c0) - earlier.nodes[0]
+            gain = decay(here, there)[1]
+            rise = there.half_logsnr - here.half_logsnr
+            before = here.half_logsnr - earlier.nodes[0]
             known = (earlier.step > 0) & (before > 0)
             ratio = jnp.where(known, rise / jnp.where(known, before, 1), 0)
             change = means[0] - earlier.values[0]
-            y1 = y1 + 0.5 * ratio * scales(c1)[0] * gain * change
+            y1 = y1 + 0.5 * ratio * there.a * gain * change
         return y1, None, state

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from . import multistep
-from .semilinear import decay, half_logsnr, kept, root, scales
+from .semilinear import decay, kept, root
 from .solver import AbstractSemilinearSolver, whole
 
 
@@ -41,25 +41,25 @@ class DPMSolverSDE(AbstractSemilinearSolver):
         """The strong order for the additive noise of the reverse SDE."""
         return 1
 
-    def start(self, term, c0, c1, y):
+    def start(self, term, here, there, y):
         """No prediction is known."""
-        return multistep.empty(1, y, c0, False)
+        return multistep.empty(1, y, here, False)
 
-    def advance(self, term, c0, c1, y, state):
+    def advance(self, term, here, there, y, state):
         """One evaluation, one step."""
-        x0, z = term.posterior_means(c0, y)
-        (a1, tau1), (shrink, gain) = scales(c1), decay(c0, c1)
+        x0, z = term.posterior_means(here, y)
+        (a1, tau1), (shrink, gain) = (there.a, there.tau), decay(here, there)
         keep, lost, fresh = kept(shrink, term.stochasticity), gain, None
         if term.stochasticity is not None:
             lost, fresh = 1 - shrink * keep, root(1 - keep**2)
         y1 = a1 * x0 + tau1 * keep * z
-        here = half_logsnr(c0)
+        start = here.half_logsnr
         if self.points == 2:
-            before = here - state.nodes[0]
+            before = start - state.nodes[0]
             known = (state.step > 0) & (before > 0)
-            rise = half_logsnr(c1) - here
+            rise = there.half_logsnr - start
             ratio = jnp.where(known, rise / jnp.where(known, before, 1), 0)
             y1 = y1 + 0.5 * ratio * a1 * lost * (x0 - state.values[0])
         if fresh is not None:
             y1 = y1 + tau1 * fresh * term.normal()
-        return y1, None, multistep.History(state.step + 1, (x0,), here[None], None)
+        return y1, None, multistep.History(state.step + 1, (x0,), start[None], None)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..typing import Scalar, float_array, number
-from .semilinear import ddim, root, scales
+from .semilinear import ddim, root
 from .solver import AbstractSemilinearSolver
 
 
@@ -43,41 +43,41 @@ class EDMHeun(AbstractSemilinearSolver):
         """The order of convergence without churn."""
         return 2
 
-    def start(self, term, c0, c1, y):
+    def start(self, term, here, there, y):
         """The clock of the highest noise level, which churn does not exceed."""
-        return c0
+        return here
 
-    def advance(self, term, c0, c1, y, state):
+    def advance(self, term, here, there, y, state):
         """Two evaluations, one step."""
         if self.s_churn is not None:
-            if c0.ndim:
+            if here.clock.ndim:
                 raise ValueError(
                     "churn raises one noise level, and on this path every coordinate "
                     "has its own. Use EDMHeun() without s_churn, or a stochasticity "
                     "with DPMSolverSDE()."
                 )
-            c0, y = self._churn(term, c0, c1, y, state)
-        x0, z = term.posterior_means(c0, y)
-        first = ddim(c1, x0, z)
-        z1 = term.posterior_means(c1, first)[1]
-        (a0, tau0), (a1, tau1) = scales(c0), scales(c1)
+            here, y = self._churn(term, here, y, state)
+        x0, z = term.posterior_means(here, y)
+        first = ddim(there, x0, z)
+        z1 = term.posterior_means(there, first)[1]
+        (a0, tau0), (a1, tau1) = (here.a, here.tau), (there.a, there.tau)
         # a1 (r1 - r0) (z1 - z) / 2 on top of DDIM, with r = tau / a
         width = tau1 - a1 * tau0 / jnp.where(a0 > 0, a0, 1)
         second = first + 0.5 * width * (z1 - z)
         return jnp.where(a0 > 0, second, first), None, state
 
-    def _churn(self, term, c0, c1, y, top):
-        a, tau = scales(c0)
+    def _churn(self, term, here, y, top):
+        a, tau = here.a, here.tau
         steps = len(term.brownian.ts)
-        gamma = jnp.minimum(self.s_churn / steps, np.sqrt(2) - 1).astype(c0.dtype)
+        gamma = jnp.minimum(self.s_churn / steps, np.sqrt(2) - 1).astype(a.dtype)
         r = tau / jnp.where(a > 0, a, 1)
         inside = (a > 0) & (r >= self.s_min) & (r <= self.s_max)
         raised = r * (1 + jnp.where(inside, gamma, 0))
-        a_top, tau_top = scales(top)
-        ceiling = tau_top / jnp.where(a_top > 0, a_top, 1e-6)
+        ceiling = top.tau / jnp.where(top.a > 0, top.a, 1e-6)
         raised = jnp.maximum(jnp.minimum(raised, ceiling), r)
         noise = root(raised**2 - r**2) * self.s_noise
         point = y / jnp.where(a > 0, a, 1) + noise * term.normal()
-        clock = jnp.where(inside, jnp.log1p(1 / raised), c0)
-        y = jnp.where(inside, scales(clock)[0] * point, y).astype(y.dtype)
-        return clock, y
+        clock = jnp.where(inside, jnp.log1p(1 / raised), here.clock)
+        node = term.node(clock)
+        y = jnp.where(inside, node.a * point, y).astype(y.dtype)
+        return node, y

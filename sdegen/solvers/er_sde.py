@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from . import multistep
-from .semilinear import half_logsnr, integrals, root, scales
+from .semilinear import integrals, root
 from .solver import AbstractSemilinearSolver, whole
 
 
@@ -50,16 +50,16 @@ class ERSDE(AbstractSemilinearSolver):
         """The strong order for the additive noise of the reverse SDE."""
         return 1
 
-    def start(self, term, c0, c1, y):
+    def start(self, term, here, there, y):
         """No prediction is known."""
-        return multistep.empty(max(self.points - 1, 1), y, c0, False)
+        return multistep.empty(max(self.points - 1, 1), y, here, False)
 
-    def advance(self, term, c0, c1, y, state):
+    def advance(self, term, here, there, y, state):
         """One evaluation, one step."""
-        x0, z = term.posterior_means(c0, y)
+        x0, z = term.posterior_means(here, y)
         power = 0.0 if term.stochasticity is None else term.stochasticity**2
-        a1, tau1 = scales(c1)
-        here, there = half_logsnr(c0), half_logsnr(c1)
+        a1, tau1 = there.a, there.tau
+        start, stop = here.half_logsnr, there.half_logsnr
 
         def log_noise(lam):
             return power * jnp.log(self.noise(jnp.exp(-lam)))
@@ -67,19 +67,17 @@ class ERSDE(AbstractSemilinearSolver):
         def density(lam):
             # d/dlambda of phi(r1) / phi(r), phi(r) = r g(r)^power, r = exp(-lambda)
             slope = jax.jvp(log_noise, (lam,), (jnp.ones_like(lam),))[1]
-            return jnp.exp(lam - there + log_noise(there) - log_noise(lam)) * (
-                1 - slope
-            )
+            return jnp.exp(lam - stop + log_noise(stop) - log_noise(lam)) * (1 - slope)
 
-        keep = jnp.exp(log_noise(there) - log_noise(here))
+        keep = jnp.exp(log_noise(stop) - log_noise(start))
         # From alpha = 0, where g may be infinite, nothing of the old noise is kept.
-        keep = jnp.where((c0 > 0) | (power == 0), keep, 0.0)
+        keep = jnp.where((here.a > 0) | (power == 0), keep, 0.0)
         y1 = a1 * x0 + tau1 * keep * z
         values = (x0, *state.values)
-        nodes = jnp.concatenate([here[None], state.nodes])
+        nodes = jnp.concatenate([start[None], state.nodes])
         if self.points > 1:
             known = jnp.minimum(state.step + 1, self.points)
-            weights = integrals(nodes[: self.points], known, here, there, density)
+            weights = integrals(nodes[: self.points], known, start, stop, density)
             y1 = y1 + a1 * multistep.combine(weights, values[: self.points])
         if term.stochasticity is not None:
             y1 = y1 + tau1 * root(1 - keep**2) * term.normal()

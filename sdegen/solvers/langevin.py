@@ -5,7 +5,7 @@ import math
 import equinox as eqx
 
 from ..typing import Scalar, number
-from .semilinear import decay, kept, root, scales
+from .semilinear import decay, kept, root
 from .solver import AbstractSemilinearSolver
 
 
@@ -40,22 +40,22 @@ class Langevin(AbstractSemilinearSolver):
         """The strong order of the predictor."""
         return 1
 
-    def start(self, term, c0, c1, y):
+    def start(self, term, here, there, y):
         """No state."""
         return None
 
-    def advance(self, term, c0, c1, y, state):
+    def advance(self, term, here, there, y, state):
         """A step and its corrections."""
-        x0, z = term.posterior_means(c0, y)
-        (a1, tau1), keep = scales(c1), kept(decay(c0, c1)[0], term.stochasticity)
-        y = a1 * x0 + tau1 * keep * z
+        x0, z = term.posterior_means(here, y)
+        keep = kept(decay(here, there)[0], term.stochasticity)
+        y = there.a * x0 + there.tau * keep * z
         if term.stochasticity is not None:
-            y = y + tau1 * root(1 - keep**2) * term.normal()
+            y = y + there.tau * root(1 - keep**2) * term.normal()
         snr = self.snr.astype(y.dtype)
         for i in range(self.corrections):
-            z = term.posterior_means(c1, y)[1]
+            z = term.posterior_means(there, y)[1]
             # e score = -2 snr^2 sigma z, sqrt(2 e) = 2 snr sigma
-            y = y + 2 * snr * tau1 * (term.normal(i + 1) - snr * z)
+            y = y + 2 * snr * there.tau * (term.normal(i + 1) - snr * z)
         return y, None, None
 
     def __check_init__(self):

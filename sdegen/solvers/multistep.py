@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from ..processes.prediction import Prediction, eps
 from ..typing import Scalar
-from .semilinear import FLOOR, integrals, scales, splitting
+from .semilinear import FLOOR, Node, integrals, splitting
 
 
 class Weights(eqx.Module):
@@ -42,9 +42,11 @@ class History(NamedTuple):
     """L of the last step, which a corrector starts from; None without one."""
 
 
-def empty(length: int, y: Float[Array, "batch ..."], c, corrects: bool) -> History:
+def empty(
+    length: int, y: Float[Array, "batch ..."], node: Node, corrects: bool
+) -> History:
     """A history of `length` predictions, none of them known yet."""
-    zero, nodes = jnp.zeros_like(y), jnp.zeros((length, *c.shape), c.dtype)
+    zero, nodes = jnp.zeros_like(y), jnp.zeros((length, *node.a.shape), node.a.dtype)
     step = jnp.zeros((), jnp.int32)
     return History(step, (zero,) * length, nodes, zero if corrects else None)
 
@@ -69,25 +71,25 @@ def predict(
     prediction: Prediction,
     sigma_data: Scalar,
     order: int,
-    c0,
-    c1,
+    here: Node,
+    there: Node,
     y,
     means,
     history: History,
     learned: Float[Array, "steps order"] | None = None,
 ) -> tuple[Float[Array, "batch ..."], History]:
-    """(y at c1, the history from there) by (1) with at most `order` nodes."""
-    rule, s = splitting(kind), sigma_data.astype(y.dtype)
-    here, there = (*scales(c0), s), (*scales(c1), s)
-    value, node = rule.value(*means, *here), rule.variable(*here)
+    """(y there, the history from there) by (1) with at most `order` nodes."""
+    rule, s = splitting(prediction), sigma_data.astype(y.dtype)
+    start, stop = (here.a, here.tau, s), (there.a, there.tau, s)
+    value, node = rule.value(*means, *start), rule.variable(*start)
     values = (value, *history.values)
     nodes = jnp.concatenate([node[None], history.nodes])
     corrects = history.linear is not None
-    linear = rule.linear(c0, c1, y, *means, s, corrects)
+    linear = rule.linear(here, there, y, *means, s, corrects)
     y1 = linear
     if order > 1 or learned is not None:
         known = jnp.minimum(history.step + 1, order)
-        end, scale = rule.variable(*there), rule.scale(*there)
+        end, scale = rule.variable(*stop), rule.scale(*stop)
         weights = integrals(nodes[:order], known, node, end, rule.density)
         if learned is not None:
             learned = jnp.where(jnp.arange(order) < known, learned[history.step], 0)
@@ -106,19 +108,19 @@ def correct(
     prediction: Prediction,
     sigma_data: Scalar,
     order: int,
-    c1,
+    here: Node,
     y,
     means,
     history: History,
     learned: Float[Array, "steps nodes"] | None = None,
 ) -> Float[Array, "batch ..."]:
-    """y at c1, now that the prediction there is known, with at most `order` nodes.
+    """y here, now that the prediction is known, with at most `order` nodes.
 
-    `history` is that after the step to c1; before the first step y stays as it is.
+    `history` is that after the step to here; before the first step y stays as it is.
     """
-    rule, s = splitting(kind), sigma_data.astype(y.dtype)
-    there = (*scales(c1), s)
-    value, node = rule.value(*means, *there), rule.variable(*there)
+    rule, s = splitting(prediction), sigma_data.astype(y.dtype)
+    place = (here.a, here.tau, s)
+    value, node = rule.value(*means, *place), rule.variable(*place)
     start, older = history.nodes[0], slice(1, order - 1)
     values = (history.values[0], value, *history.values[older])
     nodes = jnp.concatenate([jnp.stack([start, node]), history.nodes[older]])
@@ -128,9 +130,9 @@ def correct(
         row = learned[jnp.maximum(history.step - 1, 0)]
         learned = jnp.where(jnp.arange(order) < known, row, 0)
     change = combine(weights, values, learned, _unit(rule, start, node))
-    better = history.linear + rule.scale(*there) * change
+    better = history.linear + rule.scale(*place) * change
     # In eps a step from alpha = 0 has no corrector: its weights are infinite.
     usable = history.step > 0
-    if kind is eps:
+    if prediction is eps:
         usable &= start > np.log(FLOOR) + 1e-3
     return jnp.where(usable, better, y)

@@ -46,7 +46,7 @@ from jaxtyping import Array, Float, Int
 
 from ..processes import prediction
 from ..processes.brownian import GridBrownianPath, TreeBrownianPath
-from ..processes.path import NoiseInverse
+from ..processes.path import AbstractPath, NoiseInverse
 from ..processes.prediction import PosteriorMeans, Prediction
 from ..typing import PyTree, Scalar, ScalarLike
 
@@ -56,25 +56,48 @@ FLOOR = 1e-3  # a / tau below which lambda, an abscissa only, stops
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 
 
-def scales(c: Clock) -> tuple[Clock, Clock]:
-    """(a, tau) at the clock c, equation (1)."""
-    return -jnp.expm1(-c), jnp.exp(-c)
+class Node(eqx.Module):
+    """A point of the clock, with all that a step needs of it.
+
+    `clock` is c, a scalar or one for each coordinate of a sample; `a` and `tau` are
+    those of (1); `t` is the time of the path; `scale` is x / y, alpha + sigma.
+    """
+
+    clock: Clock
+    a: Clock
+    tau: Clock
+    t: Scalar
+    scale: Clock
+
+    @classmethod
+    def at(cls, path: AbstractPath, t: Scalar) -> "Node":
+        """The node at the time t of a path."""
+        alpha, sigma = path.scales(t)
+        total = alpha + sigma
+        return cls(jnp.log1p(alpha / sigma), alpha / total, sigma / total, t, total)
+
+    @classmethod
+    def of_clock(cls, inverse: NoiseInverse, c: Clock) -> "Node":
+        """The node of a clock that the grid does not know: its time by the inverse.
+
+        Of local clocks it takes the mean, as they must belong to one time.
+        """
+        c = jnp.mean(c)
+        t = inverse(c)
+        alpha, sigma = inverse.path.scales(t)
+        c = jnp.log1p(alpha / sigma) if alpha.ndim else c
+        return cls(c, -jnp.expm1(-c), jnp.exp(-c), t, alpha + sigma)
+
+    @property
+    def half_logsnr(self) -> Clock:
+        """lambda, not below log(1e-3)."""
+        return jnp.log(jnp.maximum(self.a / self.tau, FLOOR))
 
 
-def half_logsnr(c: Clock) -> Clock:
-    """lambda at the clock c, not below log(1e-3)."""
-    return jnp.log(jnp.maximum(jnp.expm1(c), FLOOR))
-
-
-def clock_of(half_logsnr: Clock) -> Clock:
-    """The clock c of a lambda, the inverse of (1)."""
-    return jax.nn.softplus(half_logsnr)
-
-
-def decay(c0: Clock, c1: Clock) -> tuple[Clock, Clock]:
-    """(exp(-h), 1 - exp(-h)) over the step from c0 to c1, equation (2)."""
-    a0, a1 = -jnp.expm1(-c0), -jnp.expm1(-c1)
-    return a0 / a1 * jnp.exp(c0 - c1), -jnp.expm1(c0 - c1) / a1
+def decay(here: Node, there: Node) -> tuple[Clock, Clock]:
+    """(exp(-h), 1 - exp(-h)) over a step, equation (2)."""
+    step = here.clock - there.clock
+    return here.a / there.a * jnp.exp(step), -jnp.expm1(step) / there.a
 
 
 def root(v: Array) -> Array:
@@ -84,7 +107,7 @@ def root(v: Array) -> Array:
 
 
 def kept(shrink: Clock, stochasticity: ScalarLike | None) -> Clock | float:
-    """exp(-strength^2 h) from exp(-h): the share of the old noise after a step."""
+    """exp(-lambda^2 h) from exp(-h): the share of the old noise after a step."""
     if stochasticity is None:
         return 1.0
     power, positive = stochasticity**2, shrink > 0
@@ -96,7 +119,7 @@ class SemilinearTerm(dfx.AbstractTerm):
     """The flow of a denoiser in the clock c, with what an exponential solver asks for.
 
     As a plain Diffrax term it is the probability flow dy/dc = tau (x0_hat - z_hat).
-    `stochasticity` is the strength of the reverse SDE, None for the flow; `brownian`
+    `stochasticity` is the noise level of the reverse SDE, None for the flow; `brownian`
     drives it, None where nothing is drawn; `cell` is the step that is being taken, on
     the clock of the whole. y is (batch, ...).
     """
@@ -109,17 +132,14 @@ class SemilinearTerm(dfx.AbstractTerm):
     cell: tuple[Scalar, Scalar] | None = None
 
     def posterior_means(
-        self, c: Clock, y: Float[Array, "batch ..."]
+        self, node: Node, y: Float[Array, "batch ..."]
     ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
-        """(x0_hat, z_hat) at y and the local clocks c: one network evaluation."""
-        t, path = self.inverse(jnp.mean(c) if c.ndim else c), self.denoiser.path
-        return self.denoiser.posterior_means(
-            t, (path.alpha(t) + path.sigma(t)) * y, self.cond
-        )
+        """(x0_hat, z_hat) at y and a node: one network evaluation."""
+        return self.denoiser.posterior_means(node.t, node.scale * y, self.cond)
 
-    def aligned(self, c: Clock) -> Clock:
-        """The local clocks nearest to c that belong to one time: of the same mean."""
-        return self.inverse.local(jnp.mean(c)) if c.ndim else c
+    def node(self, c: Clock) -> Node:
+        """The node at a clock that the grid does not know."""
+        return Node.of_clock(self.inverse, c)
 
     def normal(self, draw: int = 0) -> Float[Array, "..."]:
         """A standard normal of the shape of y for the step, another for each `draw`."""
@@ -132,9 +152,9 @@ class SemilinearTerm(dfx.AbstractTerm):
 
     def vf(self, t, y, args):
         """dy/dc of the probability flow."""
-        c = self.inverse.local(t)
-        x0, z = self.posterior_means(c, y)
-        return jnp.exp(-c) * self.inverse.local_rate(t) * (x0 - z)
+        node = self.node(t)
+        x0, z = self.posterior_means(node, y)
+        return node.tau * self.inverse.local_rate(t) * (x0 - z)
 
     def contr(self, t0, t1, **kwargs):
         """The step."""
@@ -146,11 +166,10 @@ class SemilinearTerm(dfx.AbstractTerm):
 
 
 def ddim(
-    c: Clock, x0: Float[Array, "batch ..."], z: Float[Array, "batch ..."]
+    node: Node, x0: Float[Array, "batch ..."], z: Float[Array, "batch ..."]
 ) -> Float[Array, "batch ..."]:
-    """a x0 + tau z at the clock c: the step of DDIM, exact if neither end moves."""
-    a, tau = scales(c)
-    return a * x0 + tau * z
+    """a x0 + tau z at a node: the step of DDIM, exact if neither mean changes."""
+    return node.a * x0 + node.tau * z
 
 
 @dataclass(frozen=True)
@@ -164,18 +183,18 @@ class Splitting:
     density: Callable
     """w(xi)."""
 
-    def linear(self, c0, c1, y, x0, z, s, corrected):
-        """y at c1 if p stays as it is; `corrected` where y is not a x0 + tau z."""
-        here, there = (*scales(c0), s), (*scales(c1), s)
+    def linear(self, start, stop, y, x0, z, s, corrected):
+        """y at `stop` if p stays; `corrected` where y is not a x0 + tau z."""
+        here, there = (start.a, start.tau, s), (stop.a, stop.tau, s)
         if self is _SPLITTINGS[prediction.edm]:
             angle = self.variable(*there) - self.variable(*here)
             rise = angle * self.value(x0, z, *here)
             return self.scale(*there) * (y / self.scale(*here) + rise)
         if not corrected:
-            return ddim(c1, x0, z)
-        start = self.scale(*here)
-        ratio = jnp.where(start > 0, self.scale(*there) / jnp.maximum(start, 1e-30), 0)
-        return ddim(c1, x0, z) + ratio * (y - ddim(c0, x0, z))
+            return ddim(stop, x0, z)
+        scale = self.scale(*here)
+        ratio = jnp.where(scale > 0, self.scale(*there) / jnp.maximum(scale, 1e-30), 0)
+        return ddim(stop, x0, z) + ratio * (y - ddim(start, x0, z))
 
 
 def _lambda(a, tau, s):

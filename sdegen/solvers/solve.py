@@ -5,7 +5,9 @@ it lowers for any platform, never hangs a pod, and puts no collective into the s
 loop.
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ..processes.brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
-from ..typing import PyTree
+from ..typing import PyTree, Scalar
 from .grids import Adaptive
 from .semilinear import SemilinearTerm
 from .solver import AbstractSemilinearSolver
@@ -42,21 +44,6 @@ class Solution(eqx.Module):
     def ok(self) -> Array:
         """Whether the solve reached its end."""
         return self.result == dfx.RESULTS.successful
-
-
-class GridController(dfx.StepTo):
-    """`diffrax.StepTo` without its run-time checks, which are host callbacks.
-
-    The grid is made, and checked, by the caller.
-    """
-
-    def wrap(self, direction):
-        """The grid on Diffrax's internal clock."""
-        return type(self)(ts=self.ts * direction)
-
-    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        """The first step, and the index of the end of the second."""
-        return self.ts[1], 2
 
 
 def checked(result: dfx.RESULTS, x: PyTree) -> dfx.RESULTS:
@@ -167,6 +154,15 @@ def brownian_path(
     return TreeBrownianPath(low, high, tolerance, keys, shape, levy_area)
 
 
+class Solved(NamedTuple):
+    """The states at the end, or along the way, with a leading axis of frames."""
+
+    ys: PyTree
+    ts: Float[Array, " frames"]
+    steps: Int[Array, ""]
+    result: dfx.RESULTS
+
+
 def solve(
     drift: Callable | dfx.AbstractTerm,
     y0: PyTree,
@@ -178,14 +174,28 @@ def solve(
     keys: Key[Array, " batch"] | None = None,
     trajectory: bool = False,
     refinable: bool = False,
-) -> dfx.Solution:
+    rows: PyTree = None,
+) -> Solved:
     """Integrate dy = drift(u, y) du [+ noise(u, y) dW] along the rising `clock`.
 
-    `drift` may be a Diffrax term, which then is the whole equation. Steps end at the
-    points of `clock`, or, given `adaptive`, where the error says, between its first and
-    last point. `y0` may be a pytree of batches, where there is no noise. `keys` has one
-    key per sample; `refinable` noise is the same path on
-    every clock of the same ends. Trace-time only: call it inside a jitted function.
+    Trace-time only: call it inside a jitted function.
+
+    **Arguments:**
+
+    - `drift`: a function (u, y, args) -> slope, or a Diffrax term, which then is the
+      whole equation.
+    - `y0`: a batch, or where there is no noise a pytree of batches.
+    - `clock`: the points at which steps end, (steps + 1,); with `adaptive` its first
+      and last point.
+    - `solver`: any Diffrax solver.
+    - `adaptive`: let the error estimate choose the steps; none by default.
+    - `noise`: a function (u, y, args) -> g; none by default.
+    - `keys`: one key per sample for the noise, (batch,).
+    - `trajectory`: keep the state at every point of the clock.
+    - `refinable`: noise that is the same path on every clock of the same range.
+    - `rows`: what the equation needs of each point of the clock, a pytree with that
+      leading axis. The pair of a step's ends is handed to the equation as `args`, a
+      `Stages`, so that nothing of it is computed in the loop.
     """
     term = drift if isinstance(drift, dfx.AbstractTerm) else dfx.ODETerm(drift)
     semilinear = isinstance(solver, AbstractSemilinearSolver)
@@ -204,37 +214,95 @@ def solve(
         )
         term = dfx.MultiTerm(term, NoiseTerm(noise, path))
     if adaptive is None:
-        steps, dt0, controller = len(clock) - 1, None, GridController(clock)
-        saveat = dfx.SaveAt(t0=trajectory, steps=trajectory, t1=not trajectory)
-        adjoint = dfx.RecursiveCheckpointAdjoint(checkpoints=steps)
-    else:
-        # Without dt0 Diffrax would try 0.01 whatever the scale of the clock.
-        steps, dt0 = adaptive.max_steps, 0.01 * (clock[-1] - clock[0])
-        # A step below the tree's resolution would see noise of the wrong law.
-        dtmin = None if noise is None else 2 * _TREE * (clock[-1] - clock[0])
-        dtype = jnp.result_type(*jax.tree.leaves(y0))
-        controller = dfx.PIDController(
-            rtol=adaptive.rtol.astype(dtype),
-            atol=adaptive.atol.astype(dtype),
-            norm=worst_sample_norm,
-            dtmin=dtmin,
-        )
-        frames = jnp.linspace(clock[0], clock[-1], _FRAMES)
-        saveat = dfx.SaveAt(ts=frames) if trajectory else dfx.SaveAt(t1=True)
-        adjoint = dfx.RecursiveCheckpointAdjoint()
-    return dfx.diffeqsolve(
+        return _scan(term, y0, clock, solver, trajectory, rows)
+    # Without dt0 Diffrax would try 0.01 whatever the scale of the clock.
+    span = clock[-1] - clock[0]
+    dtype = jnp.result_type(*jax.tree.leaves(y0))
+    controller = dfx.PIDController(
+        rtol=adaptive.rtol.astype(dtype),
+        atol=adaptive.atol.astype(dtype),
+        norm=worst_sample_norm,
+        # A step below the tree's resolution would see noise of the wrong distribution.
+        dtmin=None if noise is None else 2 * _TREE * span,
+    )
+    frames = jnp.linspace(clock[0], clock[-1], _FRAMES)
+    out = dfx.diffeqsolve(
         term,
         solver,
         t0=clock[0],
         t1=clock[-1],
-        dt0=dt0,
+        dt0=0.01 * span,
         y0=y0,
         stepsize_controller=controller,
-        saveat=saveat,
-        adjoint=adjoint,
-        max_steps=steps,
+        saveat=dfx.SaveAt(ts=frames) if trajectory else dfx.SaveAt(t1=True),
+        adjoint=dfx.RecursiveCheckpointAdjoint(),
+        max_steps=adaptive.max_steps,
         throw=False,
     )
+    return Solved(out.ys, out.ts, out.stats["num_steps"], out.result)
+
+
+class Stages(NamedTuple):
+    """The rows of a step's two ends, as Diffrax's `args` of the step."""
+
+    start: Scalar
+    stop: Scalar
+    rows: tuple[PyTree, PyTree]
+
+    def row(self, u: Scalar) -> PyTree:
+        """The row of the end that u is: for solvers whose stages are at the ends."""
+        first = u - self.start < self.stop - u
+        return jax.tree.map(lambda a, b: jnp.where(first, a, b), *self.rows)
+
+
+def stages_at_ends(solver: dfx.AbstractSolver) -> bool:
+    """Whether a solver asks for the equation at both ends of its steps alone."""
+    if isinstance(solver, AbstractSemilinearSolver | dfx.Euler):
+        return True
+    return type(solver) is dfx.Heun
+
+
+def _scan(term, y0, clock, solver, trajectory, rows) -> Solved:
+    """Fixed steps: a scan over the solver's own steps, as `diffeqsolve` takes them.
+
+    A fixed grid needs nothing else of Diffrax's loop (error control, dense output, a
+    count of steps that is not known before), which is most of its program.
+    """
+    semilinear = isinstance(solver, AbstractSemilinearSolver)
+
+    def arguments(t0, t1, pair):
+        if rows is None:
+            return None
+        return pair if semilinear else Stages(t0, t1, pair)
+
+    pairs = jax.tree.map(lambda a: (a[:-1], a[1:]), rows)
+    pairs = jax.tree.transpose(
+        jax.tree.structure(rows), jax.tree.structure((0, 0)), pairs
+    )
+    steps = (clock[:-1], clock[1:], pairs)
+    first = jax.tree.map(lambda a: a[0], steps)
+    state = solver.init(term, *first[:2], y0, arguments(*first))
+
+    # Backwards a step is computed again from its state, which alone is kept.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(carry, now):
+        y, state, result = carry
+        y1, _, _, state, done = solver.step(
+            term, *now[:2], y, arguments(*now), state, False
+        )
+        y1 = jax.tree.map(lambda new, old: new.astype(old.dtype), y1, y)
+        ok = result == dfx.RESULTS.successful
+        result = dfx.RESULTS.where(ok, done, result)
+        return (y1, state, result), y1 if trajectory else None
+
+    carry = (y0, state, dfx.RESULTS.successful)
+    (y, _, result), frames = jax.lax.scan(step, carry, steps)
+    ys = jax.tree.map(lambda a: a[None], y)
+    ts = clock[-1:]
+    if trajectory:
+        ys = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), y0, frames)
+        ts = clock
+    return Solved(ys, ts, jnp.asarray(len(clock) - 1), result)
 
 
 def spread(

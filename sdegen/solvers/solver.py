@@ -5,17 +5,19 @@ import dataclasses
 
 import diffrax as dfx
 import equinox as eqx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from .semilinear import SemilinearTerm
+from .semilinear import Node, SemilinearTerm
 
 
 class AbstractSemilinearSolver(dfx.AbstractItoSolver):
     """A Diffrax solver of a `SemilinearTerm`, on its rising clock.
 
-    A solver writes `start` and `advance`, which are given the local clocks c0 and c1 at
-    both ends of a step. `family`: the largest stochasticity of the
-    reverse SDE that it follows, 0 for the flow alone. `draws`: it adds noise even to
+    A solver writes `start` and `advance`, which are given the nodes `here` and `there`
+    at both ends of a step. On a fixed grid Diffrax's `args` is that pair, a row of a
+    table that was made outside of the loop; else the nodes are found from the clock.
+    `family`: the largest stochasticity of the reverse SDE that it follows, 0 for the
+    flow alone. `draws`: it adds noise even to
     the flow. `calls`: network evaluations of a step; `calls_first`: before the first.
     """
 
@@ -28,12 +30,12 @@ class AbstractSemilinearSolver(dfx.AbstractItoSolver):
     calls_first: eqx.AbstractClassVar[int]
 
     @abc.abstractmethod
-    def start(self, term: SemilinearTerm, c0, c1, y: Float[Array, "batch ..."]):
+    def start(self, term: SemilinearTerm, here: Node, there: Node, y):
         """The state before the first step."""
 
     @abc.abstractmethod
-    def advance(self, term: SemilinearTerm, c0, c1, y, state):
-        """(y at c1, an error estimate or None, the state there) from y at c0."""
+    def advance(self, term: SemilinearTerm, here: Node, there: Node, y, state):
+        """(y there, an error estimate or None, the state there) from y here."""
 
     @property
     def steps(self) -> int | None:
@@ -47,18 +49,24 @@ class AbstractSemilinearSolver(dfx.AbstractItoSolver):
     def init(self, terms, t0, t1, y0, args):
         """The state before the first step."""
         term = _unwrap(terms)
-        return self.start(term, *map(term.inverse.local, (t0, t1)), y0)
+        return self.start(term, *_nodes(term, t0, t1, args), y0)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step, as Diffrax asks for it."""
         term = dataclasses.replace(_unwrap(terms), cell=(t0, t1))
-        clocks = map(term.inverse.local, (t0, t1))
-        y1, error, state = self.advance(term, *clocks, y0, solver_state)
+        nodes = _nodes(term, t0, t1, args)
+        y1, error, state = self.advance(term, *nodes, y0, solver_state)
         return y1, error, {"y0": y0, "y1": y1}, state, dfx.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
         """The right-hand side of the flow."""
         return terms.vf(t0, y0, args)
+
+
+def _nodes(term, t0, t1, args) -> tuple[Node, Node]:
+    if args is not None:
+        return args
+    return (term.node(t0), term.node(t1))
 
 
 def _unwrap(terms) -> SemilinearTerm:

@@ -59,18 +59,18 @@ class UniPC(AbstractSemilinearSolver):
         """The order of convergence."""
         return min(self.corrector, self.points + 1)
 
-    def start(self, term, c0, c1, y):
+    def start(self, term, here, there, y):
         """No prediction is known."""
-        return multistep.empty(max(self.points, self.corrector) - 1, y, c0, True)
+        return multistep.empty(max(self.points, self.corrector) - 1, y, here, True)
 
-    def advance(self, term, c0, c1, y, state):
+    def advance(self, term, here, there, y, state):
         """One evaluation: correct y, then predict."""
-        means, rule = term.posterior_means(c0, y), (self.prediction, self.sigma_data)
+        means, rule = term.posterior_means(here, y), (self.prediction, self.sigma_data)
         predictor = corrector = None
         if self.weights is not None:
             predictor, corrector = self.weights.predictor, self.weights.corrector
-        y = multistep.correct(*rule, self.corrector, c0, y, means, state, corrector)
+        y = multistep.correct(*rule, self.corrector, here, y, means, state, corrector)
         y1, state = multistep.predict(
-            *rule, self.points, c0, c1, y, means, state, predictor
+            *rule, self.points, here, there, y, means, state, predictor
         )
         return y1, None, state

@@ -1,0 +1,274 @@
+"""Sampling a denoiser: the probability flow, and every reverse SDE, of any path.
+
+A path x = alpha x0 + sigma z becomes, with y = x / (alpha + sigma) and the flow time
+tau = sigma / (alpha + sigma), the rectified flow y = (1 - tau) x0 + tau z. There
+
+    dy = (z_hat - x0_hat) dtau                                                      (1)
+
+is the probability flow of every path: no alpha', sigma', division by alpha or by sigma.
+Euler's method on (1) is DDIM (Song et al. 2021, "Denoising diffusion implicit models")
+for any process and any grid, and the higher orders inherit its exactness on point
+masses. The clock is u = 1 - tau, which rises.
+
+The stochastic family with the same marginals (equation (4) of `sde`) is regular in the
+clock l = log(alpha / sigma), where g^2 |dt| = 2 sigma^2 dl, with stochasticity lambda:
+
+    dy = tau [(1 - tau)(x0_hat - z_hat) - lambda^2 z_hat] dl
+         + lambda tau sqrt(2) dW                                                    (2)
+
+Noise is additive, so Euler, Heun, SRA1 and ShARK apply, and Ito equals Stratonovich.
+
+The solvers of `sdegen.solvers` see the same two equations as one `SemilinearTerm`, in
+the clock c = -log tau.
+
+On a fixed grid everything that depends on time alone is a row of a table that is made
+once, outside of the loop. Times are found from the clock, by `NoiseInverse`, only where
+no grid knows them: in adaptive steps and in stages inside a step.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..processes import prediction
+from ..processes.path import (
+    LOGSNR_FLOOR,
+    NoiseInverse,
+    basis_of,
+    check_sample,
+    noise_slope,
+)
+from ..processes.prediction import PosteriorMeans
+from ..solvers.adams import ExponentialAdams
+from ..solvers.grids import (
+    Adaptive,
+    CosineGrid,
+    FlowTimeGrid,
+    LogSNRGrid,
+    check_grid,
+)
+from ..solvers.semilinear import Node, SemilinearTerm
+from ..solvers.solve import brownian_path, check_solver, stages_at_ends
+from ..solvers.solver import AbstractSemilinearSolver
+from ..solvers.sscs import BackwardTerm
+from ..solvers.unipc import UniPC
+from ..typing import PyTree, Scalar, float_array, is_traced
+from .problem import AbstractProblem, Table
+
+
+class PathProblem(AbstractProblem):
+    """Equation (1), or (2), of a denoiser, from t_max to t_min."""
+
+    denoiser: PosteriorMeans
+    solver: dfx.AbstractSolver
+    grid: Any
+    stochasticity: Scalar | None
+    denoise: bool = eqx.field(static=True)
+    draws_start: ClassVar = True
+
+    @property
+    def semilinear(self) -> bool:
+        """Whether the solver takes the equation apart itself."""
+        return isinstance(self.solver, AbstractSemilinearSolver)
+
+    def table(self):
+        """The steps in the clock of the solver."""
+        path = self.denoiser.path
+        if self.adaptive is not None:
+            ts = jnp.stack([float_array(path.t_max), float_array(path.t_min)])
+        else:
+            ts = self.grid(path) if callable(self.grid) else self.grid
+            _check_steps(self.solver, len(ts) - 1)
+        if self.semilinear:
+            nodes = jax.vmap(lambda t: Node.at(path, t))(ts)
+            c = nodes.clock
+            return Table(c.mean(tuple(range(1, c.ndim))), ts, nodes)
+        alpha, sigma = jax.vmap(path.level)(ts)
+        if self.stochasticity is None:
+            clock, times = alpha / (alpha + sigma), ts
+        else:
+            # Nodes below the floor become one: steps of length zero, which change
+            # nothing.
+            l, floor = jnp.log(alpha) - jnp.log(sigma), LOGSNR_FLOOR / 2
+            clock = jnp.maximum(l, floor)
+            first = path.inverse()(jax.nn.softplus(jnp.asarray(floor, l.dtype)))
+            times = jnp.where(l < floor, first, ts)
+        rows = None
+        if stages_at_ends(self.solver):
+            rows = jax.vmap(lambda t, u: self._row(t, u))(times, clock)
+        return Table(clock, ts, rows)
+
+    def start(self, table, key, shape):
+        """Noise of the level at the start of the clock, in the path's coordinates."""
+        path = self.denoiser.path
+        if self.stochasticity is None or self.semilinear:
+            alpha, sigma = path.scales(table.times[0])
+            tau = sigma / (alpha + sigma)
+        else:
+            tau = jnp.exp(-path.inverse().local(jax.nn.softplus(table.clock[0])))
+        return tau * path.noise.sample(key, shape, table.clock.dtype)
+
+    def encode(self, table, x):
+        """y of given x at the first time."""
+        path = self.denoiser.path
+        return basis_of(path).coordinates(x) / sum(path.scales(table.times[0]))
+
+    def equation(self, table, keys, cond, shape, refinable):
+        """The term of a solver of `sdegen.solvers`, or slope and noise."""
+        denoiser, inverse = self.denoiser, self.denoiser.path.inverse()
+        if not self.semilinear:
+            field = _Field(self, inverse, cond)
+            return field, None if self.stochasticity is None else field.noise
+        brownian = None
+        if self.stochasticity is not None or self.solver.draws:
+            brownian = brownian_path(table.clock, keys, shape, refinable=refinable)
+        return SemilinearTerm(
+            denoiser, inverse, cond, self.stochasticity, brownian
+        ), None
+
+    def times(self, clock):
+        """The times at points of the clock."""
+        inverse = self.denoiser.path.inverse()
+        return jax.vmap(lambda u: inverse(self._c(u)))(clock)
+
+    def decode(self, t, y):
+        """x = (alpha + sigma) y, in the basis of the data."""
+        path = self.denoiser.path
+        return basis_of(path).data(sum(path.scales(t)) * y)
+
+    def finish(self, table, y, cond):
+        """x at the last time, or the posterior mean there."""
+        path, t = self.denoiser.path, table.times[-1]
+        if not self.denoise:
+            return self.decode(t, y), 0
+        x0 = self.denoiser.posterior_means(t, sum(path.scales(t)) * y, cond)[0]
+        return basis_of(path).data(x0), 1
+
+    def _c(self, u):
+        """-log tau at a point of the clock."""
+        if self.semilinear:
+            return u
+        return -jnp.log1p(-u) if self.stochasticity is None else jax.nn.softplus(u)
+
+    def _row(self, t, u):
+        """What (1) or (2) needs at the time t, where the clock is u."""
+        path, c = self.denoiser.path, self._c(u)
+        alpha, sigma = path.scales(t)
+        if self.stochasticity is None:
+            rate = jnp.ones_like(u)
+            if alpha.ndim:  # du_i / du where every coordinate has a clock of its own
+                slope = noise_slope(path, t)
+                ratio = jnp.exp(c) * sigma / (alpha + sigma)
+                rate = ratio * slope / jnp.mean(slope)
+            return _Row(t, alpha + sigma, None, rate)
+        if alpha.ndim == 0:
+            return _Row(t, alpha + sigma, jax.nn.sigmoid(-u), jnp.ones_like(u))
+        slope, tau = noise_slope(path, t), sigma / (alpha + sigma)
+        rate = slope / jnp.mean(slope) * jax.nn.sigmoid(u) / (1 - tau)
+        return _Row(t, alpha + sigma, tau, rate)
+
+
+class _Row(NamedTuple):
+    """Time, alpha + sigma, tau, and the derivative of the local clock in the clock."""
+
+    t: Scalar
+    scale: Array
+    tau: Array | None
+    rate: Array
+
+
+class _Field(eqx.Module):
+    """The right-hand side of (1) in the clock u, or of (2) in the clock l."""
+
+    problem: PathProblem
+    inverse: NoiseInverse
+    cond: PyTree
+
+    def __call__(self, u, y, args):
+        row, stochasticity = self._row(u, args), self.problem.stochasticity
+        x0, z = self.problem.denoiser.posterior_means(row.t, row.scale * y, self.cond)
+        if stochasticity is None:
+            return row.rate * (x0 - z)
+        pull = (1 - row.tau) * (x0 - z) - stochasticity.astype(u.dtype) ** 2 * z
+        return row.rate * row.tau * pull
+
+    def noise(self, l, y, args):
+        row, stochasticity = self._row(l, args), self.problem.stochasticity
+        scale = stochasticity.astype(l.dtype) * row.tau
+        return scale * jnp.sqrt(2 * row.rate).astype(l.dtype)
+
+    def _row(self, u, args):
+        if args is not None:
+            return args.row(u)
+        return self.problem._row(self.inverse(self.problem._c(u)), u)
+
+
+def path_problem(
+    denoiser, shape, *, solver, grid, stochasticity, denoise, refinable
+) -> PathProblem:
+    """The problem of a denoiser, checked; arguments as of `AbstractModel.problem`."""
+    path, flow = denoiser.path, stochasticity is None
+    check_sample(path, shape[1:])
+    if solver is None:
+        solver = getattr(grid, "solver", None) or _default(grid, flow, denoiser)
+    name = type(solver).__name__
+    if getattr(solver, "term_structure", None) is BackwardTerm:
+        raise ValueError(
+            f"{name} moves a whole state, position and velocity: call sample(key, "
+            "sdegen.Augmented(denoiser), shape, solver=...)."
+        )
+    check_solver(solver, isinstance(grid, Adaptive), not flow)
+    semilinear = isinstance(solver, AbstractSemilinearSolver)
+    if semilinear and not flow and not is_traced(stochasticity):
+        if float(stochasticity) > solver.family:
+            raise ValueError(
+                f"{name} takes a stochasticity from 0 to {solver.family:g}, got "
+                f"{float(stochasticity):g}. DPMSolverSDE() and ERSDE() take any."
+            )
+    noisy = not flow or (semilinear and solver.draws)
+    if noisy and not path.noise.gaussian:
+        raise ValueError(
+            f"the reverse SDE needs Gaussian noise, and {type(path).__name__} has "
+            f"noise={type(path.noise).__name__}. Sample with stochasticity=0 and a "
+            "solver that draws none."
+        )
+    if refinable and (flow or (semilinear and solver.draws)):
+        reason = "draws its own" if noisy else "solves the flow, which has none"
+        raise ValueError(
+            "refinable noise is that of the reverse SDE, stochasticity > 0; here "
+            f"{name} {reason}."
+        )
+    if grid is None or isinstance(grid, int | np.integer):
+        # Each in the clock that it is solved in, where equal steps serve it best.
+        steps = 32 if grid is None else int(grid)
+        if semilinear and flow:
+            grid = CosineGrid(steps, denoiser.overall_sigma_data)
+        else:
+            grid = (FlowTimeGrid if flow else LogSNRGrid)(steps)
+    if denoise is None:
+        denoise = getattr(grid, "denoise", False)
+    return PathProblem(denoiser, solver, check_grid(grid, path), stochasticity, denoise)
+
+
+def _check_steps(solver, steps):
+    """Learned weights are for one number of steps."""
+    if isinstance(solver, AbstractSemilinearSolver):
+        if solver.steps not in (None, steps):
+            raise ValueError(
+                f"the weights of this {type(solver).__name__} were learned for "
+                f"{solver.steps} steps, got a grid of {steps} steps. Use the grid that "
+                "they were learned with."
+            )
+
+
+def _default(grid, flow, denoiser) -> dfx.AbstractSolver:
+    if isinstance(grid, Adaptive):
+        if flow:
+            return ExponentialAdams(sigma_data=denoiser.overall_sigma_data)
+        return dfx.ShARK()
+    return UniPC(2, prediction=prediction.velocity) if flow else dfx.Heun()

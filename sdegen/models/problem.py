@@ -1,0 +1,69 @@
+"""How a model is sampled: what the driver of `sdegen.sampling` integrates."""
+
+import abc
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from ..solvers.grids import Adaptive
+from ..typing import PyTree, RandomKey
+
+
+class Table(NamedTuple):
+    """The steps of a solve: the rising clock, its times, and rows for the equation.
+
+    `rows` is what the equation needs of each point of the clock, with that leading
+    axis, or None (see `solvers.solve`).
+    """
+
+    clock: Float[Array, " points"]
+    times: Float[Array, " points"]
+    rows: PyTree = None
+
+
+class AbstractProblem(eqx.Module):
+    """A model with the solver and the grid of one call of `sample`, all checked.
+
+    The methods are called while the call is traced. A state may have another shape
+    than a sample.
+    """
+
+    solver: eqx.AbstractVar[dfx.AbstractSolver]
+    grid: eqx.AbstractVar[Any]
+    draws_start: eqx.AbstractClassVar[bool]
+    """Whether half of a sample's key draws its start."""
+
+    @property
+    def adaptive(self) -> Adaptive | None:
+        """The tolerances of adaptive steps, None for a fixed grid."""
+        return self.grid if isinstance(self.grid, Adaptive) else None
+
+    @abc.abstractmethod
+    def table(self) -> Table:
+        """The steps; with adaptive steps the first and the last point alone."""
+
+    @abc.abstractmethod
+    def start(self, table: Table, key: RandomKey, shape: tuple[int, ...]) -> Array:
+        """A draw of one state at the start of the clock, for samples of `shape`."""
+
+    @abc.abstractmethod
+    def encode(self, table: Table, x: Array) -> Array:
+        """The states at the start of the clock of a batch that is given."""
+
+    @abc.abstractmethod
+    def equation(self, table: Table, keys: Array, cond: PyTree, shape, refinable: bool):
+        """(slope or Diffrax term, noise or None) for a batch, as `solve` takes them."""
+
+    @abc.abstractmethod
+    def times(self, clock: Float[Array, " frames"]) -> Float[Array, " frames"]:
+        """The times at points of the clock."""
+
+    @abc.abstractmethod
+    def decode(self, t: Array, y: Array) -> Array:
+        """The batch of samples (or of points on their way) of states at time t."""
+
+    def finish(self, table: Table, y: Array, cond: PyTree) -> tuple[Array, int]:
+        """(the samples of the last states, evaluations that this takes)."""
+        return self.decode(table.times[-1], y), 0

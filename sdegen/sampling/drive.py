@@ -1,0 +1,119 @@
+"""The one driver of a solve: keys, start, sharding, the solve itself, `Solution`."""
+
+import operator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from ..models.problem import AbstractProblem
+from ..solvers.solve import Solution, checked, evaluations, solve, spread
+from ..typing import PyTree, RandomKey
+
+
+def drive(
+    key: RandomKey,
+    problem: AbstractProblem,
+    shape: tuple[int, ...],
+    *,
+    cond: PyTree = None,
+    start: Float[Array, "batch ..."] | None = None,
+    trajectory: bool = False,
+    refinable: bool = False,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Solution:
+    """Solve a problem for a batch; the arguments are those of `sample`."""
+    check_sharding(sharding, shape)
+    if start is not None:
+        draw = lambda k: problem.start(problem.table(), k, shape[1:])  # noqa: E731
+        own = (shape[0], *jax.eval_shape(draw, key).shape)
+        if start.shape != own:
+            raise ValueError(
+                "start must be a batch of states at the first time, of the shape "
+                f"{own}, got {start.shape}."
+            )
+    return _drive(key, problem, cond, start, shape, trajectory, refinable, sharding)
+
+
+def whole_numbers(shape) -> tuple[int, ...]:
+    """A shape (batch, ...) with at least two axes, or a sentence."""
+    try:
+        found = tuple(operator.index(n) for n in shape)
+    except TypeError:
+        found = ()
+    if len(found) < 2 or min(found) < 1:
+        raise ValueError(
+            "sample needs a shape (batch, ...) of whole numbers with at least two "
+            f"axes, got {shape!r}. For 1-D data use (batch, 1)."
+        )
+    return found
+
+
+def check_sharding(sharding: jax.sharding.Sharding | None, shape) -> None:
+    """Refuse a sharding that does not split the batch in equal parts."""
+    if sharding is None:
+        return
+    try:
+        sharding.shard_shape(shape[:1])
+    except ValueError:
+        raise ValueError(
+            f"sharding must split the batch axis alone, in equal parts, got {sharding} "
+            f"for a batch of {shape[0]}. Use sdegen.mesh.batch_sharding(mesh)."
+        ) from None
+
+
+def constrain(x: Array, sharding: jax.sharding.Sharding | None) -> Array:
+    """`x` split over its batch as `sharding` says; as it is for None."""
+    if sharding is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def sample_keys(
+    key: RandomKey, batch: int, sharding: jax.sharding.Sharding | None = None
+) -> Key[Array, " batch"]:
+    """One key per sample, which depends on (key, i) alone."""
+    index = constrain(jnp.arange(batch), sharding)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+@eqx.filter_jit
+def _drive(key, problem, cond, start, shape, trajectory, refinable, sharding):
+    table, adaptive = problem.table(), problem.adaptive
+    keys = sample_keys(key, shape[0], sharding)
+    if problem.draws_start:
+        start_keys, keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
+    if start is None:
+        y0 = jax.vmap(lambda k: problem.start(table, k, shape[1:]))(start_keys)
+    else:
+        y0 = problem.encode(table, start.astype(table.clock.dtype))
+        y0 = constrain(y0, sharding)
+
+    def run(y0, keys, cond):
+        """Solve for these samples: (states, their clock, steps, result)."""
+        field, noise = problem.equation(table, keys, cond, shape[1:], refinable)
+        return solve(
+            field,
+            y0,
+            table.clock,
+            problem.solver,
+            adaptive=adaptive,
+            noise=noise,
+            keys=keys,
+            trajectory=trajectory,
+            refinable=refinable,
+            rows=table.rows,
+        )
+
+    if adaptive is not None:
+        run = spread(run, adaptive, sharding)
+    ys, clocks, steps, result = run(y0, keys, cond)
+    times = frames = None
+    if trajectory:
+        times = table.times if adaptive is None else problem.times(clocks)
+        frames = jax.vmap(problem.decode)(times, ys)
+    x, more = problem.finish(table, ys[-1], cond)
+    count = evaluations(problem.solver, steps)
+    count = jnp.where(count < 0, count, count + more)
+    return Solution(x, count, checked(result, x), times, frames)
