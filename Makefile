@@ -5,9 +5,9 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint types clean
 
-demo: $(VENV)/.core
+demo: $(VENV)/.demo
 	$(RUN) experiments/quickstart.py
 
 test: $(VENV)/.dev
@@ -16,6 +16,9 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+types: $(VENV)/.dev
+	$(RUN) -m pyright
 
 # Where Python comes without venv's pip (Debian), virtualenv does the same.
 $(VENV)/bin/python:
@@ -26,15 +29,15 @@ $(VENV)/bin/python:
 	  $(PYTHON) -m pip install --quiet --target .bootstrap virtualenv && \
 	  PYTHONPATH=.bootstrap $(PYTHON) -m virtualenv --quiet $(VENV); }
 
-$(VENV)/.core: pyproject.toml | $(VENV)/bin/python
-	@echo "installing sdegen (a minute or two, once)"
-	@$(PIP) --editable .
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	@echo "installing sdegen and what the demo needs (a minute or two, once)"
+	@$(PIP) --editable '.[cli,data,plot]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@echo "installing sdegen and its test tools (a minute or two, once)"
 	@$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/.core
+	@touch $@ $(VENV)/.demo
 
 clean:
 	rm -rf $(VENV) .bootstrap

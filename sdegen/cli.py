@@ -1,22 +1,24 @@
 """Experiments from the shell: a frozen dataclass becomes flags, through tyro.
 
-Every field is a flag; a field that is a union of components (a process, a network, an
-optimiser) becomes a choice, `process:vp --process.beta-max 15`. A mistyped flag is
-answered with the nearest one. A user adds a component by widening the union in his own
-config.
+Every field is a flag. A field that is a union of components (a process, a network, an
+optimiser) becomes a choice, `process:vp --process.beta-max 15`; a user adds a component
+by widening the union in his own config. A mistyped flag is answered with the nearest.
 """
 
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+from ._compat import MissingPackageError, need
 from .training import NonFiniteError, Preempted
 
 Config = TypeVar("Config")
@@ -29,22 +31,28 @@ def run(
     *,
     presets: Mapping[str, Any] | None = None,
 ) -> None:
-    """Parse the command line into `config` and call `main` with it.
+    """Parse the command line and call `main` with the config.
 
-    With `presets` the first word chooses one of these configs (without one, the
-    first), whose fields are then the defaults. A sentence (bad input, a run that went
-    non-finite, a full disk) ends the program with code 1 and without a traceback, and a
-    run that was told to stop and saved with code 75; anything unexpected keeps its
-    traceback.
+    A sentence (bad input, a run that went non-finite, a full disk) ends the program
+    with code 1 and without a traceback, and a run that was told to stop and saved with
+    code 75. Anything unexpected keeps its traceback.
+
+    **Arguments:**
+
+    - `main`: takes the config.
+    - `config`: a frozen dataclass; fields may be configs themselves.
+    - `argv`: the words to parse, default those of the process.
+    - `presets`: configs by their names; the first word chooses one (default the first),
+      whose fields are then the defaults.
     """
-    arguments = parse(config, argv, presets=presets)
     try:
-        main(arguments)
+        main(parse(config, argv, presets=presets))
     except Preempted as stop:
         print(stop, file=sys.stderr)
         raise
-    except (ValueError, OSError, NonFiniteError) as error:
-        if isinstance(error, NonFiniteError) or _ours(error, main):
+    except (ValueError, OSError, NonFiniteError, MissingPackageError) as error:
+        known = isinstance(error, NonFiniteError | MissingPackageError)
+        if known or _ours(error, main):
             sys.exit(f"error: {error}")
         raise
 
@@ -60,10 +68,12 @@ def _ours(error: BaseException, main: Callable) -> bool:
 
 
 def compile_cache(directory: str | Path | None = None) -> None:
-    """Keep compiled programs in `directory`, so that the next start need not compile.
+    """Keep compiled programs, so that the next start need not compile.
 
-    Default: $JAX_COMPILATION_CACHE_DIR, or ~/.cache/sdegen. Programs are run as they
-    are found there: keep the place private.
+    **Arguments:**
+
+    - `directory`: default $JAX_COMPILATION_CACHE_DIR, or ~/.cache/sdegen. Programs are
+      run as they are found there: keep the place private.
     """
     if directory is None and jax.config.jax_compilation_cache_dir:
         return
@@ -72,20 +82,26 @@ def compile_cache(directory: str | Path | None = None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+def import_file(path: Path) -> ModuleType:
+    """Import a Python file, which may import its neighbours, as a script may."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    spec.loader.exec_module(module)
+    return module
+
+
 def parse(
     config: type[Config],
     argv: list[str] | None = None,
     *,
     presets: Mapping[str, Config] | None = None,
 ) -> Config:
-    """The command line as a `config`; `--help` and mistakes end the program."""
-    try:
-        import tyro
-    except ImportError:
-        sys.exit(
-            "the command line needs tyro, which is not installed: pip install tyro"
-        )
+    """The command line as a `config`; `--help` and mistakes end the program.
 
+    The arguments are those of `run`.
+    """
+    tyro = need("tyro", "the command line", extra="cli")
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule

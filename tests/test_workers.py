@@ -1,6 +1,5 @@
 """Workers that pull jobs: whoever is killed, no finished trial is lost or repeated."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ import pytest
 from test_sweep import CALL, STEPS, train
 
 from sdegen.runs.recorder import describe
-from sdegen.sweeps import Between, Halving, Static, Sweep, run, work
+from sdegen.sweeps import Between, Halving, Static, Sweep, command, run, work
 from sdegen.sweeps import queue as slots
 from sdegen.sweeps.program import Program
 from sdegen.sweeps.queue import Slots
@@ -282,7 +281,7 @@ def start(file, out, *more):
     names = ("PATH", "HOME", "JAX_DISABLE_MOST_OPTIMIZATIONS")
     environment = {k: v for k, v in os.environ.items() if k in names or "_CACHE_" in k}
     environment |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"}
-    command = [sys.executable, "-m", "experiments.sweep", str(file), "--out", str(out)]
+    command = [sys.executable, "-m", "sdegen.sweeps", str(file), "--out", str(out)]
     return subprocess.Popen(
         [*command, "--heartbeat", "1", "--grace", "2", *more],
         cwd=ROOT,
@@ -291,14 +290,6 @@ def start(file, out, *more):
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def _command_line():
-    path = ROOT / "experiments" / "sweep.py"
-    spec = importlib.util.spec_from_file_location("sweep_command", path)
-    module = sys.modules["sweep_command"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -313,19 +304,17 @@ def _command_line():
     ],
 )
 def test_the_command_line_answers_with_sentences(file, options, words, tmp_path):
-    command = _command_line()
     (tmp_path / "file.py").write_text(FILE.format(tests=str(Path(__file__).parent)))
     place = Path(__file__).parent if file == "conftest.py" else tmp_path
     with pytest.raises(ValueError, match=words):
-        command.main(command.Config(place / file, tmp_path / "out", **options))
+        command.execute(command.Config(place / file, tmp_path / "out", **options))
     assert not (tmp_path / "out" / "results.csv").exists()
 
 
 def test_a_dry_run_lists_the_trials_and_runs_nothing(tmp_path, capsys):
-    command = _command_line()
     (tmp_path / "file.py").write_text(FILE.format(tests=str(Path(__file__).parent)))
     out = tmp_path / "out"
-    command.main(command.Config(tmp_path / "file.py", out, dry_run=True))
+    command.execute(command.Config(tmp_path / "file.py", out, dry_run=True))
     text = capsys.readouterr().out
     assert "6 trials, 3 programs" in text and len(text.splitlines()) == 9
     assert not out.exists()
@@ -392,6 +381,5 @@ def test_workers_and_driver_are_killed_and_the_table_is_the_same(exact, tmp_path
     ledger = (out / "ledger.txt").read_text()
     assert ledger.count(" done: ") == 3  # nothing finished was done twice
     assert (out / "sweep.png").stat().st_size > 10_000
-    command = _command_line()
     with pytest.raises(ValueError, match="holds a sweep that has begun"):
-        command.main(command.Config(file, out))
+        command.execute(command.Config(file, out))

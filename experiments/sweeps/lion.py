@@ -5,8 +5,9 @@ The grids are apart by a factor of about 3 in the rate and 10 in the decay, as C
 al. 2023 (section 5) advise, so that neither ends at the border of its own.
 """
 
+from denoising import Config, System, trial
+
 import sdegen
-from experiments.sweeps.denoising import Config, System, trial
 from sdegen import prediction, times
 from sdegen.sweeps import Static, Sweep
 

@@ -1,6 +1,7 @@
 """A first sweep: which learning rate, by how many seeds? Half a minute on a laptop."""
 
-from experiments.sweeps.denoising import Config, trial
+from denoising import Config, trial
+
 from sdegen.sweeps import Sweep
 
 sweep = Sweep(

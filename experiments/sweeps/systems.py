@@ -4,8 +4,9 @@ Every trial sees the same number of samples by the same network and is sampled w
 same number of evaluations; a weighting means the same objective for every prediction.
 """
 
+from denoising import Config, System, trial
+
 import sdegen
-from experiments.sweeps.denoising import Config, System, trial
 from sdegen import prediction, weight
 from sdegen.sweeps import Static, Sweep
 

@@ -1,4 +1,4 @@
-"""`python -m sdegen.check module:Name`."""
+"""`python -m sdegen.checks`, the same as `sdegen check`."""
 
 import sys
 

@@ -1,35 +1,36 @@
-"""`python -m sdegen.check module:Name`: the check of a process from the shell."""
+"""The check of a process from the shell: `sdegen check module:Name`."""
 
 import argparse
 import difflib
 import importlib
-import importlib.util
 import inspect
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
+from ..cli import import_file
 from ..processes.interpolant import AbstractInterpolant
 from ..processes.path import AbstractPath
 from ..processes.sde import AbstractSDE
 from .run import check
 
+_PROCESS = AbstractSDE | AbstractPath | AbstractInterpolant
 _DESCRIPTION = """\
 Is this process what it says it is? Compares alpha and sigma with drift and diffusion,
-tests the law of x_t, runs known data back through the flow and the reverse SDE, and
-looks at the law at t_max. A few seconds each."""
+tests the distribution of x_t, runs known data back through the flow and the reverse
+SDE, and tests the distribution at t_max. A few seconds each."""
 _EPILOG = """\
 examples:
-  python -m sdegen.check sdegen:VP
-  python -m sdegen.check my_package.processes:MySDE my_file.py:make_process
+  sdegen check sdegen:VP
+  sdegen check my_package.processes:MySDE my_file.py:make_process
 exit status: 0 all is well, 1 a check failed, 2 a mistake in the command."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
+    """The command `sdegen check`; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m sdegen.check",
+        prog="sdegen check",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -62,9 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         processes = [load(name) for name in args.processes]
         ok = True
         for i, process in enumerate(processes):
-            report = check(
-                process, shape=args.shape, seed=args.seed, samples=args.samples
-            )
+            options = {"shape": args.shape, "seed": args.seed, "samples": args.samples}
+            report = check(process, **options)
             print("\n" * (i > 0) + str(report), flush=True)
             ok = ok and report.ok
     except ValueError as error:
@@ -88,16 +88,14 @@ def load(name: str) -> Any:
         hint = f" Did you mean {place}:{near[0]}?" if near else ""
         raise ValueError(f"{place} has no name {attribute}.{hint}")
     found = getattr(module, attribute)
-    if isinstance(found, AbstractSDE | AbstractPath | AbstractInterpolant):
+    if isinstance(found, _PROCESS):
         return found
     if not callable(found):
         raise ValueError(
             f"{name} is {type(found).__name__}; expected a process (an AbstractSDE or "
             "an AbstractPath), its class, or a function that returns one."
         )
-    if inspect.isclass(found) and not issubclass(
-        found, AbstractSDE | AbstractPath | AbstractInterpolant
-    ):
+    if inspect.isclass(found) and not issubclass(found, _PROCESS):
         raise ValueError(
             f"{name} is a class that derives neither from AbstractSDE nor from "
             "AbstractPath. Derive it from one of them."
@@ -117,9 +115,9 @@ def _make(name, factory):
         )
     try:
         made = factory()
-    except Exception as error:  # the user's code, told in one sentence
+    except Exception as error:  # the user's code
         raise ValueError(f"{name}() raised {_told(error)}") from error
-    if not isinstance(made, AbstractSDE | AbstractPath | AbstractInterpolant):
+    if not isinstance(made, _PROCESS):
         raise ValueError(
             f"{name}() returned {type(made).__name__}; expected an AbstractSDE or an "
             "AbstractPath."
@@ -148,9 +146,9 @@ def _candidates(module):
     return [
         name
         for name, value in vars(module).items()
-        if isinstance(value, AbstractSDE | AbstractPath | AbstractInterpolant)
+        if isinstance(value, _PROCESS)
         or inspect.isclass(value)
-        and issubclass(value, AbstractSDE | AbstractPath | AbstractInterpolant)
+        and issubclass(value, _PROCESS)
         and not inspect.isabstract(value)
     ]
 
@@ -170,17 +168,12 @@ def _module(place):
             )
             hint = f" Did you mean {path.with_name(near[0])}?" if near else ""
             raise ValueError(f"there is no file {place}.{hint}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        sys.path.insert(0, str(path.resolve().parent))
-        spec.loader.exec_module(module)
-        return module
+        return import_file(path)
     except ValueError:
         raise
     except ModuleNotFoundError as error:
         raise ValueError(_no_module(place, error)) from error
-    except Exception as error:  # the user's code, told in one sentence
+    except Exception as error:  # the user's code
         raise ValueError(f"importing {place} raised {_told(error)}") from error
 
 

@@ -1,53 +1,52 @@
-"""A sweep from a sweep file: in one process, by workers that pull jobs, or in shards.
+"""The command `sdegen sweep`: in one process, by workers that pull jobs, or in shards.
 
-    python -m experiments.sweep experiments/sweeps/rates.py --dry-run
-    python -m experiments.sweep experiments/sweeps/rates.py
-    python -m experiments.sweep experiments/sweeps/rates.py --workers 2
-    python -m experiments.sweep FILE --storage postgresql+psycopg://me@host/sweeps
-    python -m experiments.sweep FILE --shard 0/4
-    python -m experiments.sweep FILE --trials 64 --sampler tpe --workers 1
+    sdegen sweep FILE --dry-run
+    sdegen sweep FILE
+    sdegen sweep FILE --workers 2
+    sdegen sweep FILE --storage postgresql+psycopg://me@host/sweeps
+    sdegen sweep FILE --shard 0/4
+    sdegen sweep FILE --trials 64 --sampler tpe --workers 1
 
-A sweep file is Python that sets `sweep = sdegen.sweep.Sweep(trial, space, ...)`. Trials
-that differ in numbers alone run as one program, whose trial axis is split over all
-devices. Everything is kept in --out: the same command with --resume goes on from there,
-and any number of hosts may start it with the same --storage, or with a shard each.
+A sweep file is Python that sets `sweep = sdegen.Sweep(trial, space, ...)`; there are
+some in experiments/sweeps of the repository. Trials that differ in numbers alone run as
+one program, whose trial axis is split over all devices. Everything is kept in --out:
+the same command with --resume goes on from there, and any number of hosts may start it
+with the same --storage, or with a shard each.
 
-At the end (and so far, at any time, with --status): results.csv and results.jsonl, a
-row for each trial; summary.csv, means over seeds; sweep.png; ledger.txt, who did what.
+At the end, and with --status at any time: results.csv and results.jsonl, a row for each
+trial; summary.csv, means over seeds; sweep.png; ledger.txt, who did what.
 """
 
 import dataclasses
-import importlib.util
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import tyro
+import jax
 
-FLAGS = os.environ.get("XLA_FLAGS", "")
-if __name__ == "__main__" and "device_count" not in FLAGS:
-    # Before JAX starts: a CPU is as many devices as cores, shared by the workers.
-    cores = (os.cpu_count() or 1) // int(os.environ.get("SDEGEN_WORKERS", "1"))
-    count = f"--xla_force_host_platform_device_count={max(cores, 1)}"
-    os.environ["XLA_FLAGS"] = f"{FLAGS} {count}"
+from .. import cli
+from .._compat import need
+from ..mesh import make_mesh
+from ..runs.recorder import table
+from ..runs.sweep_plot import sweep_plot
+from .folder import Folder
+from .run import Sweep, run
+from .space import Between, Static
+from .worker import work
 
-import jax  # noqa: E402
-
-from sdegen import cli
-from sdegen.mesh import make_mesh
-from sdegen.runs import plots
-from sdegen.runs.recorder import table
-from sdegen.sweeps import Sweep, run, work
-from sdegen.sweeps.folder import Folder
+tyro = need("tyro", "the command line", extra="cli")
 
 
 @dataclass(frozen=True)
 class Config:
-    file: Annotated[Path, tyro.conf.Positional] = Path("experiments/sweeps/rates.py")
+    """The options of `sdegen sweep`."""
+
+    file: Annotated[Path, tyro.conf.Positional]
     """The sweep file."""
     out: Path | None = None
     """Where everything is kept; default runs/sweeps/NAME of the file."""
@@ -92,30 +91,37 @@ class Config:
 def load(file: Path) -> Sweep:
     """The `sweep` of a sweep file."""
     if not file.exists():
-        raise ValueError(f"no sweep file {file}. There are some in experiments/sweeps.")
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
-    spec.loader.exec_module(module)
-    found = getattr(module, "sweep", None)
+        raise ValueError(
+            f"no sweep file {file}. A clone has some in experiments/sweeps."
+        )
+    found = getattr(cli.import_file(file), "sweep", None)
     if not isinstance(found, Sweep):
         raise ValueError(
-            f"{file} must set `sweep = sdegen.sweep.Sweep(trial, space, ...)`, got "
+            f"{file} must set `sweep = sdegen.Sweep(trial, space, ...)`, got "
             f"{found!r:.60}."
         )
     return found
 
 
-def main(config: Config) -> None:
-    plan = load(config.file)
-    changes = {"trials": config.trials, "chunk": config.chunk}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if config.quick:
-        changes["space"] = [_fewer(part) for part in plan.axes.parts]
-        if plan.config is not None and hasattr(plan.config, "quick"):
-            changes["config"] = dataclasses.replace(plan.config, quick=True)
-    plan = dataclasses.replace(plan, **changes)
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; `argv` defaults to the command line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "device_count" not in flags:
+        # Before JAX starts: a CPU is as many devices as cores, shared by the workers.
+        cores = (os.cpu_count() or 1) // int(os.environ.get("SDEGEN_WORKERS", "1"))
+        count = f"--xla_force_host_platform_device_count={max(cores, 1)}"
+        os.environ["XLA_FLAGS"] = f"{flags} {count}"
+    workers = {"words": words, "flags": flags}
+    cli.run(lambda config: execute(config, **workers), Config, words)
+
+
+def execute(config: Config, words: Sequence[str] = (), flags: str = "") -> None:
+    """Do what `config` says; workers are started with the same `words` and XLA flags.
+
+    **Raises:** ValueError for options that do not go together, or a wrong sweep file.
+    """
+    plan = _plan(config)
     out = config.out or Path("runs/sweeps") / config.file.stem
     if config.dry_run:
         return _list(plan, config)
@@ -133,7 +139,7 @@ def main(config: Config) -> None:
             "a shard needs no storage, and workers no shards: choose one of them."
         )
     if config.workers > 1:
-        return _spawn(plan, config, out)
+        return _spawn(plan, config, out, words, flags)
     if config.distributed:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(config.coordinator, config.processes, config.process)
@@ -142,22 +148,26 @@ def main(config: Config) -> None:
     watch = Best(plan)
     options = {"mesh": mesh, "watch": watch, "progress": sys.stderr.isatty()}
     if pulls:
+        names = ("storage", "batch", "heartbeat", "grace")
+        options |= {name: getattr(config, name) for name in names}
         sampler = None if config.sampler == "grid" else config.sampler
-        results = work(
-            plan,
-            out,
-            storage=config.storage,
-            sampler=sampler,
-            batch=config.batch,
-            heartbeat=config.heartbeat,
-            grace=config.grace,
-            **options,
-        )
+        results = work(plan, out, sampler=sampler, **options)
     else:
-        index, parts = _shard(config.shard)
-        results = run(plan, directory=out, shard=(index, parts), **options)
+        results = run(plan, directory=out, shard=_shard(config.shard), **options)
     if jax.process_index() == 0:
         _finish(plan, results, out)
+
+
+def _plan(config):
+    """The sweep of the file, as the options change it."""
+    plan = load(config.file)
+    changes = {"trials": config.trials, "chunk": config.chunk}
+    changes: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
+    if config.quick:
+        changes["space"] = [_fewer(part) for part in plan.axes.parts]
+        if plan.config is not None and hasattr(plan.config, "quick"):
+            changes["config"] = dataclasses.replace(plan.config, quick=True)
+    return dataclasses.replace(plan, **changes)
 
 
 def _shard(text):
@@ -170,8 +180,6 @@ def _shard(text):
 
 
 def _fewer(part):
-    from sdegen.sweeps import Between, Static
-
     def two(values):
         if isinstance(values, Between):
             return values
@@ -207,24 +215,22 @@ def _show(plan, out):
     print("\n".join((out / "ledger.txt").read_text().splitlines()[-5:]))
 
 
-def _spawn(plan, config, out):
-    """Workers in processes of their own; this one only looks on."""
-    command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:]]
+def _spawn(plan, config, out, words, flags):
+    """Workers in processes of their own; this one reports what they have done."""
+    command = [sys.executable, "-m", "sdegen.sweeps", *words]
     command += ["--workers", "1", "--resume", "--out", str(out.absolute())]
     points = plan.points() if config.sampler == "grid" else []
     if plan.chunk is None and 0 < len(plan.axes.jobs(points)) < config.workers:
         command += ["--chunk", str(-(-len(points) // config.workers))]
-    count = {"SDEGEN_WORKERS": str(config.workers), "XLA_FLAGS": FLAGS}
-    root = Path(__file__).resolve().parent.parent
+    environment = os.environ | {"SDEGEN_WORKERS": str(config.workers)}
+    environment["XLA_FLAGS"] = flags
     out.parent.mkdir(parents=True, exist_ok=True)
     logs = [
         open(out.parent / f"{out.name}.worker-{i}.log", "w")
         for i in range(config.workers)
     ]
     started = [
-        subprocess.Popen(
-            command, stdout=log, stderr=log, env=os.environ | count, cwd=root
-        )
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         for log in logs
     ]
     watch, seen = Best(plan), -1
@@ -249,13 +255,19 @@ def _spawn(plan, config, out):
 
 
 class Best:
-    """A table of the best points so far, drawn over the one before on a terminal."""
+    """Prints the best points so far; on a terminal a table, over the one before.
+
+    **Arguments:**
+
+    - `plan`: the sweep.
+    - `rows`: of the table at most.
+    """
 
     def __init__(self, plan, rows: int = 8):
         self.plan, self.rows, self.lines = plan, rows, 0
 
     def __call__(self, results) -> None:
-        """Draw it."""
+        """Print the best of `results`."""
         if not results.rows:
             return
         done = len(results.rows)
@@ -280,10 +292,6 @@ def _finish(plan, results, out):
     metric = results.metric or next(iter(results.metrics), None)
     files = "results.csv, results.jsonl, summary.csv"
     if metric is not None and any(r["seeds"] for r in results.summary()):
-        plots.sweep(out / "sweep.png", results.summary(), results.axes, metric)
+        sweep_plot(out / "sweep.png", results.summary(), results.axes, metric)
         files += ", sweep.png"
     print(f"in {out}: {files}, ledger.txt")
-
-
-if __name__ == "__main__":
-    cli.run(main, Config)
