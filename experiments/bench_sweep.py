@@ -116,7 +116,7 @@ def steps(config):
     spec = trial(jax.random.key(0), 1e-3, config)
     feed = spec.feed()
     call, leaves, _ = make_call(
-        spec.denoiser, feed, steps=config.steps, optimizer=spec.optimizer
+        spec.model, feed, steps=config.steps, optimizer=spec.optimizer
     )
     calls, ratios, rates = (1 if config.quick else 4), [], []
     for round_ in range(2 if config.quick else 2 * config.timed + 1):

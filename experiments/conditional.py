@@ -111,7 +111,7 @@ def train(config, images, labels, recorder):
         loss=LabelDropout(NULL, config.dropout),
         ema=0.998,
         recorder=recorder,
-    ).denoiser
+    ).model
 
 
 def spread(images):

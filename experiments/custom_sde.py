@@ -33,9 +33,9 @@ def main(config: Config) -> None:
     law, net = ring(modes=5, std=0.25), nets.MLPConfig(width=64, depth=2)((2,), keys[3])
     data, real, other = (law.sample(keys[i], (20000, 1000, 1000)[i]) for i in range(3))
     shape, learn = real.shape, {"steps": config.steps, "optimizer": sdegen.AdamW(3e-3)}
-    one = sdegen.fit(sdegen.Denoiser(net, linear), data, **learn).denoiser
+    one = sdegen.fit(sdegen.Denoiser(net, linear), data, **learn).model
     two = sdegen.ScoreModel.from_data(net, nonlinear, data, keys[5])
-    two = sdegen.fit(two, data, loss=sdegen.simulated_score_loss, **learn).denoiser
+    two = sdegen.fit(two, data, loss=sdegen.simulated_score_loss, **learn).model
     sets = {"data": real, "linear": sdegen.sample(keys[4], one, shape).x}
     sets["nonlinear"] = sdegen.sample(keys[4], two, shape, stochasticity=1.0).x
     distances = {k: metrics.w2(v, real) for k, v in (sets | {"data": other}).items()}

@@ -245,7 +245,7 @@ def main(config: Config) -> None:
         )
         n, random = config.samples, np.random.default_rng(config.seed)
         wanted = test_labels[:n]
-        drawn = draw(jax.random.fold_in(key, 2), fit.denoiser, wanted)
+        drawn = draw(jax.random.fold_in(key, 2), fit.model, wanted)
         known = random.permutation(len(train))[: max(10_000, n)]
         rest, held = floats(train[known[-n:]]), floats(test[:n])
         known, known_labels = floats(train[known[:-n]]), labels[known[:-n]]

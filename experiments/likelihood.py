@@ -81,7 +81,7 @@ def plane(config, recorder):
     fit = sdegen.fit(
         denoiser, data, steps=config.steps, batch_size=512, seed=config.seed
     )
-    model, exact = fit.denoiser, law.denoiser(path)
+    model, exact = fit.model, law.denoiser(path)
     truth = jax.vmap(lambda x: law.log_prob(path, path.t_min, x))(x)
     ours = sdegen.log_likelihood(model, x)
     # Gaussian probes: in the plane those of signs have only two values, up to sign
@@ -188,7 +188,7 @@ def digit_images(config, recorder):
         ema=0.998,
     )
     drawn = sdegen.sample(
-        jax.random.fold_in(key, 1), fit.denoiser, (config.images, *shape)
+        jax.random.fold_in(key, 1), fit.model, (config.images, *shape)
     )
     own = np.floor((np.asarray(drawn.x) + 1) / 2 * LEVELS)
     own = np.clip(own, 0, LEVELS - 1).astype(np.int32)
@@ -200,7 +200,7 @@ def digit_images(config, recorder):
     rows, values = [], {}
     for name, images in sets.items():
         found = sdegen.bits_per_dim(
-            fit.denoiser,
+            fit.model,
             images,
             key=jax.random.fold_in(key, 2),
             levels=LEVELS,
@@ -213,7 +213,7 @@ def digit_images(config, recorder):
         gauss = gaussian_bits(train, images, jax.random.fold_in(key, 3))
         x0 = sdegen.dequantise(jax.random.fold_in(key, 4), images, levels=LEVELS)
         bound = sdegen.variational_bound(
-            fit.denoiser, x0, key=jax.random.fold_in(key, 5), draws=32
+            fit.model, x0, key=jax.random.fold_in(key, 5), draws=32
         )
         unit = x0[0].size * np.log(2)
         row = {

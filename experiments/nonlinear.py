@@ -99,7 +99,7 @@ def train(config, loss, sde, data, prior, seed):
         loss=loss,
         optimizer=sdegen.AdamW(learning_rate=3e-3),
         steps_per_call=500,
-    ).denoiser
+    ).model
     shape, steps = (config.points, *data.shape[1:]), config.sampling_steps
     out = sdegen.sample(
         key, model, shape, stochasticity=1.0, grid=steps, trajectory=True

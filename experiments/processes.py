@@ -162,7 +162,7 @@ def main(config: Config) -> None:
                     steps_per_call=500,
                 )
                 losses[name] = fit.losses
-                trained = fit.denoiser
+                trained = fit.model
                 for sampler, (what, options) in samplers(config, trained).items():
                     out = sdegen.sample(key, what, real.shape, **options)
                     row = {"process": name, "sampler": sampler, "seed": seed}

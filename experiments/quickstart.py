@@ -137,7 +137,7 @@ def main(config: Config) -> None:
             for draw in range(config.draws):
                 out = sdegen.sample(
                     jax.random.fold_in(key, 1 + draw),
-                    fit.denoiser,
+                    fit.model,
                     held.shape,
                     grid=grid,
                     stochasticity=float(sampler != "flow"),

@@ -171,7 +171,7 @@ def main(config: Config) -> None:
     loss = eqx.Partial(
         sdegen.denoising_loss, coupling=coupling.paired, times=times.EulerTimes(1)
     )
-    student = sdegen.fit(model, pairs.stream, loss=loss, **how).denoiser
+    student = sdegen.fit(model, pairs.stream, loss=loss, **how).model
     one = solved(config, student, held.shape, (1,))
     rows.append(
         {"flow": "distilled", "steps": 1} | figures(one[1], held, sets[FINE]) | moved

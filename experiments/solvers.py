@@ -111,7 +111,7 @@ def digits_problem(config):
         ema=0.998,
     )
     shape = (config.points // 4, *train.shape[1:])
-    return fit.denoiser, jax.random.normal(jax.random.key(config.seed), shape), 1e-6
+    return fit.model, jax.random.normal(jax.random.key(config.seed), shape), 1e-6
 
 
 def study(name, problem, config):

@@ -84,7 +84,7 @@ def trained(config, network, system, data, steps):
         ema=0.995,
         steps_per_call=100,
     )
-    return fit.denoiser
+    return fit.model
 
 
 def images(config: Config, key) -> tuple[list[dict], list[dict]]:

@@ -528,7 +528,7 @@ def test_fit_learns_the_conditionals(float32):
     assert abs(fit.losses[0] - np.log(2)) < 1e-5
     assert abs(fit.losses[-50:].mean() - ENTROPY / 3) < 0.02
     # all hidden: the marginals; the last hidden: the conditional seen most often
-    table = np.asarray(jax.nn.softmax(fit.denoiser.network.logits))
+    table = np.asarray(jax.nn.softmax(fit.model.network.logits))
     cube = LAW.reshape(2, 2, 2)
     assert abs(table[26, 1] - cube.sum((0, 2))).max() < 0.04
     a, b = np.unravel_index(cube.sum(2).argmax(), (2, 2))

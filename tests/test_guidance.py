@@ -457,6 +457,6 @@ def test_one_network_learns_the_law_with_and_without_its_label():
             x, exact = np.asarray(x), np.asarray(law.denoise(x, *level))
         cond = jnp.broadcast_to(jnp.asarray(cond, jnp.float32), (9, 2))
         x = jnp.asarray(x, jnp.float32)[:, None]
-        error = np.abs(fit.denoiser(jnp.asarray(0.5), x, cond)[:, 0] - exact).max()
+        error = np.abs(fit.model(jnp.asarray(0.5), x, cond)[:, 0] - exact).max()
         print(error)
         assert error < 0.15

@@ -420,7 +420,7 @@ def test_fit_trains_both_networks():
         progress=False,
     )
     # with one slope for all times: int Cov(v, x) dt / int Var(x) dt, and so for z
-    slopes = [float(net.a) for net in done.denoiser.trained]
+    slopes = [float(net.a) for net in done.model.trained]
     var = (0.25 + 1) / 3 + 1 / 6
     print(slopes, 0.375 / var, np.pi / 8 / var)
     assert np.abs(np.array(slopes) - [0.375 / var, np.pi / 8 / var]).max() < 0.05

@@ -172,9 +172,9 @@ def test_training_lowers_the_variance_and_keeps_the_mean():
         ema=0.9,
         progress=False,
     )
-    network, gamma = fit.denoiser.trained
+    network, gamma = fit.model.trained
     assert abs(network.w) < 0.02  # exact before, exact after
-    before, after = relative_variance(model()), relative_variance(fit.denoiser)
+    before, after = relative_variance(model()), relative_variance(fit.model)
     assert before > 0.6  # 2 / D is the part of the noise, which no schedule removes
     assert after - 2 / D < 0.3 * (before - 2 / D)
     # with the old ends the inside alone did it, and the mean stayed what it was
@@ -183,5 +183,5 @@ def test_training_lowers_the_variance_and_keeps_the_mean():
     l = np.asarray(terms(inside, t, x0, z))
     error = np.sqrt(2 / D / 4096) * l.mean() + 0.01 * l.std()
     assert abs(l.mean() / D - integral((-13.3, 6.5))) < 5 * error / D
-    out = sdegen.sample(jax.random.key(2), fit.denoiser.denoiser, (2000, D))
+    out = sdegen.sample(jax.random.key(2), fit.model.denoiser, (2000, D))
     assert abs(float(out.x.std()) / S - 1) < 5 / np.sqrt(2 * 2000 * D) + 0.01

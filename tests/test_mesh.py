@@ -131,7 +131,7 @@ def test_training_on_a_mesh_gives_the_numbers_of_one_device():
     one = sdegen.fit(denoiser(), data(), **options)
     many = sdegen.fit(denoiser(), data(), mesh=data_mesh(), **options)
     chex.assert_trees_all_close(many.losses, one.losses, rtol=1e-4)
-    pairs = (jax.tree.leaves(run.state.network) for run in (many, one))
+    pairs = (jax.tree.leaves(run.state.trained) for run in (many, one))
     for a, b in zip(*pairs, strict=True):
         chex.assert_trees_all_close(np.asarray(a), np.asarray(b), atol=2e-4)
 
@@ -168,7 +168,7 @@ def test_the_train_step_runs_unchanged_under_pmap():
     for device in range(8):
         chex.assert_trees_all_close(many["loss"][device], metrics["loss"], rtol=1e-5)
     for a, b in zip(
-        jax.tree.leaves(states.network), jax.tree.leaves(state.network), strict=True
+        jax.tree.leaves(states.trained), jax.tree.leaves(state.trained), strict=True
     ):
         assert np.ptp(np.asarray(a), axis=0).max() == 0  # all devices agree
         chex.assert_trees_all_close(np.asarray(a[0]), np.asarray(b), atol=1e-5)
@@ -355,7 +355,7 @@ def test_split_parameters_train_as_on_one_device(spec):
     """In two parts, so that a part's samples are the same on any mesh, too."""
     one, many = trained(None), trained(spec)
     chex.assert_trees_all_close(many.losses, one.losses, rtol=1e-4)
-    trees = [(run.state.network, run.state.averages) for run in (many, one)]
+    trees = [(run.state.trained, run.state.averages) for run in (many, one)]
     for a, b in zip(*map(jax.tree.leaves, trees), strict=True):
         chex.assert_trees_all_close(np.asarray(a), np.asarray(b), atol=2e-4)
     start = jax.tree.leaves(wide().network)
@@ -369,11 +369,11 @@ def test_split_parameters_train_as_on_one_device(spec):
 def test_the_whole_state_is_split():
     """Parameters, both averages and the optimiser's moments, an eighth on each."""
     state = trained("fsdp:8").state
-    kernel = state.network.blocks[0].up.kernel[...]
+    kernel = state.trained.blocks[0].up.kernel[...]
     assert kernel.shape == (64, 64)
     assert {s.data.shape for s in kernel.addressable_shards} == {(8, 64)}
     assert len({str(s.index) for s in kernel.addressable_shards}) == 8  # all of it
-    for part in (state.network, *state.averages, state.opt_state):
+    for part in (state.trained, *state.averages, state.opt_state):
         leaves = jax.tree.leaves(part)
         split = [a for a in leaves if a.size >= 1024]
         assert split

@@ -228,10 +228,10 @@ def trained_well():
             progress=False,
         )
         out = sdegen.sample(
-            jax.random.key(4), fit.denoiser, (4000, 1), stochasticity=1.0
+            jax.random.key(4), fit.model, (4000, 1), stochasticity=1.0
         )
         assert fit.losses.dtype == out.x.dtype == jnp.float32
-        return fit.denoiser, out
+        return fit.model, out
 
 
 def test_a_trained_score_is_near_that_of_the_fokker_planck_equation():

@@ -188,7 +188,7 @@ def test_a_finished_run_is_read_and_nothing_is_trained(tmp_path):
     assert again.start == 24 and not len(again.losses)
     chex.assert_trees_all_equal(leaves(again), leaves(first))
     x = jnp.ones((3, 2))
-    same = (run.denoiser(jnp.asarray(0.5), x) for run in (again, first))
+    same = (run.model(jnp.asarray(0.5), x) for run in (again, first))
     chex.assert_trees_all_equal(*same)
 
 

@@ -38,7 +38,7 @@ DATA = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
 SPACE = {"rate": [1e-3, 1e-2, 1e30], "beta": [10.0, 20.0], "seed": [3, 4]}
 
 
-class Mean(eqx.Module):
+class Mean(sdegen.AbstractModel):
     """A model of two numbers, which compiles in a moment."""
 
     network: jax.Array
@@ -111,7 +111,7 @@ def test_every_trial_is_what_fit_gives_alone():
         late = np.arange(STEPS) >= 0.9 * STEPS
         np.testing.assert_allclose(row["loss"], fitted.losses[late].mean(), rtol=1e-4)
         key = jax.random.fold_in(jax.random.key(row["seed"]), 2**31 - 2)
-        spread = alone.evaluate(key, fitted.denoiser)["spread"]
+        spread = alone.evaluate(key, fitted.model)["spread"]
         np.testing.assert_allclose(row["spread"], spread, rtol=1e-4)
 
 
@@ -440,7 +440,7 @@ def test_measures_on_the_host_are_taken_trial_by_trial():
     results = sweep(trial, {"rate": [1e-3, 1e-2]}, metric="w2", progress=False)
     spec = trial(jax.random.key(0), 1e-2)
     fitted = spec.fit(progress=False)
-    exact = np.sqrt(np.sum(np.asarray(fitted.denoiser.network) ** 2))  # a shift
+    exact = np.sqrt(np.sum(np.asarray(fitted.model.network) ** 2))  # a shift
     np.testing.assert_allclose(results.rows[1]["w2"], exact, rtol=1e-4)
 
 

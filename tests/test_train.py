@@ -57,11 +57,11 @@ def test_a_step_is_gradient_descent_on_the_loss():
 
     chex.assert_trees_all_close(metrics["loss"], loss(model.network), rtol=1e-6)
     # along the step itself: loss falls by rate |grad|^2 to first order
-    drop = loss(model.network) - loss(new.network)
+    drop = loss(model.network) - loss(new.trained)
     expected = rate * metrics["grad_norm"] ** 2
     assert 0.7 * expected < drop < 1.05 * expected
     moved = optimizer.global_norm(
-        jax.tree.map(lambda a, b: a - b, new.network, model.network)
+        jax.tree.map(lambda a, b: a - b, new.trained, model.network)
     )
     chex.assert_trees_all_close(moved, rate * metrics["grad_norm"], rtol=1e-5)
     assert int(new.step) == 1
@@ -93,7 +93,7 @@ def test_the_average_follows_its_warmed_up_decay():
     states = [fit(steps=n, ema=decay, optimizer=constant).state for n in (1, 2, 3)]
     for n, state in enumerate(states):
         d = min(decay, (1 + n) / (10 + n))
-        pairs = zip(average, leaves(state.network), strict=True)
+        pairs = zip(average, leaves(state.trained), strict=True)
         average = [d * a + (1 - d) * b for a, b in pairs]
     chex.assert_trees_all_close(
         leaves(states[-1].averages[0]), average, rtol=1e-4, atol=1e-6
@@ -122,7 +122,7 @@ def test_training_reaches_the_posterior_mean_of_a_gaussian(optimizer):
     alpha, sigma = model.path.alpha(t), model.path.sigma(t)
     v = float(law.var())
     exact = alpha * v * x / (alpha**2 * v + sigma**2)
-    assert float(jnp.abs(run.denoiser(t, x) - exact).max()) < 0.15
+    assert float(jnp.abs(run.model(t, x) - exact).max()) < 0.15
     assert float(jnp.abs(model(t, x) - exact).max()) > 0.3  # it had to learn it
 
 
@@ -229,27 +229,48 @@ def test_conditions_reach_the_network():
     )
     for k in (0, 1):
         wanted = jnp.tile(cond[k], (64, 1))
-        out = sdegen.sample(jax.random.key(1), run.denoiser, (64, 1), cond=wanted)
+        out = sdegen.sample(jax.random.key(1), run.model, (64, 1), cond=wanted)
         assert abs(float(out.x.mean()) - (6.0 * k - 3)) < 0.3
 
 
-def test_any_module_with_a_network_can_be_fitted():
-    class Mean(eqx.Module):
+class Mean(sdegen.AbstractModel):
+    """A user's model: one array is trained, a number beside it is not."""
+
+    network: jax.Array
+    shift: jax.Array = sdegen.number(1.0)
+
+    def loss(self, key, x0, cond=None, *, axis_name=None):
+        return jnp.mean((self.network + self.shift - x0) ** 2)
+
+
+class Shifted(Mean):
+    """The same where both are trained, with a field that converts what it is given."""
+
+    @property
+    def trainable(self):
+        return ("network", "shift")
+
+
+def test_a_users_model_is_fitted_by_its_own_loss():
+    options = {"steps": 300, "batch_size": 200, "progress": False}
+    run = sdegen.fit(Mean(jnp.zeros(2)), data(), optimizer=optax.sgd(0.1), **options)
+    chex.assert_trees_all_close(run.state.trained, data().mean(0) - 1, atol=1e-4)
+    assert run.model.shift == 1.0
+    run = sdegen.fit(Shifted(jnp.zeros(2)), data(), optimizer=optax.sgd(0.1), **options)
+    network, shift = run.state.trained
+    chex.assert_trees_all_close(network + shift, data().mean(0), atol=1e-4)
+    chex.assert_trees_all_close(run.model.shift, shift, rtol=1e-5)
+    assert abs(shift - 1) > 0.01
+
+
+def test_what_is_no_model_is_answered_with_a_sentence():
+    class Bare(eqx.Module):
         network: jax.Array
 
-    def loss(model, key, x0, cond, axis_name=None):
-        return jnp.mean((model.network - x0) ** 2)
-
-    run = sdegen.fit(
-        Mean(jnp.zeros(2)),
-        data(),
-        steps=300,
-        batch_size=200,
-        optimizer=optax.sgd(0.1),
-        loss=loss,
-        progress=False,
-    )
-    chex.assert_trees_all_close(run.state.network, data().mean(0), atol=1e-4)
+    with pytest.raises(ValueError, match="training takes an sdegen.AbstractModel"):
+        fit(Bare(jnp.zeros(2)))
+    with pytest.raises(AttributeError, match="the trained model is `Fit.model`"):
+        fit(steps=1).denoiser  # noqa: B018
 
 
 def test_make_call_is_what_fit_runs():

@@ -154,7 +154,7 @@ def test_an_update_that_is_not_finite_is_caught_at_its_own_step(float32):
     poisoned = sdegen.AdamW(learning_rate=float("nan"), warmup=0)
     with pytest.raises(sdegen.NonFiniteError, match="step 0") as caught:
         fit(optimizer=poisoned)
-    network = jax.tree.leaves(caught.value.state.network)
+    network = jax.tree.leaves(caught.value.state.trained)
     assert all(np.isfinite(leaf).all() for leaf in network)
 
 
@@ -211,7 +211,7 @@ def test_gradients_under_shard_map_are_those_of_one_device(make, check, float32)
     )
     many, _ = jax.jit(spread)(start, x0)
     pairs = zip(
-        jax.tree.leaves(many.network), jax.tree.leaves(one.network), strict=True
+        jax.tree.leaves(many.trained), jax.tree.leaves(one.trained), strict=True
     )
     for a, b in pairs:
         assert abs(np.asarray(a) - np.asarray(b)).max() < 2e-4

@@ -5,7 +5,6 @@ works on its own trials, in `vmap` over as many as `lanes` says and one group af
 other; nothing is communicated. What one trial computes does not depend on the others.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -125,7 +124,7 @@ class Program:
             seed, values = inputs
             key = jax.random.key(seed)
             spec = self.trial(key, values)
-            leaves, extras, static = begin(spec.denoiser, key, **spec.rules)
+            leaves, extras, static = begin(spec.model, key, **spec.rules)
             # What a trace may leave behind: nothing of its arrays.
             names = ("steps", "steps_per_call", "batch_size", "measure")
             kept = {name: getattr(spec, name) for name in names}
@@ -174,8 +173,7 @@ class Program:
             key = jax.random.key(seed)
             spec = self.trial(key, values)
             state = self.static.state(leaves)
-            network = state.averages[0]
-            full = dataclasses.replace(spec.denoiser, network=network)
+            full = spec.model.with_trained(state.averages[0])
             # Apart from the keys of the steps.
             return spec.evaluate(jax.random.fold_in(key, 2**31 - 2), full)
 

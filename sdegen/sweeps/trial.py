@@ -17,7 +17,6 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from ..losses.denoising import denoising_loss
 from ..training import Feed, Fit, fit
 from ..training.ema import AbstractAverage
 from ..training.optimizer import AbstractOptimizer
@@ -29,25 +28,25 @@ from .space import Space, override
 class Training:
     """What a trial trains: the arguments of `fit`, and how the result is judged.
 
-    The numbers in `denoiser`, `optimizer`, `loss` and `ema` may depend on the trial's
+    The numbers in `model`, `optimizer`, `loss` and `ema` may depend on the trial's
     hyperparameters; data, steps and batch size are the same for all trials of a
     program.
 
-    **Arguments:** `evaluate(key, denoiser) -> pytree`, of the averaged network, on the
+    **Arguments:** `evaluate(key, model) -> pytree`, of the averaged model, on the
     device, for all trials together; `measure(pytree) -> metrics`, on the host, for one
     trial (default: `evaluate` gives the metrics itself). "loss", the mean over the
     last tenth of the steps (at a rung of `Halving` over the last call), is always among
     the metrics.
     """
 
-    denoiser: eqx.Module
+    model: eqx.Module
     data: Array | np.ndarray
     steps: int
     _: dataclasses.KW_ONLY
     batch_size: int = 128
     optimizer: AbstractOptimizer | optax.GradientTransformation | None = None
     cond: PyTree = None
-    loss: Callable = denoising_loss
+    loss: Callable | None = None
     ema: ScalarLike | AbstractAverage | Sequence = 0.999
     augment: Callable | None = None
     accumulate: int = 1
@@ -58,10 +57,10 @@ class Training:
     def fit(self, seed: int = 0, **options: Any) -> Fit:
         """The trial alone, by `fit`: what the sweep gives, to rounding."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("denoiser", "data", "evaluate", "measure"):
+        for name in ("model", "data", "evaluate", "measure"):
             own.pop(name)
         own.pop("_", None)
-        return fit(self.denoiser, self.data, seed=seed, **own, **options)
+        return fit(self.model, self.data, seed=seed, **own, **options)
 
     @property
     def rules(self) -> dict[str, Any]:
@@ -158,7 +157,7 @@ def outcome(trial: Callable, values: Mapping[str, Any], metric: str | None) -> A
 def _evaluate(training, key):
     if not callable(training.evaluate):
         return {}
-    return training.evaluate(key, training.denoiser)
+    return training.evaluate(key, training.model)
 
 
 def _check_scalars(shapes, training):

@@ -10,7 +10,6 @@ communicated is what is written here and nothing else:
 The update then acts on arrays as they lie, part by part.
 """
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,13 +22,21 @@ import optax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from ..losses.denoising import denoising_loss
 from ..mesh import batch_axes, parameter_sharding, place, replicated
+from ..models.model import AbstractModel
 from ..typing import PyTree, RandomKey, ScalarLike
 from .ema import AbstractAverage, as_averages
 from .feed import Feed, as_float, take
 from .optimizer import AbstractOptimizer, AdamW, Given
-from .step import TrainState, apply_gradients, gradients, init_state
+from .step import (
+    TrainState,
+    apply_gradients,
+    check_model,
+    gradients,
+    init_state,
+    own_loss,
+    without_trained,
+)
 
 
 def as_optimizer(
@@ -48,12 +55,12 @@ def as_optimizer(
 
 
 def make_call(
-    denoiser: eqx.Module,
+    model: AbstractModel,
     feed: Feed,
     *,
     steps: int,
     optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
-    loss: Callable = denoising_loss,
+    loss: Callable | None = None,
     ema: ScalarLike | AbstractAverage | Sequence = 0.999,
     augment: Callable | None = None,
     accumulate: int = 1,
@@ -68,24 +75,25 @@ def make_call(
     Leaves, because a network crosses the jit boundary far faster as a flat list than as
     a tree of objects.
     """
+    check_model(model)
     optimizer, averages, mesh = as_optimizer(optimizer), as_averages(ema), feed.mesh
-    network, transform = denoiser.network, optimizer.transform(steps)
+    trained, transform = model.trained, optimizer.transform(steps)
     # The same seed gives the noise of the steps and, apart, their augmentation.
     extras = (
-        dataclasses.replace(denoiser, network=None),
+        without_trained(model),
         optimizer,
-        loss,
+        loss or own_loss,
         averages,
         augment,
         jax.random.key(feed.seed),
     )
     if mesh is None:
-        state = init_state(network, transform, averages=len(averages))
+        state = init_state(trained, transform, averages=len(averages))
     else:
-        _warn_of_whole_arrays(network, mesh)
-        network = place(network, parameter_sharding(network, mesh))
+        _warn_of_whole_arrays(trained, mesh)
+        trained = place(trained, parameter_sharding(trained, mesh))
         extras = place(extras, jax.tree.map(lambda _: replicated(mesh), extras))
-        arrays, static = eqx.partition(network, eqx.is_array)
+        arrays, static = eqx.partition(trained, eqx.is_array)
 
         def init(arrays):
             full = eqx.combine(arrays, static)
@@ -95,7 +103,7 @@ def make_call(
         shape = jax.eval_shape(init, arrays)
         born = jax.jit(init, out_shardings=parameter_sharding(shape, mesh))(arrays)
         like = eqx.filter_eval_shape(
-            lambda: init_state(network, transform, averages=len(averages))
+            lambda: init_state(trained, transform, averages=len(averages))
         )
         state = eqx.combine(born, eqx.filter(like, _is_static))
     leaves, structure = jax.tree.flatten(state)
@@ -114,12 +122,12 @@ def make_call(
 
 
 def begin(
-    denoiser: eqx.Module,
+    model: AbstractModel,
     key: RandomKey,
     *,
     steps: int,
     optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
-    loss: Callable = denoising_loss,
+    loss: Callable | None = None,
     ema: ScalarLike | AbstractAverage | Sequence = 0.999,
     augment: Callable | None = None,
     accumulate: int = 1,
@@ -129,12 +137,13 @@ def begin(
     A pure function of the arrays in its arguments: under `vmap` it begins many runs,
     and `advance` under `vmap` goes on with them.
     """
+    check_model(model)
     optimizer, averages = as_optimizer(optimizer), as_averages(ema)
     state = init_state(
-        denoiser.network, optimizer.transform(steps), averages=len(averages)
+        model.trained, optimizer.transform(steps), averages=len(averages)
     )
-    shell = dataclasses.replace(denoiser, network=None)
-    extras = (shell, optimizer, loss, averages, augment, key)
+    shell = without_trained(model)
+    extras = (shell, optimizer, loss or own_loss, averages, augment, key)
     extras, static = eqx.partition(extras, eqx.is_array)
     leaves, structure = jax.tree.flatten(state)
     return leaves, extras, _static(structure, static, steps, accumulate, None)
@@ -166,11 +175,11 @@ class _Static:
         return self is other or self.parts == other.parts
 
 
-def _warn_of_whole_arrays(network, mesh):
+def _warn_of_whole_arrays(trained, mesh):
     """Say so where "fsdp" leaves much of the parameters on every device."""
     if mesh.shape.get("fsdp", 1) == 1:
         return
-    arrays = jax.tree.leaves(eqx.filter(network, eqx.is_array))
+    arrays = jax.tree.leaves(eqx.filter(trained, eqx.is_array))
     pairs = zip(arrays, parameter_sharding(arrays, mesh), strict=True)
     whole = sum(a.size for a, s in pairs if s.is_fully_replicated)
     share = whole / max(sum(a.size for a in arrays), 1)
@@ -207,7 +216,7 @@ def advance(leaves, arrays, fed, static):
 
     def body(leaves, fed):
         state = jax.tree.unflatten(structure, leaves)
-        arguments = (state.network, given, fed, state.step)
+        arguments = (state.trained, given, fed, state.step)
         if mesh is None:
             found = _part(*arguments, accumulate=accumulate)
         else:
@@ -223,7 +232,7 @@ def advance(leaves, arrays, fed, static):
     return jax.lax.scan(body, leaves, fed)
 
 
-def _part(network, given, fed, step, *, accumulate, axes=None, dims=None):
+def _part(trained, given, fed, step, *, accumulate, axes=None, dims=None):
     """(loss, gradient, notes) of the batch of `step`, or of a device's part of it."""
     shell, loss, augment, key, held = given
     x0, cond = take(held, fed)
@@ -238,10 +247,10 @@ def _part(network, given, fed, step, *, accumulate, axes=None, dims=None):
     x0, key = as_float(x0), jax.random.fold_in(key, step)
     loss = loss if dims is None else _gathering(loss, dims)
     if axes is not None:
-        full = dataclasses.replace(shell, network=network)
+        full = shell.with_trained(trained)
         _check_loss(lambda key: loss(full, key, x0, cond, axis_name=axes), key)
     return gradients(
-        network,
+        trained,
         shell,
         x0,
         cond,
@@ -286,14 +295,13 @@ def _gathering(loss, dims):
             return shard
         return jax.lax.all_gather(shard, "fsdp", axis=dim, tiled=True)
 
-    def gathered(denoiser, key, x0, cond, axis_name=None):
-        parts, static = eqx.partition(denoiser, eqx.is_array)
+    def gathered(model, key, x0, cond, axis_name=None):
+        parts, static = eqx.partition(model, eqx.is_array)
 
         @functools.partial(jax.checkpoint, policy=_keep)
         def inner(parts, key, x0, cond):
             full = eqx.combine(parts, static)
-            network = jax.tree.map(gather, full.network, dims)
-            full = dataclasses.replace(full, network=network)
+            full = full.with_trained(jax.tree.map(gather, full.trained, dims))
             return loss(full, key, x0, cond, axis_name=axis_name)
 
         return inner(parts, key, x0, cond)
@@ -313,24 +321,24 @@ def _keep(primitive, *_, **__):
     )
 
 
-def _dimensions(network, mesh):
+def _dimensions(trained, mesh):
     """For each leaf the dimension that is split over "fsdp", or -1."""
 
     def dimension(sharding):
         spec = tuple(sharding.spec)
         return spec.index("fsdp") if "fsdp" in spec else -1
 
-    return jax.tree.map(dimension, parameter_sharding(network, mesh))
+    return jax.tree.map(dimension, parameter_sharding(trained, mesh))
 
 
-def _on_mesh(network, given, fed, step, *, mesh, accumulate):
+def _on_mesh(trained, given, fed, step, *, mesh, accumulate):
     """`_part` on every device; the gradients averaged over all."""
     axes, spread = batch_axes(mesh), mesh.shape.get("fsdp", 1)
     others = tuple(a for a in axes if a != "fsdp")
-    arrays, static = eqx.partition((network, given), eqx.is_array)
-    trained = eqx.filter(network, eqx.is_inexact_array)
+    arrays, static = eqx.partition((trained, given), eqx.is_array)
+    params = eqx.filter(trained, eqx.is_inexact_array)
     # From the whole shapes: inside, an array is one device's part.
-    dims, trained_dims = _dimensions(network, mesh), _dimensions(trained, mesh)
+    dims, param_dims = _dimensions(trained, mesh), _dimensions(params, mesh)
 
     def specs(tree):
         return jax.tree.map(lambda s: s.spec, parameter_sharding(tree, mesh))
@@ -342,16 +350,16 @@ def _on_mesh(network, given, fed, step, *, mesh, accumulate):
         return (jax.lax.pmean(g, others) if others else g) / spread
 
     def per_device(arrays, fed, step):
-        network, given = eqx.combine(arrays, static)
+        trained, given = eqx.combine(arrays, static)
         value, grads, aux = _part(
-            network, given, fed, step, accumulate=accumulate, axes=axes, dims=dims
+            trained, given, fed, step, accumulate=accumulate, axes=axes, dims=dims
         )
-        return value, jax.tree.map(average, grads, trained_dims), aux
+        return value, jax.tree.map(average, grads, param_dims), aux
 
     return jax.shard_map(
         per_device,
         mesh=mesh,
         in_specs=((specs(arrays[0]), P()), P(axes), P()),
-        out_specs=(P(), specs(trained), P()),
+        out_specs=(P(), specs(params), P()),
         check_vma=False,
     )(arrays, fed, step)

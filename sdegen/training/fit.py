@@ -22,7 +22,6 @@ import optax
 from jaxtyping import Array, Float
 
 from ..data.stream import AbstractStream
-from ..losses.denoising import denoising_loss
 from ..runs import checkpoint
 from ..runs.recorder import Recorder, progress_bar
 from ..runs.throughput import Speedometer, Trace
@@ -56,19 +55,24 @@ class NonFiniteError(FloatingPointError):
 class Fit:
     """What `fit` returns.
 
-    `denoiser` has the averaged network (the first of them); `state` is the last;
+    `model` is the trained one, by the first of its averages; `state` is the last;
     `losses` are those of the steps from `start` on, where this process began or went
     on.
     """
 
-    denoiser: Any
+    model: Any
     state: TrainState
     losses: Float[np.ndarray, " steps"]
     start: int = 0
 
+    @property
+    def denoiser(self):
+        """The old name of `model`, which raises."""
+        raise AttributeError("Fit has no `denoiser`: the trained model is `Fit.model`.")
+
 
 def fit(
-    denoiser: eqx.Module,
+    model: eqx.Module,
     data: Array | np.ndarray | AbstractStream,
     *,
     steps: int,
@@ -76,7 +80,7 @@ def fit(
     seed: int = 0,
     optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
     cond: PyTree = None,
-    loss: Callable = denoising_loss,
+    loss: Callable | None = None,
     ema: ScalarLike | AbstractAverage | Sequence = 0.999,
     augment: Callable | None = None,
     accumulate: int = 1,
@@ -92,15 +96,16 @@ def fit(
     profile: str | Path | None = None,
     progress: bool = True,
 ) -> Fit:
-    """Train the denoiser's network; the path is left as it is.
+    """Train what `model.trainable` names; the rest of the model stays as it is.
 
     What is trained:
 
-    **Arguments:** `denoiser`, or any module with a field `network` that `loss` takes;
+    **Arguments:** `model`, an `AbstractModel`;
     `data`, floating point (n, ...) or uint8 images (n, h, w, c), which become [-1, 1],
     kept on the device, or an `AbstractStream` (see `sdegen.data`); `cond`, arrays with
     leading axis n, or None; `optimizer`, a module of `sdegen.optimizer` or any Optax
-    transformation; `loss`, for instance `eqx.Partial(denoising_loss,
+    transformation; `loss`, a function (model, key, x0, cond, *, axis_name), default
+    the model's own, for instance `eqx.Partial(denoising_loss,
     times=LogNormal())`; `ema`, a decay, an average of `sdegen.average`, or several;
     `augment(key, x) -> x`, on one sample, before bytes become floats.
 
@@ -112,8 +117,8 @@ def fit(
     written every `save_every` steps (default: twenty in all), the last `keep` of them
     kept, and from which the same call goes on after it was stopped; every
     `snapshot_every` steps (default: 32 in all) the power-function averages are saved
-    for `python -m sdegen.posthoc_ema`; `watch(step, denoiser)` is called every
-    `watch_every` steps with the averaged network, to look at samples say; `profile`, a
+    for `python -m sdegen.posthoc_ema`; `watch(step, model)` is called every
+    `watch_every` steps to look at samples say; `profile`, a
     directory for a profiler's trace of three calls. Steps are rounded up to whole
     calls.
 
@@ -132,7 +137,7 @@ def fit(
         data, cond, batch_size=batch_size, seed=seed, mesh=mesh, accumulate=accumulate
     )
     run = Run(
-        denoiser,
+        model,
         feed,
         steps=steps,
         steps_per_call=steps_per_call,

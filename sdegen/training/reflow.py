@@ -333,7 +333,7 @@ def rectify(
             directory=None if place is None else place / "training",
             **options,
         )
-        model = done.denoiser
+        model = done.model
         up = both_ways and k % 2 == 0
         mover, start = model, None
         if up:

@@ -1,6 +1,5 @@
 """A run: its compiled program, the state it has reached, and where its calls begin."""
 
-import dataclasses
 import zlib
 from collections.abc import Iterator
 
@@ -19,8 +18,8 @@ from .step import TrainState
 class Run:
     """The compiled run and where it stands."""
 
-    def __init__(self, denoiser, feed, *, steps, steps_per_call, options):
-        self.denoiser, self.feed, self.options = denoiser, feed, options
+    def __init__(self, model, feed, *, steps, steps_per_call, options):
+        self.model, self.feed, self.options = model, feed, options
         self.steps, self.steps_per_call = steps, steps_per_call
         self.done = 0
         self.begin()
@@ -28,7 +27,7 @@ class Run:
     def begin(self):
         """The state of step 0."""
         self.call, self.leaves, self.structure = make_call(
-            self.denoiser, self.feed, steps=self.steps, **self.options
+            self.model, self.feed, steps=self.steps, **self.options
         )
         self.done = 0
 
@@ -61,14 +60,14 @@ class Run:
         return checkpoint.named(self.state)
 
     def averaged(self, copy: bool = False):
-        """The denoiser with the first average as its network.
+        """The model with the first average as what training changes.
 
         The next call takes the arrays: a copy outlives it.
         """
-        network = self.state.averages[0]
+        trained = self.state.averages[0]
         if copy:
-            network = jax.tree.map(jnp.copy, network)
-        return dataclasses.replace(self.denoiser, network=network)
+            trained = jax.tree.map(jnp.copy, trained)
+        return self.model.with_trained(trained)
 
     def crossed(self, every: int, count: int) -> bool:
         """Whether the last `count` steps reached a multiple of `every`."""
@@ -91,7 +90,7 @@ def identify(run, data):
         "steps_per_call": run.steps_per_call,
         "seed": run.feed.seed,
         "data": {"size": size},
-        "model": dataclasses.replace(run.denoiser, network=None),
+        "model": run.model.with_trained(None),
     }
     if run.feed.stream is None:
         held = [np.asarray(a) for a in jax.tree.leaves(run.feed.arrays)]
