@@ -14,13 +14,13 @@ ROOT = Path(__file__).parent.parent
 WIDTH, HEIGHT, BOX, GAP = 1000, 52, 196, 40
 ROOMS = {  # the middle of the box, from 0 to 1, and what is in the room
     "typing.py": (0.38, "array types"),
-    "_compat.py": (0.62, "private names of libraries"),
-    "runs": (0.88, "rows, checkpoints, reports"),
+    "_compat.py": (0.88, "private names of libraries"),
+    "runs": (0.62, "rows, checkpoints, reports"),
     "processes": (0.38, "noise, paths, predictions"),
-    "metrics": (0.88, "distances between samples"),
-    "mesh.py": (0.62, "device meshes"),
+    "metrics": (0.62, "distances between samples"),
+    "mesh.py": (0.88, "device meshes"),
     "solvers": (0.38, "one file a solver, time grids"),
-    "nets": (0.62, "architectures"),
+    "nets": (0.88, "architectures"),
     "losses": (0.38, "losses, weights, couplings"),
     "models": (0.38, "a network with its process"),
     "data": (0.62, "data sets and streams"),
@@ -32,7 +32,8 @@ ROOMS = {  # the middle of the box, from 0 to 1, and what is in the room
     "checks": (0.38, "tests of a process"),
     "cli.py": (0.70, "a dataclass as flags"),
     "sweeps": (0.70, "many trials"),
-    "__init__.py": (0.50, "the public names"),
+    "__init__.py": (0.38, "the public names"),
+    "__main__.py": (0.70, "the command sdegen"),
 }
 
 
@@ -50,6 +51,8 @@ def imports(rooms):
     found, package = {room: set() for room in rooms}, ROOT / "sdegen"
     for file in sorted(package.rglob("*.py")):
         parts = file.relative_to(package).parts
+        if parts[0] not in rooms:
+            raise SystemExit(f"{parts[0]} is on no floor of tests/test_layout.py.")
         for node in ast.walk(ast.parse(file.read_text())):
             if not isinstance(node, ast.ImportFrom):
                 continue
@@ -87,37 +90,46 @@ def lane(start, end, between, taken):
     return min(free, key=lambda x: abs(x - start) + abs(x - end))
 
 
+def arrow(room, used, floor, y, taken):
+    """The path of an arrow: between neighbours of one floor, or down."""
+    (x, end), half = (ROOMS[r][0] * WIDTH for r in (room, used)), BOX / 2
+    if floor[room] == floor[used]:
+        x, end = (x + half, end - half - 4) if end > x else (x - half, end + half + 4)
+        return f"M{x:.0f} {y(floor[room]) + HEIGHT / 2:.0f} H{end:.0f}"
+    points = [(x, y(floor[room]) + HEIGHT)]
+    if between := [r for r in floor if floor[used] < floor[r] < floor[room]]:
+        x = lane(x, end, between, taken)
+        taken.append(x)
+        points += [(x, y(floor[room] - 1)), (x, y(floor[used] + 1) + HEIGHT)]
+    points.append((end, y(floor[used]) - 4))
+    path = f"M{points[0][0]:.0f} {points[0][1]:.0f}"
+    for (x0, y0), (x1, y1) in pairwise(points):
+        middle = (y0 + y1) / 2
+        path += f" C{x0:.0f} {middle:.0f} {x1:.0f} {middle:.0f} {x1:.0f} {y1:.0f}"
+    return path
+
+
 def draw():
     """The picture, as the text of an SVG file."""
     floor = floors()
-    graph = {r: u for r, u in imports(floor).items() if r != "__init__.py"}
-    top = max(floor.values())
+    top, taken = max(floor.values()), []
+    graph = {r: u for r, u in imports(floor).items() if floor[r] < top}
 
     def y(number):
         return 10 + (top - number) * (HEIGHT + GAP)
 
-    lines, taken = [], []
-    for room, used in reduced(graph):
-        x, end = (ROOMS[r][0] * WIDTH for r in (room, used))
-        between = [r for r in floor if floor[used] < floor[r] < floor[room]]
-        points = [(x, y(floor[room]) + HEIGHT)]
-        if between:
-            x = lane(x, end, between, taken)
-            taken.append(x)
-            points.append((x, y(floor[room] - 1)))
-            points.append((x, y(floor[used] + 1) + HEIGHT))
-        points.append((end, y(floor[used]) - 4))
-        path = f"M{points[0][0]:.0f} {points[0][1]:.0f}"
-        for (x0, y0), (x1, y1) in pairwise(points):
-            middle = (y0 + y1) / 2
-            path += f" C{x0:.0f} {middle:.0f} {x1:.0f} {middle:.0f} {x1:.0f} {y1:.0f}"
-        lines.append(f'<path d="{path}" class="arrow" marker-end="url(#head)"/>')
+    lines = [
+        f'<path d="{arrow(*pair, floor, y, taken)}" class="arrow"/>'
+        for pair in sorted(
+            reduced(graph), key=lambda p: (floor[p[0]], *map(ROOMS.get, p))
+        )
+    ]
     for room, number in floor.items():
-        (share, role), width = ROOMS[room], BOX if number < top else WIDTH - 80
+        share, role = ROOMS[room]
         name = room if room.endswith(".py") else f"{room}/"
         x, up = share * WIDTH, y(number)
         lines += [
-            f'<rect x="{x - width / 2:.0f}" y="{up}" width="{width}" '
+            f'<rect x="{x - BOX / 2:.0f}" y="{up}" width="{BOX}" '
             f'height="{HEIGHT}" rx="6"/>',
             f'<text x="{x:.0f}" y="{up + 22}" class="name">{name}</text>',
             f'<text x="{x:.0f}" y="{up + 41}">{role}</text>',
@@ -131,7 +143,7 @@ viewBox="0 0 {WIDTH} {y(0) + HEIGHT + 10}" font-family="sans-serif" font-size="1
 <style>
 rect {{ fill: #eef3fa; stroke: #49698f; }} text {{ text-anchor: middle; fill: #333; }}
 .name {{ font-weight: bold; font-size: 16px; fill: #123; }} .floor {{ fill: #888; }}
-.arrow {{ fill: none; stroke: #7a8ba0; stroke-width: 1.6; }}
+.arrow {{ fill: none; stroke: #7a8ba0; stroke-width: 1.6; marker-end: url(#head); }}
 </style>
 <defs><marker id="head" markerWidth="8" markerHeight="8" refX="5" refY="4" \
 orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#7a8ba0"/></marker></defs>
