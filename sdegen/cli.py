@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from ._compat import MissingPackageError, need
+from .nets.network import AbstractNetworkConfig
 from .training import NonFiniteError, Preempted
 
 Config = TypeVar("Config")
@@ -117,6 +118,7 @@ def parse(
             str_from_instance=lambda x: [f"{v:g}" for v in np.ravel(x)],
         )
 
+    _name_networks(tyro, AbstractNetworkConfig)
     # A union is chosen by its component's name; flags of outer fields go anywhere.
     chosen = config
     if presets:
@@ -127,6 +129,14 @@ def parse(
     marked = tyro.conf.CascadeSubcommandArgs[chosen]
     description = (sys.modules[config.__module__].__doc__ or "").strip()
     return tyro.cli(marked, args=argv, description=description, registry=registry)
+
+
+def _name_networks(tyro, kind):
+    """An `MLPConfig` is chosen by the word `mlp`, and so every network."""
+    word = kind.__name__.removesuffix("Config").lower()
+    tyro.conf.configure(tyro.conf.subcommand(word))(kind)
+    for subclass in kind.__subclasses__():
+        _name_networks(tyro, subclass)
 
 
 def _from_text(scalar, words):

@@ -12,17 +12,17 @@ from atoms import SHARES, Atoms, bar, basins
 from jax.scipy.special import betainc, gammainc
 
 import sdegen
-from sdegen.processes.radial import exponential_law, tanh_law
+from sdegen.processes.radial_noise import exponential_profile, tanh_profile
 
 KEY = jax.random.key(0)
-LAWS = {"tanh": tanh_law, "exponential": exponential_law}
+LAWS = {"tanh": tanh_profile, "exponential": exponential_profile}
 
 
-def kernel(base, d):
+def kernel(noise, d):
     """log p_t(x | 0) of x = t z as a function of (t, r)."""
 
     def log_p(t, r):
-        return base.log_prob(jnp.zeros(d).at[0].set(r / t)) - d * jnp.log(t)
+        return noise.log_prob(jnp.zeros(d).at[0].set(r / t)) - d * jnp.log(t)
 
     return log_p
 
@@ -93,11 +93,11 @@ def test_draws_in_single_precision(float32):
 
 
 def test_the_score_at_the_middle_of_an_even_law_is_zero():
-    base = sdegen.Radial()
-    assert jax.grad(base.log_prob)(jnp.zeros(1)) == 0
-    near = jax.grad(base.log_prob)(jnp.array([1e-6]))
+    noise = sdegen.Radial()
+    assert jax.grad(noise.log_prob)(jnp.zeros(1)) == 0
+    near = jax.grad(noise.log_prob)(jnp.array([1e-6]))
     assert abs(near + 2e-6) < 1e-12  # log sech^2 = -r^2 + ...
-    _, forward = jax.jvp(base.log_prob, (jnp.zeros(1),), (jnp.ones(1),))
+    _, forward = jax.jvp(noise.log_prob, (jnp.zeros(1),), (jnp.ones(1),))
     assert forward == 0
 
 

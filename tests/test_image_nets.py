@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from sdegen import nets
-from sdegen.nets import blocks, dit, edm2, embeddings, layers, ncsnpp
+from sdegen.nets import abstract_unet, blocks, dit, edm2, embeddings, layers, ncsnpp
 from sdegen.nets import magnitude_preserving as magnitude
 from sdegen.nets.conv import conv
 
@@ -433,7 +433,7 @@ def test_a_residual_block_is_its_equation(film):
 
 
 def test_the_plan_of_a_unet_leaves_no_skip_behind():
-    encoder, decoder = blocks.plan(16, 4, (4, 8), 2, (8,), attend_once=True)
+    encoder, decoder = abstract_unet.plan(16, 4, (4, 8), 2, (8,), attend_once=True)
     assert [p.outputs for p in encoder] == [4, 4, 4, 8, 8]
     assert [p.inputs for p in decoder] == [8, 8, 16, 16, 12, 8, 12, 8, 8]
     assert [p.resample for p in decoder].index("up") == 5

@@ -711,7 +711,7 @@ def test_a_rise_in_the_middle_of_the_range_is_found():
     class Bumpy(sdegen.AbstractPath):
         t_min: Scalar = number(0.01)
         t_max: Scalar = number(1.0)
-        base: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
+        noise: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
 
         def alpha(self, t):
             return jnp.ones_like(t)

@@ -1,25 +1,22 @@
 """ADM: the UNet of "Diffusion models beat GANs" (Dhariwal and Nichol 2021).
 
 With the sizes that Karras et al. 2022, table 7, train on ImageNet at 64 x 64: 296
-million parameters. Against DDPM++: wider, attention at three resolutions with heads of
-64 features, the embedding scales and shifts, the condition enters after the time.
-
-Different on purpose: biases start at zero, the paper draws them like the weights.
+million parameters. Compared with DDPM++ it is wider, has attention at three resolutions
+with heads of 64 features, its embedding scales and shifts, and the condition enters
+after the time. Deliberate difference: biases start at zero; the paper draws them like
+the weights.
 """
 
 import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
-from ..typing import DropoutKey, Time
-from .blocks import ResBlock, Style, plan
-from .configs import AbstractRecipe
+from .abstract_unet import AbstractUNet, AbstractUNetConfig, plan
+from .blocks import Style, res_blocks
 from .conv import Conv
-from .embeddings import check_condition, positional
-from .layers import call, check_sides, fold_in, group_norm
-from .mlp import check_shape
+from .embeddings import positional
+from .layers import check_sides, group_norm
 
 _INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _STYLE = Style(
@@ -34,17 +31,8 @@ _STYLE = Style(
 )
 
 
-class ADMUNet(nnx.Module):
-    """(t, x, cond) -> an array of the shape of x, for images of `shape` (h, w, c).
-
-    **Arguments:** `channels`, the unit of features; `multiples`, of `channels` at each
-    halving of the resolution; `blocks`, residual blocks per resolution (one more on the
-    way up); `attention`, the heights in pixels with attention; `cond_dim`, the length
-    of the condition vector (one-hot, or of about unit length; all zeros is no class), 0
-    for none; `dropout`, the share of features that a call with a `key` sets to zero;
-    `remat`, to compute each block again for gradients; `dtype`, to compute in;
-    `param_dtype`, of the parameters.
-    """
+class ADMUNet(AbstractUNet):
+    """ADM; arguments as in `AbstractUNet`, with the defaults of the paper."""
 
     def __init__(
         self,
@@ -78,65 +66,29 @@ class ADMUNet(nnx.Module):
         self.first = Conv(shape[-1], widths[0], kernel_init=_INIT, **options)
         places = plan(shape[0], widths[0], widths, blocks, attention)
         self.encoder, self.decoder = (
-            nnx.List(
-                [ResBlock(p, width, _STYLE, dropout=dropout, **options) for p in ps]
-            )
-            for ps in places
+            res_blocks(p, width, _STYLE, dropout=dropout, **options) for p in places
         )
         self.norm = group_norm(widths[0], _STYLE.eps, **options)
         zeros = nnx.initializers.zeros
         self.last = Conv(widths[0], shape[-1], kernel_init=zeros, **options)
 
-    def __call__(
-        self,
-        t: Time,
-        x: Float[Array, "batch h w c"],
-        cond: Array | None = None,
-        *,
-        key: DropoutKey | None = None,
-    ) -> Float[Array, "batch h w c"]:
-        """The prediction at times t, () or (batch,); with a `key`, under dropout."""
-        check_shape(self, x, self.shape)
-        check_condition(cond, self.cond_dim)
+    def embed(self, t, cond):
+        """The embedding of time and condition."""
         emb = self.map2(nnx.silu(self.map1(positional(t, self.channels))))
-        if self.cond is not None:
-            emb = emb + self.cond(cond)
-        emb, h, number = nnx.silu(emb), self.first(x), 0
-        skips = [h]
-        for block in self.encoder:
-            h = call(block, h, emb, fold_in(key, number), remat=self.remat)
-            skips.append(h)
-            number += 1
-        for block in self.decoder:
-            if block.joins:
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-            h = call(block, h, emb, fold_in(key, number), remat=self.remat)
-            number += 1
-        return self.last(nnx.silu(self.norm(h)))
+        return nnx.silu(emb if self.cond is None else emb + self.cond(cond))
+
+    def predict(self, x, emb, key):
+        """The prediction for x."""
+        return self.last(nnx.silu(self.norm(self.run(self.first(x), emb, key))))
 
 
 @dataclasses.dataclass(frozen=True)
-class ADMConfig(AbstractRecipe):
+class ADMConfig(AbstractUNetConfig):
     """ADM with the sizes for ImageNet at 64 x 64."""
 
+    network = ADMUNet
     channels: int = 192
-    """The unit of features."""
     multiples: tuple[int, ...] = (1, 2, 3, 4)
-    """Multiples of `channels`, one for each halving of the resolution."""
     blocks: int = 3
-    """Residual blocks per resolution."""
     attention: tuple[int, ...] = (32, 16, 8)
-    """Heights in pixels at which there is attention."""
     dropout: float = dataclasses.field(default=0.1, kw_only=True)
-    """Share of features set to zero while training."""
-
-    def make(self, shape: tuple[int, int, int], **options) -> ADMUNet:
-        """The network for images of `shape`."""
-        return ADMUNet(
-            shape,
-            channels=self.channels,
-            multiples=self.multiples,
-            blocks=self.blocks,
-            attention=self.attention,
-            **options,
-        )

@@ -1,4 +1,4 @@
-"""The residual block of DDPM++, NCSN++ and ADM, and where a UNet puts its blocks."""
+"""The residual block of DDPM++, NCSN++ and ADM."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -6,75 +6,25 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from flax import nnx
 
+from .abstract_unet import Place
 from .conv import Conv
 from .layers import attend, dropout, group_norm, resample
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """What one block of a UNet does: features in and out, attention, resolution."""
-
-    inputs: int
-    outputs: int
-    attention: bool = False
-    resample: str = "keep"
-    """"down" and "up" change the resolution first."""
-    joins: bool = False
-    """Whether the block takes a skip connection in (counted in `inputs`)."""
-
-
-def plan(
-    side: int,
-    first: int,
-    widths: Sequence[int],
-    blocks: int,
-    attention: Sequence[int],
-    *,
-    attend_once: bool = False,
-) -> tuple[list[Place], list[Place]]:
-    """The encoder and the decoder of a UNet, block by block.
-
-    The image has `first` features to begin with, `widths[l]` at resolution side / 2^l,
-    with `blocks` blocks there on the way down and one more on the way up; every
-    resolution in `attention` has attention, and the lowest one in the middle. The
-    output of each block of the encoder, and its input, are the skip connections.
-
-    `attend_once`: only the last block of each resolution of the decoder attends.
-    """
-    encoder, decoder, skips, now = [], [], [first], first
-    for level, width in enumerate(widths):
-        attends = side >> level in attention
-        if level:
-            encoder.append(Place(now, now, resample="down"))
-            skips.append(now)
-        for _ in range(blocks):
-            encoder.append(Place(now, width, attends))
-            skips.append(now := width)
-    decoder += [Place(now, now, attention=True), Place(now, now)]
-    for level in reversed(range(len(widths))):
-        if level < len(widths) - 1:
-            decoder.append(Place(now, now, resample="up"))
-        for i in range(blocks + 1):
-            attends = side >> level in attention and (i == blocks or not attend_once)
-            inputs, now = now + skips.pop(), widths[level]
-            decoder.append(Place(inputs, now, attends, joins=True))
-    return encoder, decoder
-
-
-@dataclasses.dataclass(frozen=True)
 class Style:
-    """In what the residual blocks of the papers differ."""
+    """How the residual blocks of the papers differ."""
 
     film: bool
     """The embedding scales and shifts between the convolutions, else it shifts."""
     scale: float
-    """Of the sum of a residual branch and what it is added to."""
+    """Factor of the sum of a residual branch and its input."""
     eps: float
     """Of the group normalisation."""
     fir: bool
     """Resample with [1, 3, 3, 1], else with means and repeats."""
     project: bool
-    """A 1 x 1 convolution beside every change of resolution."""
+    """A 1 x 1 convolution on the skip of every change of resolution."""
     head: int | None
     """Features of a head of the attention; None for one head."""
     init: Callable
@@ -84,7 +34,7 @@ class Style:
 
 
 class SelfAttention(nnx.Module):
-    """Attention among the pixels, without the sum: (batch, h, w, c) to the same."""
+    """Attention among the pixels, without the sum, on (batch, h, w, c)."""
 
     def __init__(self, features: int, style: Style, **options):
         self.heads = max(1, features // style.head) if style.head else 1
@@ -108,9 +58,7 @@ class ResBlock(nnx.Module):
 
     Song et al. 2021 (DDPM++, NCSN++), Dhariwal and Nichol 2021 (ADM), in the common
     form of Karras et al. 2022, appendix F. The block begins at r = 0, attention = 0.
-
-    **Arguments:** `place`; `width`, of the embedding; `style`; `dropout`; `options`:
-    dtype, param_dtype and rngs of every layer.
+    `options` are dtype, param_dtype and rngs of every layer.
     """
 
     def __init__(
@@ -149,3 +97,8 @@ class ResBlock(nnx.Module):
         h = resample(h, self.resample, self.fir)
         h = self.scale * ((h if self.skip is None else self.skip(h)) + r)
         return h if self.attention is None else self.scale * (h + self.attention(h))
+
+
+def res_blocks(places: Sequence[Place], *args, **options) -> nnx.List:
+    """A `ResBlock` for each place; the other arguments are those of the blocks."""
+    return nnx.List([ResBlock(place, *args, **options) for place in places])

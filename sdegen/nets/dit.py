@@ -2,15 +2,15 @@
 
     h <- h + g1 attention(s1 norm(h) + b1),   h <- h + g2 mlp(s2 norm(h) + b2)      (1)
 
-where the embedding of time and condition gives g, s - 1 and b by a linear map that
-starts at zero ("adaLN-zero"): a new block is the identity, a new network says zero.
+where a linear map of the embedding of time and condition gives g, s - 1 and b. It
+starts at zero ("adaLN-zero"): a new block is the identity, a new network returns zero.
 Positions are fixed: sines and cosines of the row in one half of the features, of the
 column in the other.
 
-Different on purpose: the paper's times are 0 .. 1000; here t = log(sigma / alpha) / 4
-spans about 4, so it is multiplied by 250. No class is a condition of zeros, not one
-more row of a table: `width` parameters fewer. The fixed positions are constants, where
-the paper's code has parameters that are not trained.
+Deliberate differences: the paper's times are 0 .. 1000; here t = log(sigma / alpha) / 4
+spans about 4, so it is multiplied by 250. "No class" is a condition of zeros and not
+one more row of a table: `width` parameters fewer. The fixed positions are constants;
+the paper's code holds them as parameters that are not trained.
 """
 
 import dataclasses
@@ -21,11 +21,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..typing import DropoutKey, Time
-from .configs import AbstractRecipe
-from .embeddings import check_condition, positional
-from .layers import attend, call, dropout, fold_in
-from .mlp import check_shape
+from .embeddings import positional
+from .layers import attend, dropout, fold_in
+from .network import AbstractNetwork, AbstractNetworkConfig
 
 _STEPS = 250.0  # of the paper's times in one of ours
 _FREQUENCIES = 256  # features of time
@@ -93,16 +91,21 @@ def plain_norm(width: int, options: dict) -> nnx.LayerNorm:
     )
 
 
-class DiffusionTransformer(nnx.Module):
-    """(t, x, cond) -> an array of the shape of x, for images of `shape` (h, w, c).
+class DiffusionTransformer(AbstractNetwork):
+    """DiT, for images whose sides are multiples of the patch.
 
-    **Arguments:** `width`, features of a patch, a multiple of 4 and `heads`; `depth`,
-    blocks; `heads`, of the attention; `patch`, its side in pixels; `cond_dim`, the
-    length of the condition vector (one-hot for classes, all zeros is no class), 0 for
-    none; `out_channels`, of the output, where it is not c (the paper's networks say a
-    variance too: 2 c); `dropout`, the share of each branch's output that a call with a
-    `key` sets to zero; `remat`, to compute each block again for gradients; `dtype`, to
-    compute in; `param_dtype`, of the parameters.
+    **Arguments:**
+    - `shape`: of one image, (height, width, channels).
+    - `width`: features of a patch, a multiple of 4 and of `heads`, default 384.
+    - `depth`: blocks, default 12.
+    - `heads`: of the attention, default 6.
+    - `patch`: its side in pixels, default 2.
+    - `cond_dim`: the length of the condition vector, default 0 for none: one-hot for
+      classes, all zeros for no class.
+    - `out_channels`: of the output, default those of x. The paper's networks predict a
+      variance too and have twice as many.
+    - `dropout`, of each branch's output; `remat`; `dtype`; `param_dtype`; `rngs`: as in
+      `AbstractUNet`.
     """
 
     def __init__(
@@ -155,25 +158,18 @@ class DiffusionTransformer(nnx.Module):
         channels = out_channels or shape[-1]
         self.last = linear(width, patch**2 * channels, _ZEROS, **options)
 
-    def __call__(
-        self,
-        t: Time,
-        x: Float[Array, "batch h w c"],
-        cond: Array | None = None,
-        *,
-        key: DropoutKey | None = None,
-    ) -> Float[Array, "batch h w out"]:
-        """The prediction at times t, () or (batch,); with a `key`, under dropout."""
-        check_shape(self, x, self.shape)
-        check_condition(cond, self.cond_dim)
+    def embed(self, t, cond):
+        """The embedding of time and condition."""
         emb = self.map2(nnx.silu(self.map1(positional(_STEPS * t, _FREQUENCIES))))
-        if self.cond is not None:
-            emb = emb + self.cond(cond)
+        return emb if self.cond is None else emb + self.cond(cond)
+
+    def predict(self, x, emb, key):
+        """The prediction for x."""
         rows, columns = (side // self.patch for side in self.shape[:2])
-        h = self.first(patches(x, self.patch))
+        h, run = self.first(patches(x, self.patch)), self.runner(emb, key)
         h = h + jnp.asarray(positions(rows, columns, self.width), h.dtype)
-        for number, block in enumerate(self.blocks):
-            h = call(block, h, emb, fold_in(key, number), remat=self.remat)
+        for block in self.blocks:
+            h = run(block, h)
         changes = self.modulation(nnx.silu(emb))[..., None, :]
         shift, scale = jnp.split(changes, 2, axis=-1)
         h = self.last(self.norm(h) * (1 + scale) + shift)
@@ -185,9 +181,10 @@ _SIZES |= {"XL": (1152, 28, 16)}
 
 
 @dataclasses.dataclass(frozen=True)
-class DiTConfig(AbstractRecipe):
+class DiTConfig(AbstractNetworkConfig):
     """DiT; the paper names its networks by size and patch, DiT-XL/2."""
 
+    network = DiffusionTransformer
     size: Literal["S", "B", "L", "XL"] = "S"
     """Width, depth and heads: 384, 12, 6; 768, 12, 12; 1024, 24, 16; 1152, 28, 16."""
     patch: int = 2
@@ -199,14 +196,10 @@ class DiTConfig(AbstractRecipe):
     heads: int | None = None
     """Heads of the attention, in place of those of `size`."""
 
-    def make(self, shape: tuple[int, int, int], **options) -> DiffusionTransformer:
-        """The network for images of `shape`."""
-        width, depth, heads = _SIZES[self.size]
-        return DiffusionTransformer(
-            shape,
-            width=self.width or width,
-            depth=self.depth or depth,
-            heads=self.heads or heads,
-            patch=self.patch,
-            **options,
+    def sizes(self):
+        """The arguments of the network: those of `size` where no other is given."""
+        sizes = super().sizes()
+        preset = zip(
+            ("width", "depth", "heads"), _SIZES[sizes.pop("size")], strict=True
         )
+        return sizes | {name: sizes[name] or value for name, value in preset}

@@ -1,12 +1,12 @@
-"""EDM2: the UNet whose layers keep the magnitude of what passes through them.
+"""EDM2: the UNet whose layers preserve the magnitude of their inputs.
 
-Karras et al. 2024, configuration G, figure 21; the layers are those of `magnitude`.
-There are no biases and no group normalisation; what remains of them are a feature of
-ones at the input, pixel normalisation in the encoder, and gains that begin at zero.
+Karras et al. 2024, configuration G, figure 21, with the layers of
+`magnitude_preserving`. There are no biases and no group normalisation. In their place
+are a feature of ones at the input, pixel normalisation in the encoder, and gains that
+begin at zero.
 
-Different on purpose: the Fourier frequencies and phases are quantiles and no draws
-(`features.normal_frequencies`); the head for the loss's log-variance, 128 parameters,
-belongs to a loss and is not here.
+Deliberate differences: the Fourier frequencies and phases are quantiles, not draws; the
+head for the log-variance of the loss, 128 parameters, is not part of the network.
 """
 
 import dataclasses
@@ -15,15 +15,11 @@ from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
-from ..typing import DropoutKey, Time
-from .blocks import Place, plan
-from .configs import AbstractRecipe
-from .embeddings import check_condition
-from .layers import attend, call, check_sides, dropout, fold_in, resample
+from .abstract_unet import AbstractUNet, Place, plan
+from .layers import attend, check_sides, dropout, resample
 from .magnitude_preserving import MPConv, mp_cat, mp_fourier, mp_silu, mp_sum, normalise
-from .mlp import check_shape
+from .network import AbstractNetworkConfig
 
 _CLIP = 256.0  # on activations, for half precision
 _BRANCH = 0.3  # m in (3) of a residual branch and of the attention
@@ -80,17 +76,11 @@ class MPBlock(nnx.Module):
         return jnp.clip(h, -_CLIP, _CLIP)
 
 
-class EDM2UNet(nnx.Module):
-    """(t, x, cond) -> an array of the shape of x, for images of `shape` (h, w, c).
+class EDM2UNet(AbstractUNet):
+    """EDM2, for x of magnitude about 1, as `edm_inputs` makes it.
 
-    **Arguments:** `channels`, the unit of features; `multiples`, of `channels` at each
-    halving of the resolution; `blocks`, residual blocks per resolution (one more on the
-    way up); `attention`, the heights in pixels with attention; `head`, features of each
-    of its heads; `cond_dim`, the length of the condition vector (one-hot, or of about
-    unit length; all zeros is no class), 0 for none; `dropout`, the share of features
-    that a call with a `key` sets to zero; `remat`, to compute each block again for
-    gradients; `dtype`, to compute in; `param_dtype`, of the parameters. x is taken to
-    have magnitude about 1, as `edm_inputs` makes it.
+    **Arguments:** as in `AbstractUNet`, with the defaults of the paper's XS, and
+    - `head`: features of each head of the attention, default 64.
     """
 
     def __init__(
@@ -128,42 +118,28 @@ class EDM2UNet(nnx.Module):
         self.last = MPConv(widths[0], shape[-1], 3, dtype=dtype, **whole)
         self.gain = nnx.Param(jnp.zeros((), param_dtype))
 
-    def __call__(
-        self,
-        t: Time,
-        x: Float[Array, "batch h w c"],
-        cond: Array | None = None,
-        *,
-        key: DropoutKey | None = None,
-    ) -> Float[Array, "batch h w c"]:
-        """The prediction at times t, () or (batch,); with a `key`, under dropout."""
-        check_shape(self, x, self.shape)
-        check_condition(cond, self.cond_dim)
+    def embed(self, t, cond):
+        """The embedding of time and condition."""
         emb = self.time(mp_fourier(t, self.features))
         if self.cond is not None:
             emb = mp_sum(emb, self.cond(cond * math.sqrt(self.cond_dim)))
-        emb = mp_silu(emb)
+        return mp_silu(emb)
+
+    def predict(self, x, emb, key):
+        """The prediction for x."""
         # A feature of ones does what biases would.
         h = self.first(jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1))
-        skips, number = [h], 0
-        for block in self.encoder:
-            h = call(block, h, emb, fold_in(key, number), remat=self.remat)
-            skips.append(h)
-            number += 1
-        for block in self.decoder:
-            h = mp_cat(h, skips.pop()) if block.joins else h
-            h = call(block, h, emb, fold_in(key, number), remat=self.remat)
-            number += 1
-        return self.last(h, self.gain[...])
+        return self.last(self.run(h, emb, key, join=mp_cat), self.gain[...])
 
 
 _CHANNELS = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 
 
 @dataclasses.dataclass(frozen=True)
-class EDM2Config(AbstractRecipe):
+class EDM2Config(AbstractNetworkConfig):
     """EDM2 for 64 x 64 (latents or pixels); from M on the paper has dropout 0.1."""
 
+    network = EDM2UNet
     size: Literal["XXS", "XS", "S", "M", "L", "XL", "XXL"] = "XS"
     """64, 128, 192, 256, 320, 384 or 448 channels."""
     channels: int | None = None
@@ -175,13 +151,8 @@ class EDM2Config(AbstractRecipe):
     attention: tuple[int, ...] = (16, 8)
     """Heights in pixels at which there is attention."""
 
-    def make(self, shape: tuple[int, int, int], **options) -> EDM2UNet:
-        """The network for images of `shape`."""
-        return EDM2UNet(
-            shape,
-            channels=self.channels or _CHANNELS[self.size],
-            multiples=self.multiples,
-            blocks=self.blocks,
-            attention=self.attention,
-            **options,
-        )
+    def sizes(self):
+        """The arguments of the network; `channels` those of `size` unless given."""
+        sizes = super().sizes()
+        channels = _CHANNELS[sizes.pop("size")]
+        return sizes | {"channels": self.channels or channels}

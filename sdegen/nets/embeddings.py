@@ -1,4 +1,4 @@
-"""What a network is told about time and condition, as one vector per sample."""
+"""Time and condition as one vector per sample, the input of every network."""
 
 import statistics
 
@@ -15,7 +15,7 @@ _FREQUENCIES = 16  # from one period over 8 units of time to one over 1/4
 def fourier(t: Time) -> Float[Array, "... features"]:
     """sin and cos of t at geometric frequencies, and t itself, in t's precision.
 
-    Made for times of order one, such as the log(sigma / alpha) / 4 of `edm_inputs`.
+    For times of order one, such as the log(sigma / alpha) / 4 of `edm_inputs`.
     """
     frequencies = 2 * jnp.pi * jnp.geomspace(0.125, 4.0, _FREQUENCIES, dtype=t.dtype)
     phase = t[..., None] * frequencies
@@ -38,37 +38,18 @@ def positional(
 def normal_frequencies(number: int, scale: float) -> np.ndarray:
     """2 pi w, for w the `number` mid-quantiles of a Gaussian of deviation `scale`.
 
-    Random Fourier features draw w and keep it in the network (Tancik et al. 2020);
-    quantiles have the same law, less noise, and are nothing that an optimiser, an
-    average or a weight decay could move.
+    Random Fourier features draw w and keep it in the network (Tancik et al. 2020).
+    Quantiles have the same distribution and less noise, and they are constants: no
+    optimiser, average or weight decay moves them.
     """
     quantile = statistics.NormalDist(sigma=scale).inv_cdf
     return 2 * np.pi * np.array([quantile((i + 0.5) / number) for i in range(number)])
 
 
-def check_condition(cond: Array | None, cond_dim: int) -> None:
-    """Refuse a condition that is not what the network was made for."""
-    if cond_dim and (cond is None or cond.shape[-1:] != (cond_dim,)):
-        came = "none" if cond is None else f"one of shape {cond.shape}"
-        raise ValueError(
-            f"this network was made for a condition of shape (batch, "
-            f"{cond_dim}), got {came}."
-        )
-    if not cond_dim and cond is not None:
-        raise ValueError(
-            "this network was made without a condition, got one. Make it with "
-            "cond_dim=the length of the condition vector."
-        )
-
-
 class Embedding(nnx.Module):
-    """Time (and, if `cond_dim`, a vector of conditions) to a vector of `width`.
-
-    For classes, hand in `jax.nn.one_hot(labels, classes)`.
-    """
+    """Time (and, if `cond_dim`, a vector of conditions) to a vector of `width`."""
 
     def __init__(self, width: int, *, cond_dim: int = 0, dtype=None, rngs: nnx.Rngs):
-        self.cond_dim = cond_dim
         self.time = nnx.Linear(2 * _FREQUENCIES + 1, width, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.cond = nnx.data(
@@ -82,7 +63,6 @@ class Embedding(nnx.Module):
     ) -> Float[Array, "... width"]:
         """The embedding: (width,) for one time alone, else (batch, width)."""
         h = self.time(fourier(t))
-        check_condition(cond, self.cond_dim)
         if self.cond is not None:
             h = h + self.cond(cond)
         return nnx.silu(self.out(nnx.silu(h)))

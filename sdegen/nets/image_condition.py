@@ -1,4 +1,4 @@
-"""A condition that is itself an image: channels beside those of x."""
+"""A condition that is itself an image, as additional channels of the input."""
 
 from typing import Any
 
@@ -10,12 +10,13 @@ from ..typing import DropoutKey, PyTree, Time
 
 
 class ImageConditioned(eqx.Module):
-    """A network that is shown an image beside x, and a vector if it takes one.
+    """A network whose input is x and an image, joined along the channels.
 
-    **Arguments:** `network`, made for samples of shape (h, w, c + k): c channels of x,
-    k of the condition. `cond` is a dictionary: "image", (batch, h, w, k), and "vector",
-    what the network inside is conditioned on, if anything. Saharia et al. 2022,
-    "Palette", section 3. Of what the network returns the first c channels count.
+    Saharia et al. 2022, "Palette", section 3.
+
+    **Arguments:**
+    - `network`: made for samples of shape (h, w, c + k): c channels of x and k of the
+      image. The first c channels of what it returns are the prediction.
     """
 
     network: Any
@@ -28,7 +29,15 @@ class ImageConditioned(eqx.Module):
         *,
         key: DropoutKey | None = None,
     ) -> Float[Array, "batch ... c"]:
-        """The prediction for x, given the image."""
+        """The prediction for x, given the image.
+
+        **Arguments:**
+        - `t`, `x`, `key`: as in `AbstractNetwork.__call__`.
+        - `cond`: a dictionary with "image", (batch, h, w, k), and, where the network
+          takes a condition vector, "vector".
+
+        **Raises:** `ValueError` for any other condition.
+        """
         image = cond.get("image") if isinstance(cond, dict) else None
         if image is None or not set(cond) <= {"image", "vector"}:
             came = sorted(cond) if isinstance(cond, dict) else type(cond).__name__

@@ -1,13 +1,13 @@
 """A residual multilayer perceptron for vectors and small images."""
 
+import dataclasses
 import math
 
 from flax import nnx
-from jaxtyping import Array, Float
 
-from ..typing import DropoutKey, Time
 from .embeddings import Embedding
-from .layers import call, dropout, fold_in
+from .layers import dropout
+from .network import AbstractNetwork, AbstractNetworkConfig
 
 
 class MLPBlock(nnx.Module):
@@ -21,18 +21,23 @@ class MLPBlock(nnx.Module):
         self.down = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, h, emb, key=None):
-        """The block at time embedding `emb`."""
+        """The block at the embedding `emb`."""
         r = nnx.silu(self.up(self.norm(h)) + self.emb(emb))
         return h + self.down(dropout(r, self.dropout, key))
 
 
-class MLP(nnx.Module):
-    """(t, x, cond) -> an array of the shape of x, for samples of shape `shape`.
+class MLP(AbstractNetwork):
+    """A residual multilayer perceptron.
 
-    **Arguments:** `shape`, of one sample; `width` and `depth` (residual blocks);
-    `cond_dim`, the length of the condition vector, 0 for none; `dropout`, the share of
-    features that a call with a `key` sets to zero; `remat`, to compute each block again
-    for gradients; `dtype`, to compute in (parameters stay float32).
+    **Arguments:**
+    - `shape`: of one sample.
+    - `width`: features of every layer, default 128.
+    - `depth`: residual blocks, default 3.
+    - `cond_dim`: the length of the condition vector, default 0 for none.
+    - `dropout`: the share of features that a call with a `key` sets to zero, default 0.
+    - `remat`: compute each block again for gradients, default False.
+    - `dtype`: to compute in, default that of the input; parameters stay float32.
+    - `rngs`: the source of the random parameters.
     """
 
     def __init__(
@@ -47,44 +52,35 @@ class MLP(nnx.Module):
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        self.shape, self.remat = tuple(shape), remat
-        size = math.prod(self.shape)
-        self.embedding = Embedding(width, cond_dim=cond_dim, dtype=dtype, rngs=rngs)
-        self.first = nnx.Linear(size, width, dtype=dtype, rngs=rngs)
+        self.shape, self.cond_dim, self.remat = tuple(shape), cond_dim, remat
+        size, options = math.prod(self.shape), {"dtype": dtype, "rngs": rngs}
+        self.embedding = Embedding(width, cond_dim=cond_dim, **options)
+        self.first = nnx.Linear(size, width, **options)
         self.blocks = nnx.List(
-            [
-                MLPBlock(width, dropout=dropout, dtype=dtype, rngs=rngs)
-                for _ in range(depth)
-            ]
+            [MLPBlock(width, dropout=dropout, **options) for _ in range(depth)]
         )
-        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.last = nnx.Linear(
-            width, size, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs
-        )
+        self.norm = nnx.LayerNorm(width, **options)
+        zeros = nnx.initializers.zeros
+        self.last = nnx.Linear(width, size, kernel_init=zeros, **options)
 
-    def __call__(
-        self,
-        t: Time,
-        x: Float[Array, "batch ..."],
-        cond: Array | None = None,
-        *,
-        key: DropoutKey | None = None,
-    ) -> Float[Array, "batch ..."]:
-        """The prediction at times t, () or (batch,); with a `key`, under dropout."""
-        check_shape(self, x, self.shape)
-        emb = self.embedding(t, cond)
-        h = self.first(x.reshape(x.shape[0], -1))
-        for number, block in enumerate(self.blocks):
-            h = call(block, h, emb, fold_in(key, number), remat=self.remat)
+    def embed(self, t, cond):
+        """The embedding of time and condition."""
+        return self.embedding(t, cond)
+
+    def predict(self, x, emb, key):
+        """The prediction for x."""
+        h, run = self.first(x.reshape(x.shape[0], -1)), self.runner(emb, key)
+        for block in self.blocks:
+            h = run(block, h)
         return self.last(nnx.silu(self.norm(h))).reshape(x.shape)
 
 
-def check_shape(network, x: Array, shape: tuple[int, ...]) -> None:
-    """Refuse a batch whose samples do not have `shape`."""
-    if x.shape[1:] != shape:
-        batch = ("batch", *shape)
-        raise ValueError(
-            f"this {type(network).__name__} was made for x of shape "
-            f"({', '.join(map(str, batch))}), got {x.shape}. Check the shape of the "
-            "samples, channels last."
-        )
+@dataclasses.dataclass(frozen=True)
+class MLPConfig(AbstractNetworkConfig):
+    """A residual multilayer perceptron."""
+
+    network = MLP
+    width: int = 128
+    """Features of every layer."""
+    depth: int = 3
+    """Residual blocks."""

@@ -1,8 +1,7 @@
 """A small bidirectional transformer for tokens (batch, length).
 
-Tokens go in as whole numbers and logits come out, so it is no network of the contract
-(t, x, cond) -> an array of the shape of x: it stands in its own module,
-`sdegen.nets.transformer`, for the systems of tokens of `sdegen.corruption`.
+It maps integer tokens to logits, so it is not a network (t, x, cond) -> an array of the
+shape of x. It serves the processes on tokens of `sdegen.corruption`.
 """
 
 import dataclasses
@@ -13,9 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..typing import Time
-from .configs import init
 from .embeddings import Embedding
-from .mlp import check_shape
+from .layers import attend
+from .network import check_condition, check_shape, init
 
 
 class Block(nnx.Module):
@@ -41,18 +40,23 @@ class Block(nnx.Module):
     def __call__(self, h):
         """The block on (batch, length, width)."""
         qkv = self.qkv(self.norm1(h)).reshape(*h.shape[:2], 3, self.heads, -1)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        h = h + self.out(jax.nn.dot_product_attention(q, k, v).reshape(h.shape))
+        h = h + self.out(attend(qkv))
         return h + self.down(nnx.gelu(self.up(self.norm2(h))))
 
 
 class TokenTransformer(nnx.Module):
-    """(t, x, cond) -> logits, for sequences of `length` tokens 0 .. `vocabulary`.
+    """(t, x, cond) -> logits; positions are learned, every place attends to all.
 
-    **Arguments:** `vocabulary`, the number of tokens, and of logits per place: the
-    input may hold one more, `vocabulary`, the mask; `width`, `depth` (blocks), `heads`;
-    `cond_dim`, the length of the condition vector, 0 for none; `dtype`, to compute in
-    (parameters stay float32). Positions are learned; every place sees every other.
+    **Arguments:**
+    - `length`: tokens of a sequence.
+    - `vocabulary`: the number of tokens, and of logits per place. The input may hold
+      one more, `vocabulary`, the mask.
+    - `width`: features of every token, default 128.
+    - `depth`: blocks, default 3.
+    - `heads`: of the attention, default 4.
+    - `cond_dim`: the length of the condition vector, default 0 for none.
+    - `dtype`: to compute in, default float32; parameters stay float32.
+    - `rngs`: the source of the random parameters.
     """
 
     def __init__(
@@ -71,27 +75,28 @@ class TokenTransformer(nnx.Module):
             raise ValueError(
                 f"width must be a multiple of heads, got {width} and {heads}."
             )
-        self.shape = (length,)
-        self.tokens = nnx.Embed(vocabulary + 1, width, dtype=dtype, rngs=rngs)
-        self.places = nnx.Embed(length, width, dtype=dtype, rngs=rngs)
-        self.embedding = Embedding(width, cond_dim=cond_dim, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List(
-            [Block(width, heads, dtype=dtype, rngs=rngs) for _ in range(depth)]
-        )
-        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.last = nnx.Linear(
-            width,
-            vocabulary,
-            kernel_init=nnx.initializers.zeros,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.shape, self.cond_dim = (length,), cond_dim
+        options = {"dtype": dtype, "rngs": rngs}
+        self.tokens = nnx.Embed(vocabulary + 1, width, **options)
+        self.places = nnx.Embed(length, width, **options)
+        self.embedding = Embedding(width, cond_dim=cond_dim, **options)
+        self.blocks = nnx.List([Block(width, heads, **options) for _ in range(depth)])
+        self.norm = nnx.LayerNorm(width, **options)
+        zeros = nnx.initializers.zeros
+        self.last = nnx.Linear(width, vocabulary, kernel_init=zeros, **options)
 
     def __call__(
         self, t: Time, x: Int[Array, "batch length"], cond: Array | None = None
     ) -> Float[Array, "batch length vocabulary"]:
-        """The logits at times t, () or (batch,)."""
+        """The logits, (batch, length, vocabulary).
+
+        **Arguments:**
+        - `t`: times, () or (batch,).
+        - `x`: tokens, (batch, length).
+        - `cond`: conditions, (batch, cond_dim), or None.
+        """
         check_shape(self, x, self.shape)
+        check_condition(cond, self.cond_dim)
         emb = self.embedding(t, cond)
         h = self.tokens(x) + self.places(jnp.arange(x.shape[1])) + emb[..., None, :]
         for block in self.blocks:
@@ -113,7 +118,7 @@ class Transformer:
     def __call__(
         self, length: int, vocabulary: int, key: jax.Array
     ) -> TokenTransformer:
-        """The network for sequences of `length` tokens."""
+        """A new network for sequences of `length` of `vocabulary` tokens."""
         sizes = dataclasses.asdict(self)
         return init(
             lambda rngs: TokenTransformer(length, vocabulary, rngs=rngs, **sizes), key

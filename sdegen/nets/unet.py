@@ -1,16 +1,14 @@
 """A small UNet for images (batch, height, width, channels)."""
 
-import itertools
+import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
-from ..typing import DropoutKey, Time
 from .conv import Conv
 from .embeddings import Embedding
-from .layers import attend, call, check_sides, down, dropout, fold_in, up
-from .mlp import check_shape
+from .layers import attend, call, check_sides, down, dropout, up
+from .network import AbstractNetwork, AbstractNetworkConfig
 
 
 class ResBlock(nnx.Module):
@@ -51,12 +49,9 @@ class Attention(nnx.Module):
         self.heads = max(1, features // 32)
         self.norm = nnx.LayerNorm(features, dtype=dtype, rngs=rngs)
         self.qkv = nnx.Linear(features, 3 * features, dtype=dtype, rngs=rngs)
+        zeros = nnx.initializers.zeros
         self.out = nnx.Linear(
-            features,
-            features,
-            kernel_init=nnx.initializers.zeros,
-            dtype=dtype,
-            rngs=rngs,
+            features, features, kernel_init=zeros, dtype=dtype, rngs=rngs
         )
 
     def __call__(self, h):
@@ -66,15 +61,15 @@ class Attention(nnx.Module):
         return h + self.out(attend(qkv).reshape(h.shape))
 
 
-class UNet(nnx.Module):
-    """(t, x, cond) -> an array of the shape of x, for images of `shape` (h, w, c).
+class UNet(AbstractNetwork):
+    """A small UNet for images, with attention at the lowest resolution.
 
-    **Arguments:** `channels`, features at full resolution; `multiples`, of `channels`
-    at each halving of the resolution; `blocks`, residual blocks per resolution;
-    attention acts at the lowest resolution; `cond_dim`, the length of the condition
-    vector, 0 for none; `dropout`, the share of features that a call with a `key` sets
-    to zero; `remat`, to compute each block again for gradients; `dtype`, to compute in
-    (parameters stay float32).
+    **Arguments:**
+    - `shape`: of one image, (height, width, channels).
+    - `channels`: features at full resolution, default 32.
+    - `multiples`: of `channels` at each halving of the resolution, default (1, 2).
+    - `blocks`: residual blocks per resolution, default 2; one more on the way up.
+    - `cond_dim`, `dropout`, `remat`, `dtype`, `rngs`: see `MLP`.
     """
 
     def __init__(
@@ -92,7 +87,7 @@ class UNet(nnx.Module):
     ):
         self.shape, halvings = tuple(shape), len(multiples) - 1
         check_sides(self, shape, halvings)
-        self.remat = remat
+        self.cond_dim, self.remat = cond_dim, remat
         width = 4 * channels
 
         def res(inputs, outputs):
@@ -129,38 +124,40 @@ class UNet(nnx.Module):
         self.norm = nnx.LayerNorm(features, dtype=dtype, rngs=rngs)
         self.last = conv(features, shape[-1], kernel_init=nnx.initializers.zeros)
 
-    def __call__(
-        self,
-        t: Time,
-        x: Float[Array, "batch h w c"],
-        cond: Array | None = None,
-        *,
-        key: DropoutKey | None = None,
-    ) -> Float[Array, "batch h w c"]:
-        """The prediction at times t, () or (batch,); with a `key`, under dropout."""
-        check_shape(self, x, self.shape)
-        emb = self.embedding(t, cond)
-        numbers = itertools.count()
+    def embed(self, t, cond):
+        """The embedding of time and condition."""
+        return self.embedding(t, cond)
 
-        def res(block, h):
-            number = next(numbers)
-            return call(block, h, emb, fold_in(key, number), remat=self.remat)
-
-        h = self.first(x)
+    def predict(self, x, emb, key):
+        """The prediction for x."""
+        run, h = self.runner(emb, key), self.first(x)
         skips = [h]
         for level in range(self.levels):
             for i in range(self.blocks):
-                h = res(self.down[level * self.blocks + i], h)
+                h = run(self.down[level * self.blocks + i], h)
                 skips.append(h)
             if level < self.levels - 1:
                 h = down(h)
                 skips.append(h)
-        h = call(self.attention, res(self.middle1, h), remat=self.remat)
-        h = res(self.middle2, h)
+        h = call(self.attention, run(self.middle1, h), remat=self.remat)
+        h = run(self.middle2, h)
         for level in range(self.levels):
             for i in range(self.blocks + 1):
                 block = self.up[level * (self.blocks + 1) + i]
-                h = res(block, jnp.concatenate([h, skips.pop()], axis=-1))
+                h = run(block, jnp.concatenate([h, skips.pop()], axis=-1))
             if level < self.levels - 1:
                 h = self.double[level](up(h))
         return self.last(nnx.silu(self.norm(h)))
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig(AbstractNetworkConfig):
+    """A small UNet for images."""
+
+    network = UNet
+    channels: int = 32
+    """Features at full resolution."""
+    multiples: tuple[int, ...] = (1, 2)
+    """Multiples of `channels`, one for each halving of the resolution."""
+    blocks: int = 1
+    """Residual blocks per resolution."""

@@ -1,6 +1,7 @@
-"""The built-in processes, one file per family; each writes alpha and sigma only.
+"""Forward processes, their noise, bases and reversals; what a network predicts on them.
 
-`LinearSDE` and `CustomSDE` take coefficients instead, from the user.
+One file per family of processes. `LinearSDE`, `BlockSDE` and `CustomSDE` are made from
+the user's coefficients.
 """
 
 from .block_sde import BlockSDE as BlockSDE

@@ -1,4 +1,4 @@
-"""Orthonormal bases, in which a process acts on every coordinate by itself.
+"""Orthonormal bases, in which a process acts on each coordinate separately.
 
 An image in the basis of the type-II discrete cosine transform (Ahmed, Natarajan and Rao
 1974) has coordinates of one spatial frequency each. The transform is orthonormal, so
@@ -16,16 +16,16 @@ from jaxtyping import Array, Float
 class AbstractBasis(eqx.Module):
     """An orthonormal change of coordinates of the last axes of an array.
 
-    Both methods take one sample, or a batch of them with any leading axes.
+    Both methods take one sample, or a batch with any leading axes, and keep its shape.
     """
 
     @abc.abstractmethod
     def coordinates(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The coordinates of data x, of the shape of x."""
+        """The coordinates of data x."""
 
     @abc.abstractmethod
     def data(self, coordinates: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The data with the given coordinates, of their shape."""
+        """The data with the given coordinates."""
 
 
 class Standard(AbstractBasis):
@@ -41,11 +41,16 @@ class Standard(AbstractBasis):
 
 
 class DCT(AbstractBasis):
-    """The orthonormal cosine transform (type II) along `axes`, counted from the end.
+    """The orthonormal cosine transform (type II).
 
-    For an image (height, width, channels) the axes are (-3, -2), the default. Each
-    axis is one product with an n x n matrix, which suits an accelerator better than an
-    FFT up to some hundreds of pixels.
+    Each axis is one product with an n x n matrix, which suits an accelerator better
+    than an FFT up to some hundreds of pixels.
+
+    **Arguments:**
+    - `axes`: the axes to transform, counted from the end, default (-3, -2): those of an
+      image (height, width, channels).
+
+    **Raises:** `ValueError` for axes that are not negative, or that an array lacks.
     """
 
     axes: tuple[int, ...] = eqx.field(default=(-3, -2), static=True)
@@ -91,8 +96,14 @@ def laplacian(shape: tuple[int, ...], axes: tuple[int, ...] = (-3, -2)) -> np.nd
     """Minus the eigenvalues of the Laplacian on the unit pixel grid, in the DCT.
 
     lambda_k = sum over axes of (pi k / n)^2 (Rissanen et al. 2023, "Generative
-    modelling with inverse heat dissipation", eq. 6), of shape `shape` with ones
-    where there is no frequency: broadcasts against the coordinates.
+    modelling with inverse heat dissipation", eq. 6).
+
+    **Arguments:**
+    - `shape`: of one sample.
+    - `axes`: the axes that are space, counted from the end, default (-3, -2).
+
+    **Returns:** an array of `shape` with 1 in place of all other axes; it broadcasts
+    against the coordinates.
     """
     total = np.zeros([1] * len(shape))
     for axis in axes:

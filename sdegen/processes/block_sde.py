@@ -2,12 +2,12 @@
 
     du = F(t) u dt + G(t) dw    =>    u_t = a x0 + L z                             (1)
 
-by the moment equations of `sdegen.block`, (2) there, in the form
+by the moment equations (2) of `momentum`, in the form
 
     a' = F a,    L' = L Phi(W),    W = A + A^T + H H^T,                            (2)
 
-with A = L^-1 F L, H = L^-1 G, and Phi the lower triangle with half of the diagonal. It
-keeps S = L L^T positive whatever the rounding.
+with A = L^-1 F L, H = L^-1 G, and Phi the lower triangle with half of the diagonal.
+This keeps S = L L^T positive in spite of rounding.
 """
 
 from collections.abc import Callable
@@ -36,13 +36,18 @@ class BlockSDE(AbstractBlockSDE):
     Critically damped Langevin, phase space Langevin (noise in position and velocity:
     Pandey and Mandt 2023, "A complete recipe for diffusion generative models") and
     higher orders (Mou et al. 2021, "High-order Langevin diffusion"; Shi and Liu 2024)
-    are two functions each. The default is a Langevin diffusion of unit mass that is
-    damped less than critically.
+    are two functions each.
 
-    **Arguments:** `F` and `G`, functions of (t, params) that return (k, k) and (k,);
-    `params`, any pytree of numbers; `auxiliary`, the covariance of rows 1 to k - 1 at
-    t = 0: (k - 1, k - 1) and positive definite, or their variances, one or (k - 1,);
-    0 < `t_min` < `t_max`; `noise`.
+    **Arguments:**
+    - `F`, `G`: functions of (t, params) that return (k, k) and (k,). Default: a
+      Langevin diffusion of unit mass that is damped less than critically.
+    - `params`: any pytree of numbers, default None.
+    - `auxiliary`: the covariance of rows 1 to k - 1 at t = 0, (k - 1, k - 1) and
+      positive definite, or their variances, (k - 1,) or one number; default 0.04.
+    - `t_min`, `t_max`: 0 < t_min < t_max, see `AbstractSDE`; defaults 1e-3 and 1.
+    - `noise`: default `Gaussian()`.
+
+    **Raises:** `ValueError` for matrices that do not fit or cannot be solved.
     """
 
     F: Callable = eqx.field(static=True)
@@ -83,15 +88,15 @@ class BlockSDE(AbstractBlockSDE):
                     "so the path starts a little after 0."
                 )
         _check_shapes(self.F, self.G, self.params, self.t_min, self.auxiliary)
-        ends = (self.t_min, self.t_max)
-        self.table = _solve(self.F, self.G, self.params, self.auxiliary, *ends)
+        times = (self.t_min, self.t_max)
+        self.table = _solve(self.F, self.G, self.params, self.auxiliary, *times)
 
     def matrix(self, t):
-        """F(t), as the user wrote it."""
+        """F(t, params)."""
         return float_array(self.F(float_array(t), self.params))
 
     def noise_scale(self, t):
-        """G(t), as the user wrote it."""
+        """G(t, params)."""
         return float_array(self.G(float_array(t), self.params))
 
     def moments(self, t):
@@ -120,13 +125,13 @@ def _check_shapes(F, G, params, t, auxiliary):
     k = f[0]
     if g == (k, k) and k > 1:
         raise ValueError(
-            f"BlockSDE needs G(t, params) of shape ({k},), the strength of noise in "
-            f"each row, got a matrix of shape {g}. Return its diagonal; if G G^T is "
-            "not diagonal, turn the auxiliary rows until it is."
+            f"BlockSDE needs G(t, params) of shape ({k},), the noise in each row, "
+            f"got a matrix of shape {g}. Return its diagonal; if G G^T is not "
+            "diagonal, turn the auxiliary rows until it is."
         )
     if g != (k,):
         raise ValueError(
-            f"BlockSDE needs G(t, params) of shape ({k},), one strength of noise for "
+            f"BlockSDE needs G(t, params) of shape ({k},), one scale of noise for "
             f"each row of F, got an array of shape {g}."
         )
     if auxiliary.shape not in ((), (k - 1,), (k - 1, k - 1)):
@@ -153,8 +158,8 @@ def _solve(F, G, params, auxiliary, t_min, t_max):
     thin = ~(np.diagonal(factor) > 20 * np.finfo(factor.dtype).eps * size)
     if thin.any():
         raise ValueError(
-            "BlockSDE needs a law of the state that is spread in all of its rows, and "
-            f"at t_min row {int(np.argmax(thin))} is known from those before it. Let "
+            "BlockSDE needs a state that is spread in all of its rows, and at t_min "
+            f"row {int(np.argmax(thin))} is known from those before it. Let "
             "noise (G) reach every row, directly or through F, or give the auxiliary "
             "rows a variance at t=0 (auxiliary=...)."
         )
@@ -168,8 +173,8 @@ def _solve(F, G, params, auxiliary, t_min, t_max):
         raise ValueError(
             "BlockSDE needs a state that forgets the data until t_max, and of these "
             f"there is more signal than noise: a^T S^-1 a = {float(snr):.3g} at t_max="
-            f"{float(t_max):g}, which should be near 0. Raise t_max or the "
-            "noise, or check the signs in F: if the state grows, so does what it knows."
+            f"{float(t_max):g}, which should be near 0. Raise t_max or the noise, or "
+            "check the signs in F: a state that grows keeps the data."
         )
     return table
 
@@ -186,7 +191,7 @@ def _unpack(y):
 
 @eqx.filter_jit
 def _integrate(F, G, params, auxiliary, t_min, t_max):
-    """(2) in log t, from the law at t_min, and what tells whether it can be trusted."""
+    """(2) in log t from the moments at t_min, and whether the solution is valid."""
     dtype = t_min.dtype
 
     def both(t):
@@ -211,8 +216,7 @@ def _integrate(F, G, params, auxiliary, t_min, t_max):
         slope = jnp.tril(factor @ (jnp.tril(w, -1) + half), -1) + half
         return t * jnp.concatenate([(f @ a)[:, None], slope], 1).astype(dtype)
 
-    # In float32 rounding hides the error that the steps are chosen by: it may not be
-    # the only thing that bounds them.
+    # In float32 rounding hides the error by which steps are chosen: bound them too.
     tol, widest = (1e-12, None) if dtype == jnp.float64 else (1e-6, 0.1)
     solution = dfx.diffeqsolve(
         dfx.ODETerm(rhs),

@@ -15,14 +15,18 @@ class Blurring(AbstractLinearSDE):
 
         d = (1 - floor) exp(-lambda tau) + floor,   tau = (blur sin^2(pi t / 2))^2 / 2.
 
-    Hoogeboom and Salimans 2023, "Blurring diffusion models", eq. 16 to 21: exp(-lambda
-    tau) is the heat equation after a blur of `blur` sin^2(pi t / 2) pixels, lambda the
-    eigenvalue of the Laplacian. `floor` keeps alpha from vanishing before t_max.
+    exp(-lambda tau) is the heat equation after a blur of `blur` sin^2(pi t / 2) pixels,
+    for the eigenvalue lambda of the Laplacian. Hoogeboom and Salimans 2023, "Blurring
+    diffusion models", eq. 16 to 21.
 
-    **Arguments:** `shape` of one sample, (height, width, channels) for an image (None:
-    a single coordinate of frequency 0, which is the variance preserving process with
-    cosine schedule); `blur`, the standard deviation at t = 1 in pixels; `axes` that are
-    space, counted from the end.
+    **Arguments:**
+    - `shape`: of one sample, (height, width, channels) for an image; None, the default,
+      for a single coordinate of frequency 0: the process `Cosine`.
+    - `blur`: the standard deviation of the blur at t = 1, in pixels, default 20.
+    - `floor`: the part of every frequency that is not blurred, so that alpha does not
+      vanish before t_max; default 1e-3.
+    - `axes`: the axes that are space, counted from the end, default (-3, -2).
+    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 1e-3, 1 and `Gaussian()`.
     """
 
     frequencies: Float[Array, "..."]

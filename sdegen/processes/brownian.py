@@ -1,10 +1,9 @@
 """Brownian paths with one key per sample, and the term that multiplies them by g.
 
-Sample i draws the same numbers in any batch and on any mesh: its key is its own. On a
-fixed grid every step needs one increment (and one space-time Levy area, for the solvers
-that ask for it), keyed by the index of the cell: no tree, no host callback. A path that
-must not depend on the steps (adaptive solves) is Diffrax's Brownian tree, one per
-sample.
+Sample i draws the same numbers in any batch and on any mesh, from its own key. On a
+fixed grid every step needs one increment (and one space-time Levy area, for solvers
+that ask for it), keyed by the index of the cell: no tree, no host callback. Adaptive
+solves need a path that does not depend on the steps: Diffrax's Brownian tree.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,13 @@ from jaxtyping import Array, Float, Key
 
 
 class NoiseTerm(dfx.AbstractTerm):
-    """g(t, y) dW, for g a scalar or an array that broadcasts against y."""
+    """g(t, y) dW.
+
+    **Arguments:**
+    - `g`: a function of (t, y, args) that returns a scalar or an array that broadcasts
+      against y.
+    - `path`: the Brownian path W.
+    """
 
     g: Callable
     path: dfx.AbstractBrownianPath
@@ -36,9 +41,14 @@ class NoiseTerm(dfx.AbstractTerm):
 
 
 class GridBrownianPath(dfx.AbstractBrownianPath):
-    """Brownian increments over the cells of a fixed grid, one key per sample.
+    """Brownian increments over the cells of a fixed grid, which are never divided.
 
-    The law is right for whole cells only, which is all that a fixed grid asks for.
+    **Arguments:**
+    - `ts`: the times of the grid, rising, (times,).
+    - `keys`: one key per sample, (batch,).
+    - `shape`: of one sample.
+    - `levy_area`: what solvers ask for, `diffrax.BrownianIncrement` or
+      `diffrax.SpaceTimeLevyArea`.
     """
 
     ts: Float[Array, " times"]
@@ -81,7 +91,12 @@ class GridBrownianPath(dfx.AbstractBrownianPath):
 class TreeBrownianPath(dfx.AbstractBrownianPath):
     """One `diffrax.VirtualBrownianTree` per sample: the same path at every step size.
 
-    Resolved down to `tol`; costs about 2 log2((t1 - t0) / tol) normals per step.
+    A step costs about 2 log2((t1 - t0) / tol) normals.
+
+    **Arguments:**
+    - `t0`, `t1`: the first and the last time.
+    - `tol`: the length of time down to which the path is resolved.
+    - `keys`, `shape`, `levy_area`: as in `GridBrownianPath`.
     """
 
     t0: Float[Array, ""]

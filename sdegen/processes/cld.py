@@ -37,11 +37,14 @@ class CLD(AbstractBlockSDE):
     """Critically damped Langevin diffusion: only the velocity is noised, equation (1).
 
     Dockhorn et al. 2022, "Score-based generative modeling with critically-damped
-    Langevin diffusion", with their numbers: beta(t) = `beta` + `slope` t, the inverse
-    of the mass, and velocities that start with the variance gamma M.
+    Langevin diffusion", with their numbers. A denoiser on this process takes the
+    statistic of (x, v), see `AbstractBlockSDE`; `Augmented` samples x and v.
 
-    A denoiser on this process sees the statistic of (x, v), which is all that matters
-    of it (`sdegen.block`); `Augmented` samples in the plane of x and v.
+    **Arguments:**
+    - `beta`, `slope`: beta(t) = beta + slope t, defaults 4 and 0.
+    - `inverse_mass`: 1 / M, default 4.
+    - `gamma`: the variance of the first velocities in units of M, default 0.04.
+    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 1e-3, 1 and `Gaussian()`.
     """
 
     beta: Scalar = number(4.0)

@@ -12,13 +12,14 @@ from .sde import AbstractSDE
 
 
 class CustomSDE(AbstractSDE):
-    """dx = drift(t, x, params) dt + diffusion(t, x, params) dw, as the user writes it.
+    """dx = drift(t, x, params) dt + diffusion(t, x, params) dw, an Ito process.
 
-    The default is Ito's dx = -1/2 g^2 x + g g' with g^2 = 1 + sin(x)^2 in each
-    coordinate: nonlinear, with state-dependent noise, and N(0, I) stationary.
-
-    **Arguments:** `drift` and `diffusion`, functions of (t, x, params) for one sample;
-    `params`, any pytree of numbers; `t_min`, `t_max`; `noise`, the law about t_max.
+    **Arguments:**
+    - `drift`, `diffusion`: functions of (t, x, params) for one sample, as in
+      `AbstractSDE`. Default: f = -1/2 g^2 x + g g' with g^2 = 1 + sin(x)^2 in each
+      coordinate, whose noise depends on the state and which keeps N(0, I).
+    - `params`: any pytree of numbers, default None.
+    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 0, 4 and `Gaussian()`.
     """
 
     _drift: Callable = eqx.field(static=True)

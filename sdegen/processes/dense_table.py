@@ -13,16 +13,15 @@ from ..typing import ScalarLike
 
 @eqx.filter_jit
 def evaluate(table: dfx.DenseInterpolation, t: ScalarLike) -> Float[Array, "..."]:
-    """The solution at `t`, in its own units; NaN outside of what was solved.
+    """The solution at time `t`, in the units of `table.ts`; NaN outside of its range.
 
-    The polynomials are Diffrax's, and so is the value. Its own method searches in a
-    loop and guards the ends by a branch, which XLA neither fuses nor merges where alpha
-    and sigma ask for the same time: a sampler, which inverts the noise level by
-    Newton's method in every step, is then a program of twice as many kernels.
+    The value is that of `table.evaluate`, which searches in a loop and has a branch at
+    the first and the last time. XLA neither fuses nor merges these where alpha and
+    sigma are evaluated at the same time: samplers become twice as large.
     """
     ts, count = table.ts, table.ts_size
-    # The piece by two counts, in strides and in one stride; places beyond `count` are
-    # infinite.
+    # Find the piece by two counts, in strides and in one stride; times beyond `count`
+    # are infinite.
     stride = math.isqrt(len(ts))
     first = stride * jnp.sum(ts[stride::stride] < t)
     first = jnp.minimum(first, len(ts) - 1 - stride)

@@ -14,6 +14,10 @@ class FlowMatching(AbstractLinearSDE):
     """alpha = 1 - t, sigma = sigma_min + (1 - sigma_min) t: the optimal-transport path.
 
     Lipman et al. 2023, "Flow matching for generative modeling", eq. 20-22.
+
+    **Arguments:**
+    - `sigma_min`: the noise at t = 0, default 1e-3.
+    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 0, 1 and `Gaussian()`.
     """
 
     sigma_min: Scalar = number(1e-3)
@@ -33,8 +37,11 @@ class FlowMatching(AbstractLinearSDE):
 class RectifiedFlow(AbstractLinearSDE):
     """alpha = 1 - t, sigma = t.
 
-    Liu et al. 2023, "Flow straight and fast", eq. 1. The range starts at t_min = 1e-3,
-    as in the authors' code.
+    Liu et al. 2023, "Flow straight and fast", eq. 1.
+
+    **Arguments:**
+    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 1e-3, as in the authors'
+      code, 1 and `Gaussian()`.
     """
 
     t_min: Scalar = number(1e-3)

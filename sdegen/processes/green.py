@@ -1,14 +1,14 @@
-"""Flows from a noise of any law: Green's functions and straight characteristics.
+"""Flows from noise of any distribution: Green's functions, straight characteristics.
 
-Matter of one point spreads with a radial distribution function psi_t(r) and the
-velocity -(d_t psi / d_r psi) (x - x0) / r, so that dp/dt + div(p v) = 0 (Su 2022,
-"Constructing diffusion ODEs by Green's functions"). If psi_t(r) = psi(r / t), the
-velocity is (x - x0) / t whatever psi is, and
+Mass at one point spreads with a radial distribution function psi_t(r) and the velocity
+-(d_t psi / d_r psi) (x - x0) / r, so that dp/dt + div(p v) = 0 (Su 2022, "Constructing
+diffusion ODEs by Green's functions"). If psi_t(r) = psi(r / t), the velocity is
+(x - x0) / t for every psi, and
 
-    x_t = x0 + t z,    z of the law of psi: `sdegen.Radial`                        (1)
+    x_t = x0 + t z,    z distributed as `Radial(psi)`                              (1)
 
-Straight characteristics from data to noise of any law z (Su 2022, "Constructing
-diffusion ODEs by characteristics") are
+Straight characteristics from data to any noise z (Su 2022, "Constructing diffusion ODEs
+by characteristics") are
 
     x_t = (1 - t) x0 + t z                                                         (2)
 
@@ -21,14 +21,18 @@ import jax.numpy as jnp
 from ..typing import Scalar, number
 from .noise import AbstractNoise, Box
 from .path import AbstractPath
-from .radial import Radial
+from .radial_noise import Radial
 
 
 class GreenFlow(AbstractPath):
-    """alpha = 1, sigma = t, equation (1): by default psi = tanh(r / t).
+    """alpha = 1, sigma = t, equation (1), by default with psi = tanh(r / t).
 
-    Any other psi in one line: `GreenFlow(noise=Radial(lambda r: 1 - jnp.exp(-r)))`.
     Poisson's kernel is `PoissonFlow(1)`, the heat kernel `EDM`.
+
+    **Arguments:**
+    - `t_min`, `t_max`: see `AbstractSDE`; defaults 1e-3 and 40.
+    - `noise`: the distribution of z, default `Radial()`; for another psi, for example
+      `Radial(lambda r: 1 - jnp.exp(-r))`.
     """
 
     t_min: Scalar = number(1e-3)
@@ -45,9 +49,11 @@ class GreenFlow(AbstractPath):
 
 
 class StraightFlow(AbstractPath):
-    """alpha = 1 - t, sigma = t, equation (2), from noise of any law.
+    """alpha = 1 - t, sigma = t, equation (2). With Gaussian noise use `RectifiedFlow`.
 
-    With Gaussian noise it is `RectifiedFlow`, which is an SDE, too.
+    **Arguments:**
+    - `t_min`, `t_max`: see `AbstractSDE`; defaults 1e-3 and 1.
+    - `noise`: the distribution of z, default `Box()`.
     """
 
     t_min: Scalar = number(1e-3)

@@ -1,4 +1,4 @@
-"""Interpolants: a path between two distributions, and the final of the literature.
+"""Interpolants: paths between two distributions that a velocity model is trained on.
 
     x_t = I(t, x0, x1) + gamma(t) z,    z ~ N(0, I), t = t_min at x0               (1)
     v_t(x0, x1, z) = dI/dt + gamma'(t) z                                           (2)
@@ -6,9 +6,10 @@
 
 The flow dx/dt = b(t, x) has the distribution of x_t at every time, whatever I, gamma
 and the coupling of x0 and x1 are (Lipman et al. 2023, theorem 1; Albergo, Boffi and
-Vanden-Eijnden 2023, "Stochastic interpolants", theorem 6). A path alpha x0 + sigma z is
-the interpolant with I = alpha x0 + sigma x1, and has better coordinates: use it where
-it applies. I need not be invertible, nor x1 be noise. `StochasticInterpolant` is
+Vanden-Eijnden 2023, "Stochastic interpolants", theorem 6). I need not be invertible,
+nor x1 be noise. A path alpha x0 + sigma z is the interpolant with I = alpha x0 + sigma
+x1, and has better coordinates: prefer an `AbstractPath` where it applies.
+`StochasticInterpolant` is
 
     x_t = a(t) x0 + b(t) x1 + c gamma(t) z,    0 <= t <= 1                         (4)
 
@@ -32,7 +33,7 @@ class AbstractInterpolant(eqx.Module):
     """Equation (1), for one sample and a scalar time.
 
     A subclass writes I as `interpolate` and the scale of the latent noise as `gamma`.
-    `noise` is the law of x1, `t_max` the time at which x_t is what sampling starts from,
+    `noise` is the distribution of x1, `t_max` the time at which sampling starts, from
     I(t_max, 0, x1) + gamma(t_max) z.
     """
 
@@ -44,11 +45,11 @@ class AbstractInterpolant(eqx.Module):
     def interpolate(
         self, t: ScalarLike, x0: Float[Array, "..."], x1: Float[Array, "..."]
     ) -> Float[Array, "..."]:
-        """I(t, x0, x1), of the shape of both ends."""
+        """I(t, x0, x1), of the shape of x0 and x1."""
 
     @abc.abstractmethod
     def gamma(self, t: ScalarLike) -> Scalar | None:
-        """The scale of the latent noise; None where the track has none."""
+        """The scale of the latent noise; None where there is none."""
 
     def point(
         self,
@@ -70,7 +71,7 @@ class AbstractInterpolant(eqx.Module):
         x1: Float[Array, "..."],
         z: Float[Array, "..."] | float = 0.0,
     ) -> Float[Array, "..."]:
-        """dx_t/dt along the track, equation (2)."""
+        """dx_t/dt for fixed x0, x1 and z, equation (2)."""
         t = float_array(t)
         move = lambda t: self.point(t, x0, x1, z)  # noqa: E731
         return jax.jvp(move, (t,), (jnp.ones_like(t),))[1]
@@ -102,18 +103,24 @@ def bridge(t: ScalarLike):
 
 
 def bump(t: ScalarLike):
-    """sin(pi t)^2: smooth at both ends."""
+    """sin(pi t)^2: smooth at t = 0 and t = 1."""
     return jnp.sin(jnp.pi * t) ** 2
 
 
 class StochasticInterpolant(AbstractInterpolant):
-    """Equation (4). Albergo, Boffi and Vanden-Eijnden 2023, "Stochastic interpolants: a
-    unifying framework for flows and diffusions", definition 1 and section 4.
+    """a(t) x0 + b(t) x1 + c gamma(t) z, equation (4).
 
-    **Arguments:** `noise`, the law of x1: noise, or `Empirical(other_data)`; `weights`,
-    t -> (a, b): `linear`, `trigonometric` or your own; `latent`, the function gamma:
-    `bridge`, `bump`, your own, or None for flow matching between two laws; `strength`,
-    c in (4): with `bridge`, gamma(t)^2 = c^2 t (1 - t).
+    Albergo, Boffi and Vanden-Eijnden 2023, "Stochastic interpolants: a unifying
+    framework for flows and diffusions", definition 1 and section 4.
+
+    **Arguments:**
+    - `scale`: c in (4), default 1; with `bridge`, gamma(t)^2 = c^2 t (1 - t).
+    - `t_min`, `t_max`: the range of times, defaults 0 and 1.
+    - `noise`: the distribution of x1, default `Gaussian()`; `Empirical(other_data)` for
+      flows between two data sets.
+    - `weights`: t -> (a, b), `linear` (the default), `trigonometric` or your own.
+    - `latent`: the function gamma, `bridge` (the default), `bump`, your own, or None
+      for flow matching.
     """
 
     scale: Scalar = number(1.0)

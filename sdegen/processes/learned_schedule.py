@@ -1,4 +1,4 @@
-"""A noise schedule with parameters of its own.
+"""A noise schedule that is trained.
 
     -logsnr(t) = gamma(t) = gamma_0 + (gamma_1 - gamma_0) (h(t) - h(0)) / (h(1) - h(0))
     h(t) = t + sum_j a_j sigmoid(b_j (t - c_j)),    a_j, b_j > 0                    (1)
@@ -29,7 +29,10 @@ def _before_softplus(value):
 class Gamma(eqx.Module):
     """The monotone function (1); all its arrays are meant to be trained.
 
-    `ends` are (gamma_0, gamma_1); `heights` and `slopes` are a and b before softplus.
+    **Arguments:**
+    - `ends`: (gamma_0, gamma_1), default (-13.3, 6.5).
+    - `heights`, `slopes`: a and b before softplus, (32,), by default 0.1 / 32 and 8.
+    - `places`: c, (32,), by default even over (0, 1).
     """
 
     ends: Float[Array, "2"] = number((-13.3, 6.5))
@@ -60,9 +63,13 @@ class Gamma(eqx.Module):
 class LearnedSchedule(AbstractLinearSDE):
     """Variance preserving, with the monotone log-SNR -gamma(t), equations (1) and (2).
 
-    Kingma et al. 2021, "Variational diffusion models", eq. 2 and 3. `sdegen.VDM` trains
-    it with the network. By default nearly linear, from a log-SNR of 13.3 to -6.5; at
-    the paper's -5 the signal that is left would be 8 % of the noise.
+    Kingma et al. 2021, "Variational diffusion models", eq. 2 and 3. `VDM` trains it
+    with the network.
+
+    **Arguments:**
+    - `gamma`: minus the log-SNR. The default is nearly linear, from a log-SNR of 13.3
+      to -6.5; at the paper's -5 the signal that is left would be 8 % of the noise.
+    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 0, 1 and `Gaussian()`.
     """
 
     gamma: Gamma = eqx.field(default_factory=Gamma)

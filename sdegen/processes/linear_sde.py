@@ -1,4 +1,4 @@
-"""Any linear process that acts on each coordinate by itself, from two coefficients.
+"""Any linear process that acts on each coordinate separately, from two coefficients.
 
     dx = f(t) x dt + g(t) dw    =>    x_t = alpha x0 + sigma z
 
@@ -35,12 +35,18 @@ class LinearSDE(AbstractLinearSDE):
     function: replacing `params` in a finished object does not move its moments. The
     derivatives of alpha and sigma in t are exactly those of (1), not of the table.
 
-    The default is the Ornstein-Uhlenbeck process dx = -x dt + sqrt(2) dw up to t = 5.
+    **Arguments:**
+    - `f`, `g`: functions of (t, params) that return a scalar, or an array over the
+      coordinates of one sample. Default: the Ornstein-Uhlenbeck process dx = -x dt +
+      sqrt(2) dw.
+    - `params`: any pytree of numbers, default None.
+    - `t_min`, `t_max`: 0 < t_min < t_max, see `AbstractSDE`; defaults 1e-3 and 1 (5 for
+      the default process).
+    - `noise`: default `Gaussian()`.
+    - `basis`: of the coordinates, such as `DCT()` for rates that depend on the
+      frequency; default the data as they are.
 
-    **Arguments:** `f` and `g`, functions of (t, params) that return a scalar, or an
-    array over the coordinates of one sample (every coordinate then has its own rate);
-    `params`, any pytree of numbers; 0 < `t_min` < `t_max`; `noise`; `basis`, in which
-    these are the coordinates, such as `DCT()` for rates that depend on the frequency.
+    **Raises:** `ValueError` for coefficients that do not fit or cannot be solved.
     """
 
     f: Callable = eqx.field(static=True)
@@ -99,8 +105,8 @@ class LinearSDE(AbstractLinearSDE):
         """exp(int f), from (1)."""
         log_alpha = self._moments(t)[0]
         if log_alpha.ndim:
-            # Fast coordinates are gone long before slow ones. Their alpha stays above
-            # what a float can hold, so that alpha' / alpha is f all the way.
+            # Fast coordinates vanish long before slow ones. A floor on their alpha
+            # keeps alpha' / alpha = f at all times.
             lift = jnp.maximum(log_alpha, _GONE) - log_alpha
             log_alpha = log_alpha + jax.lax.stop_gradient(lift)
         return jnp.exp(log_alpha)
@@ -130,7 +136,7 @@ def _coefficients(f, g, params, t):
 
 
 def _most_steps(size):
-    """Steps of the solve: what a table of `size` numbers per node has room for."""
+    """Steps of the solve, so that a table of `size` numbers per node stays small."""
     return min(max(2**21 // size, 256), 4096)
 
 
@@ -169,7 +175,7 @@ def _integrate(f, g, params, t_min, t_max):
 
     end = log_alpha(t_min)
 
-    def gained(c):  # the noise of time c t_min, as it is at t_min
+    def gained(c):  # the noise of time c t_min, scaled as it is at t_min
         g_t = _coefficients(f, g, params, c * t_min)[1]
         return g_t**2 * jnp.exp(2 * (end - log_alpha(c * t_min)))
 

@@ -1,7 +1,7 @@
-"""Laws of the noise z in x_t = alpha(t) x0 + sigma(t) z.
+"""Distributions of the noise z in x_t = alpha(t) x0 + sigma(t) z.
 
-A law is sampled for one sample at a time; `log_prob` is a joint density over all the
-coordinates of that sample, in nats, and -inf where the law does not reach.
+Both methods are for one sample of any shape; `log_prob` is a joint density over all of
+its coordinates.
 """
 
 import abc
@@ -16,7 +16,7 @@ from ..typing import RandomKey, Scalar, float_array, is_traced, number
 
 
 class AbstractNoise(eqx.Module):
-    """The law of z, for one sample of any shape."""
+    """The distribution of z; `gaussian` says whether it is N(0, I)."""
 
     gaussian: eqx.AbstractClassVar[bool]
 
@@ -24,15 +24,25 @@ class AbstractNoise(eqx.Module):
     def sample(
         self, key: RandomKey, shape: tuple[int, ...], dtype=None
     ) -> Float[Array, "..."]:
-        """One draw of shape `shape`."""
+        """One draw.
+
+        **Arguments:**
+        - `key`: the random key.
+        - `shape`: of the draw.
+        - `dtype`: of the draw, default JAX's floating-point type.
+        """
 
     @abc.abstractmethod
     def log_prob(self, z: Float[Array, "..."]) -> Scalar | None:
-        """The log-density of the whole of `z`, in nats; None where it is not known."""
+        """The log-density of `z` in nats, -inf outside of the support; None if unknown.
+
+        **Arguments:**
+        - `z`: one sample.
+        """
 
 
 class Gaussian(AbstractNoise):
-    """The standard normal law N(0, I)."""
+    """The standard normal distribution N(0, I)."""
 
     gaussian = True
 
@@ -46,10 +56,13 @@ class Gaussian(AbstractNoise):
 
 
 class StudentT(AbstractNoise):
-    """The multivariate Student law with `dof` degrees of freedom and unit scale.
+    """The multivariate Student distribution of unit scale: variance dof / (dof - 2).
 
-    One chi-square is shared by all coordinates of a sample (Kotz and Nadarajah,
-    "Multivariate t-distributions", 2004, eq. 1.1); its variance is dof / (dof - 2).
+    One chi-square is shared by all coordinates of a sample (Kotz and Nadarajah 2004,
+    "Multivariate t-distributions", eq. 1.1).
+
+    **Arguments:**
+    - `dof`: degrees of freedom, default 4.
     """
 
     dof: Scalar = number(4.0)
@@ -76,9 +89,11 @@ class StudentT(AbstractNoise):
 
 
 class Box(AbstractNoise):
-    """The uniform law between `low` and `high`, in every coordinate.
+    """The uniform distribution in every coordinate.
 
-    Both are numbers, or arrays that broadcast against a sample.
+    **Arguments:**
+    - `low`, `high`: the bounds, numbers or arrays that broadcast against a sample,
+      defaults -1 and 1.
     """
 
     low: Float[Array, "..."] = number(-1.0)
@@ -107,9 +122,10 @@ class Box(AbstractNoise):
 
 
 class Empirical(AbstractNoise):
-    """The law of a data set: a draw is one of its rows.
+    """The distribution of a data set: a draw is one of its rows.
 
-    The noise end of a process between two sets of data.
+    **Arguments:**
+    - `rows`: the data, (n, ...).
     """
 
     rows: Float[Array, "n ..."] = eqx.field(converter=float_array)

@@ -5,9 +5,9 @@ height r is that of the kernel
 
     p_r(x | x0) ~ (|x - x0|^2 + r^2)^(-(N + D) / 2)                                (1)
 
-which is the law of x = x0 + sigma z with z of a multivariate Student law with D degrees
-of freedom. A field line obeys dx/dsigma = (x - E[x0 | x]) / sigma: it is the
-probability flow of that path, and nothing else is needed.
+which is the distribution of x = x0 + sigma z with z of a multivariate Student
+distribution with D degrees of freedom. A field line obeys dx/dsigma = (x - E[x0 | x]) /
+sigma: it is the probability flow of that path.
 """
 
 import jax.numpy as jnp
@@ -22,12 +22,13 @@ class PoissonFlow(AbstractPath):
 
     Xu et al. 2023, "PFGM++: Unlocking the potential of physics-inspired generative
     models", eq. 4 and theorem 4.1. dof = 1 is PFGM (Xu et al. 2022, "Poisson flow
-    generative models", where t is the height z), dof to infinity is EDM. The times are
-    PFGM's, from 1e-3 to 40, for one more dimension, and EDM's, from 0.002 to 80,
-    for more.
+    generative models", where t is the height z), dof to infinity is EDM. The noise has
+    no variance for dof <= 2: a network then needs `sdegen.nets.HeavyTailed` around it.
 
-    The variance of the noise is dof / (dof - 2): for two more dimensions or fewer there
-    is none, and a network wants `sdegen.nets.HeavyTailed` around it.
+    **Arguments:**
+    - `dof`: D in (1), default 128.
+    - `t_min`, `t_max`: see `AbstractSDE`; defaults 1e-3 and 40 (PFGM's) for dof < 2,
+      0.002 and 80 (EDM's) for more.
     """
 
     dof: Scalar
@@ -55,7 +56,7 @@ class PoissonFlow(AbstractPath):
 
     @property
     def noise(self):
-        """The Student law of z."""
+        """The Student distribution of z."""
         return StudentT(self.dof)
 
     def alpha(self, t):

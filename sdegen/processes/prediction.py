@@ -1,14 +1,14 @@
-"""What a network predicts: a kind is one row (a, b), pred = a x0 + b z.
+"""What a network predicts: one row (a, b) with pred = a x0 + b z.
 
-Together with x_t = alpha x0 + sigma z a row is a 2x2 system, so every kind gives x0 and
-z, and therefore every other kind, by one solve:
+Together with x_t = alpha x0 + sigma z a row is a 2x2 system, so every prediction gives
+x0 and z, and therefore every other prediction, by one solve:
 
     | alpha sigma | |x0|   |x_t |          x0 = (b x_t - sigma pred) / det
     |   a     b   | |z | = |pred|          z = (alpha pred - a x_t) / det           (1)
                                            det = alpha b - sigma a
 
-At a given x_t the errors obey alpha dx0 = -sigma dz, so the squared errors of two kinds
-differ by the factor
+At a given x_t the errors obey alpha dx0 = -sigma dz, so the squared errors of two
+predictions differ by the factor
 
     ((a2 sigma - b2 alpha) / (a1 sigma - b1 alpha))^2 = (det2 / det1)^2             (2)
 
@@ -29,7 +29,11 @@ from .path import AbstractPath
 
 @runtime_checkable
 class PosteriorMeans(Protocol):
-    """What solvers and losses need of a denoiser: its path and both posterior means."""
+    """What solvers and losses need of a denoiser: its path and two posterior means.
+
+    Arguments of the methods: `t`, times, () or (batch,); `x`, states, (batch, ...);
+    `cond`, what the network is conditioned on, default None.
+    """
 
     path: AbstractPath
 
@@ -46,9 +50,12 @@ class PosteriorMeans(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A prediction kind: `row(path, t, sigma_data) -> (a, b)` for a scalar t.
+    """What a network predicts, as a row (a, b).
 
-    `sigma_data` is the standard deviation of the data, which only `edm` needs.
+    **Arguments:**
+    - `name`: shown by `repr`.
+    - `row`: (path, t, sigma_data) -> (a, b) for a scalar t; `sigma_data` is the
+      standard deviation of the data, which only `edm` uses.
     """
 
     name: str
@@ -60,7 +67,7 @@ class Prediction:
     def det(
         self, path: AbstractPath, t: ScalarLike, sigma_data: Levels
     ) -> Float[Array, "..."]:
-        """The determinant of (1); its square scales this kind's squared error."""
+        """The determinant of (1), for a scalar t; its square scales squared errors."""
         a, b = self.row(path, t, sigma_data)
         return path.alpha(t) * b - path.sigma(t) * a
 
@@ -104,7 +111,7 @@ x0 = Prediction("x0", _x0)
 eps = Prediction("eps", _eps)
 """The noise: (0, 1). Ho et al. 2020."""
 score = Prediction("score", _score)
-"""The score of the law of x_t: (0, -1/sigma), Gaussian noise only. Song et al. 2021."""
+"""The score of x_t: (0, -1/sigma), Gaussian noise only. Song et al. 2021."""
 velocity = Prediction("velocity", _velocity)
 """dx/dt of the flow: (alpha', sigma'). Lipman et al. 2023, Liu et al. 2023."""
 v = Prediction("v", _v)
@@ -120,7 +127,13 @@ def posterior_means(
     x: Float[Array, "..."],
     prediction: Float[Array, "..."],
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Both ends (x0, z) of the path through x, equation (1); everything broadcasts."""
+    """(x0, z) by the solution of (1).
+
+    **Arguments** (all broadcast):
+    - `row`: (a, b) of the prediction.
+    - `alpha`, `sigma`: the scales of the path.
+    - `x`, `prediction`: the state x_t and what the network predicts at it.
+    """
     a, b = row
     det = alpha * b - sigma * a
     return (b * x - sigma * prediction) / det, (alpha * prediction - a * x) / det

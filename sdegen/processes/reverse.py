@@ -1,8 +1,8 @@
 """Time reversals of an SDE that keep its marginals.
 
-For dx = f dt + G dw with D = G G^T, every reverse-time process with the same marginals,
-for any lambda >= 0, is, on a clock s that rises as t falls, r = -dt/ds > 0 (Anderson
-1982 for lambda = 1; the probability flow of Song et al. 2021 for 0):
+For dx = f dt + G dw with D = G G^T, these reverse-time processes have the same
+marginals for any lambda >= 0, on a clock s that rises as t falls, r = -dt/ds > 0
+(Anderson 1982 for lambda = 1; the probability flow of Song et al. 2021 for 0):
 
     dx = r [-f + (1 + lambda^2)/2 (div D + D score)] ds + lambda sqrt(r) G dw      (1)
 
@@ -59,7 +59,7 @@ def _time(sde, s):
 
 
 def _pull(sde, score, t, x):
-    """div D + D score: what turns the forward drift into the reverse one."""
+    """div D + D score, the term of the reverse drift."""
     g = sde.diffusion(t, x)
     if g.ndim and g.shape != x.shape:
         raise ValueError(
@@ -84,8 +84,8 @@ def _check_coefficients(sde):
 class ReverseSDE(AbstractSDE):
     """Equation (1): a process on a rising clock s from 0 (noise) to 1 (data).
 
-    `drift(s, x)` and `diffusion(s, x)` are what Diffrax integrates forward; `time(s)`
-    is the time t of the forward process. Made by `reverse`.
+    Diffrax integrates `drift(s, x)` and `diffusion(s, x)` forward in s. Made by
+    `reverse`.
     """
 
     sde: AbstractSDE
@@ -96,7 +96,7 @@ class ReverseSDE(AbstractSDE):
 
     @property
     def noise(self):
-        """The law of the noise of the forward process."""
+        """The noise of the forward process."""
         return self.sde.noise
 
     def time(self, s: ScalarLike) -> Scalar:
@@ -127,8 +127,7 @@ class ReverseSDE(AbstractSDE):
 class ProbabilityFlow(eqx.Module):
     """Equation (1) with lambda = 0: an ODE on a clock s from 0 (noise) to 1 (data).
 
-    Callable as (s, x, args), so `diffrax.ODETerm(probability_flow(sde, score))` is all
-    that Diffrax needs. `time(s)` is the time t of the forward process.
+    Callable as (s, x, args): `diffrax.ODETerm(probability_flow(sde, score))`.
     """
 
     sde: AbstractSDE
@@ -155,13 +154,23 @@ def reverse(
 ) -> ReverseSDE:
     """The reverse-time SDE with the marginals of `sde`, equation (1).
 
-    **Arguments:** `score(t, x)`, the score of the law of x_t for one sample (of a
-    denoiser it is `denoiser.sample_score`); `stochasticity`, lambda in (1): 1
-    is Anderson's, towards 0 the probability flow.
+    **Arguments:**
+    - `sde`: the forward process.
+    - `score`: (t, x) -> the score of x_t for one sample and a scalar t, for example
+      `denoiser.sample_score`.
+    - `stochasticity`: lambda in (1), default 1, which is Anderson's.
+
+    **Returns:** a process on the clock s from 0 (noise) to 1 (data).
+
+    **Raises:** `ValueError` for a negative stochasticity, or a path with alpha = 0 at
+    t_max, where the coefficients are infinite.
     """
     return ReverseSDE(sde, score, stochasticity)
 
 
 def probability_flow(sde: AbstractSDE, score: Callable) -> ProbabilityFlow:
-    """The ODE with the marginals of `sde`, from noise to data: (1) with lambda 0."""
+    """The ODE with the marginals of `sde`, from noise to data: (1) with lambda 0.
+
+    Arguments as for `reverse`.
+    """
     return ProbabilityFlow(sde, score)

@@ -25,10 +25,12 @@ _TINY = 1e-30  # t = 0 stands for this time, where sigma' may be infinite but (2
 
 
 class AbstractSDE(eqx.Module):
-    """A forward Ito process, for one sample and a scalar time.
+    """A forward Ito process dx = f dt + G dw, for one sample and a scalar time.
 
-    `diffusion` returns a scalar, or an array of the shape of x (independent noise in
-    every coordinate). `noise` is the law that the process has, about, at t_max.
+    **Arguments** (fields of every subclass):
+    - `t_min`, `t_max`: the range of times; t = 0 is data and t rises to noise.
+    - `noise`: the distribution of z in x_t = alpha x0 + sigma z, or, of processes
+      without such a path, about that of x at t_max.
     """
 
     t_min: eqx.AbstractVar[Scalar]
@@ -37,14 +39,22 @@ class AbstractSDE(eqx.Module):
 
     @abc.abstractmethod
     def drift(self, t: ScalarLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """f(t, x), of the shape of x."""
+        """f(t, x), of the shape of x.
+
+        **Arguments:**
+        - `t`: the time, a scalar.
+        - `x`: the state of one sample.
+        """
 
     @abc.abstractmethod
     def diffusion(self, t: ScalarLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """G(t, x): a scalar, or of the shape of x."""
+        """G(t, x): a scalar, or one number for each coordinate of x.
+
+        Arguments as for `drift`.
+        """
 
     def terms(self, brownian: dfx.AbstractBrownianPath) -> dfx.MultiTerm:
-        """The equation for `diffrax.diffeqsolve`, driven by `brownian`, one sample."""
+        """The equation of one sample, driven by `brownian`, for Diffrax."""
         return dfx.MultiTerm(
             dfx.ODETerm(lambda t, x, args: self.drift(t, x)),
             NoiseTerm(lambda t, x, args: self.diffusion(t, x), brownian),
@@ -52,7 +62,7 @@ class AbstractSDE(eqx.Module):
 
 
 class AbstractLinearSDE(AbstractPath, AbstractSDE):
-    """A path with a Gaussian base, which is a linear SDE by equation (2)."""
+    """A path with Gaussian noise, which is a linear SDE by equation (2)."""
 
     def drift(self, t, x):
         """f = (alpha' / alpha) x, equation (2)."""
@@ -71,12 +81,12 @@ class AbstractLinearSDE(AbstractPath, AbstractSDE):
             raise ValueError(
                 f"{type(self).__name__} is a linear SDE, whose noise is Gaussian, got "
                 f"noise={type(self.noise).__name__}. Subclass AbstractPath for a path "
-                "with another law of z."
+                "with other noise."
             )
 
 
 def noise_depends_on_state(sde: AbstractSDE, t: ScalarLike, x: Array) -> bool:
-    """Whether G depends on x, read from the derivative's structure while tracing."""
+    """Whether G depends on x, from the structure of its derivative."""
     tangent = eqx.filter_jvp(
         lambda x: sde.diffusion(float_array(t), x), (x,), (jnp.ones_like(x),)
     )[1]

@@ -13,6 +13,10 @@ class VE(AbstractLinearSDE):
 
     Song et al. 2021, "Score-based generative modeling through SDEs", eq. 9 and 30. As
     in the authors' code, x_0 already carries noise of standard deviation sigma_min.
+
+    **Arguments:**
+    - `sigma_min`, `sigma_max`: the noise at t = 0 and 1, defaults 0.01 and 50.
+    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 0, 1 and `Gaussian()`.
     """
 
     sigma_min: Scalar = number(0.01)
@@ -31,10 +35,13 @@ class VE(AbstractLinearSDE):
 
 
 class EDM(AbstractLinearSDE):
-    """alpha = 1, sigma = t: time is the noise level, from 0.002 to 80.
+    """alpha = 1, sigma = t: time is the noise level.
 
     Karras et al. 2022, "Elucidating the design space of diffusion-based generative
     models", table 1.
+
+    **Arguments:**
+    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 0.002, 80 and `Gaussian()`.
     """
 
     t_min: Scalar = number(0.002)

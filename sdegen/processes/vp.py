@@ -8,55 +8,56 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..typing import Scalar, float_array, is_traced, number
+from ..typing import Scalar, ScalarLike, float_array, is_traced, number
 from .noise import AbstractNoise, Gaussian
 from .sde import AbstractLinearSDE
 
 
-def _integrated_beta(t, beta_min, beta_max):
-    return t * (beta_min + 0.5 * (beta_max - beta_min) * t)
+class AbstractVP(AbstractLinearSDE):
+    """dx = -beta(t)/2 x dt + g dw with a linear beta: alpha^2 = exp(-B).
+
+    **Arguments:**
+    - `beta_min`, `beta_max`: beta at t = 0 and 1, defaults 0.1 and 20.
+    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 1e-3, 1 and `Gaussian()`.
+    """
+
+    beta_min: Scalar = number(0.1)
+    beta_max: Scalar = number(20.0)
+    t_min: Scalar = number(1e-3)
+    t_max: Scalar = number(1.0)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
+
+    def integrated_beta(self, t: ScalarLike) -> Scalar:
+        """B(t), equation (1)."""
+        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
+
+    def alpha(self, t):
+        """exp(-B/2)."""
+        return jnp.exp(-0.5 * self.integrated_beta(t))
 
 
-class VP(AbstractLinearSDE):
+class VP(AbstractVP):
     """dx = -beta/2 x dt + sqrt(beta) dw: alpha^2 = exp(-B), sigma^2 = 1 - exp(-B).
 
     Song et al. 2021, "Score-based generative modeling through SDEs", eq. 11 and 33.
+    Arguments as in `AbstractVP`.
     """
-
-    beta_min: Scalar = number(0.1)
-    beta_max: Scalar = number(20.0)
-    t_min: Scalar = number(1e-3)
-    t_max: Scalar = number(1.0)
-    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
-
-    def alpha(self, t):
-        """exp(-B/2)."""
-        return jnp.exp(-0.5 * _integrated_beta(t, self.beta_min, self.beta_max))
 
     def sigma(self, t):
         """sqrt(1 - exp(-B))."""
-        return jnp.sqrt(-jnp.expm1(-_integrated_beta(t, self.beta_min, self.beta_max)))
+        return jnp.sqrt(-jnp.expm1(-self.integrated_beta(t)))
 
 
-class SubVP(AbstractLinearSDE):
+class SubVP(AbstractVP):
     """The sub-VP process: alpha as in VP, sigma = 1 - exp(-B), a standard deviation.
 
     Song et al. 2021, "Score-based generative modeling through SDEs", eq. 15 and 29.
+    Arguments as in `AbstractVP`.
     """
-
-    beta_min: Scalar = number(0.1)
-    beta_max: Scalar = number(20.0)
-    t_min: Scalar = number(1e-3)
-    t_max: Scalar = number(1.0)
-    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
-
-    def alpha(self, t):
-        """exp(-B/2)."""
-        return jnp.exp(-0.5 * _integrated_beta(t, self.beta_min, self.beta_max))
 
     def sigma(self, t):
         """1 - exp(-B)."""
-        return -jnp.expm1(-_integrated_beta(t, self.beta_min, self.beta_max))
+        return -jnp.expm1(-self.integrated_beta(t))
 
 
 class Cosine(AbstractLinearSDE):
@@ -64,6 +65,9 @@ class Cosine(AbstractLinearSDE):
 
     Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq.
     17, without its offset; Hoogeboom et al. 2023, "simple diffusion", eq. 4.
+
+    **Arguments:**
+    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 1e-3, 1 and `Gaussian()`.
     """
 
     t_min: Scalar = number(1e-3)
@@ -80,13 +84,17 @@ class Cosine(AbstractLinearSDE):
 
 
 class DDPM(AbstractLinearSDE):
-    """The chain of Ho et al. 2020 with variances `betas`, as a process on 0 <= t <= 1.
+    """The chain of T steps with variances `betas`, as a process on 0 <= t <= 1.
 
-    alpha^2 = alpha_bar at t = i / T, log-linear between, so that the chain's marginals
-    are exact at its own times; sigma^2 = 1 - alpha^2. The default is the paper's linear
-    schedule: T = 1000 from 1e-4 to 0.02. t_min is the chain's first step, 1 / T.
-
+    alpha^2 = alpha_bar at t = i / T and log-linear between, so that the marginals of
+    the chain are exact at its own times; sigma^2 = 1 - alpha^2. Ho et al. 2020,
     "Denoising diffusion probabilistic models", eq. 4.
+
+    **Arguments:**
+    - `betas`: the variances, (T,), between 0 and 1; default the paper's 1000 from 1e-4
+      to 0.02.
+    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 1 / T, the first step, 1
+      and `Gaussian()`.
     """
 
     betas: Float[Array, " steps"]
@@ -118,8 +126,7 @@ class DDPM(AbstractLinearSDE):
         self.noise = Gaussian() if noise is None else noise
 
     def _log_alpha_bar(self, t):
-        # Written so that the slope is log(1 - beta) itself: the difference of two sums
-        # would lose it to rounding in float32.
+        # The slope is log(1 - beta) itself; a difference of two sums would round it.
         steps, log_ratio = len(self.betas), jnp.log1p(-self.betas)
         before = jnp.pad(jnp.cumsum(log_ratio)[:-1], (1, 0))
         i = jnp.clip(jnp.floor(t * steps).astype(int), 0, steps - 1)

@@ -1,7 +1,7 @@
-"""Laws of a radius in a uniform direction: the noise of Green's functions.
+"""Noise of a given radius in a uniform direction, for flows by Green's functions.
 
-z = rho u with u uniform on the unit sphere of R^N, and the law of rho is given by its
-distribution function psi, increasing from psi(0) = 0 to psi(inf) = 1:
+z = rho u with u uniform on the unit sphere of R^N. The distribution function of rho is
+psi, increasing from psi(0) = 0 to psi(inf) = 1:
 
     rho = psi^-1(U),    U uniform on (0, 1)                                        (1)
     p(z) = psi'(|z|) / (S_N |z|^(N-1)),    S_N = 2 pi^(N/2) / Gamma(N/2)           (2)
@@ -18,15 +18,15 @@ from jax.typing import ArrayLike
 
 from .noise import AbstractNoise
 
-_REACH = 1e12  # radii looked for lie between 1 / reach and reach
+_REACH = 1e12  # radii are searched between 1 / reach and reach
 
 
-def tanh_law(r: ArrayLike):
-    """psi = tanh r; written so that its derivative is precise far out."""
+def tanh_profile(r: ArrayLike):
+    """psi = tanh r, written so that its derivative is precise at large r."""
     return -jnp.expm1(-2 * r) / (1 + jnp.exp(-2 * r))
 
 
-def exponential_law(r: ArrayLike):
+def exponential_profile(r: ArrayLike):
     """psi = 1 - exp(-r)."""
     return -jnp.expm1(-r)
 
@@ -34,13 +34,15 @@ def exponential_law(r: ArrayLike):
 class Radial(AbstractNoise):
     """Equations (1) and (2), from psi alone.
 
-    **Arguments:** `psi`, a smooth function of one radius r > 0, such as `jnp.tanh`;
-    `quantile`, its inverse, if there is a formula for it: otherwise it is found by
-    bisection, in which a draw in float32 knows its radius as well as psi tells it from
-    1 (heavy tails want the formula).
+    **Arguments:**
+    - `psi`: a smooth function of one radius r > 0, default tanh.
+    - `quantile`: the inverse of psi. By default it is found by bisection, where a
+      radius in float32 is as precise as 1 - psi: give the formula for heavy tails.
+
+    **Raises:** `ValueError` unless psi increases from 0 to 1.
     """
 
-    psi: Callable = eqx.field(default=tanh_law, static=True)
+    psi: Callable = eqx.field(default=tanh_profile, static=True)
     quantile: Callable | None = eqx.field(default=None, static=True)
     gaussian = False
 
@@ -56,11 +58,11 @@ class Radial(AbstractNoise):
     def log_prob(self, z):
         """The log-density of the whole of `z`, in nats, equation (2)."""
         n, square = z.size, jnp.sum(z**2)
-        # The root's slope at 0 is infinite; the law is even there, so its own is 0.
+        # The root's slope at 0 is infinite; the density is even there: its own is 0.
         r = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
         slope = jax.grad(self.psi)(r)
         sphere = np.log(2) + 0.5 * n * np.log(np.pi) - gammaln(n / 2)
-        # On the line nothing is divided by: no 0 log 0, nor its derivative.
+        # On the line there is no division: no 0 log 0, nor its derivative.
         shell = (n - 1) * jnp.log(r) if n > 1 else 0.0
         return jnp.log(slope) - sphere - shell
 
@@ -68,8 +70,8 @@ class Radial(AbstractNoise):
         """Equation (1) by bisection of log rho, to the last digit."""
         reach = jnp.asarray(np.log(_REACH), u.dtype)
 
-        def halve(_, ends):
-            low, high = ends
+        def halve(_, bracket):
+            low, high = bracket
             middle = (low + high) / 2
             below = self.psi(jnp.exp(middle)) < u
             return jnp.where(below, middle, low), jnp.where(below, high, middle)
@@ -80,10 +82,11 @@ class Radial(AbstractNoise):
 
     def __check_init__(self):
         with jax.ensure_compile_time_eval():
-            ends = [float(self.psi(jnp.asarray(r))) for r in (0.0, 1.0, _REACH)]
-        if not (abs(ends[0]) < 1e-6 < ends[1] < ends[2] and abs(ends[2] - 1) < 1e-3):
+            values = [float(self.psi(jnp.asarray(r))) for r in (0.0, 1.0, _REACH)]
+        first, middle, last = values
+        if not (abs(first) < 1e-6 < middle < last and abs(last - 1) < 1e-3):
             raise ValueError(
                 "psi is the distribution function of a radius, increasing from psi(0) ="
-                f" 0 to 1, got psi(0)={ends[0]:g}, psi(1)={ends[1]:g} and "
-                f"psi({_REACH:g})={ends[2]:g}."
+                f" 0 to 1, got psi(0)={first:g}, psi(1)={middle:g} and "
+                f"psi({_REACH:g})={last:g}."
             )

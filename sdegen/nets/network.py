@@ -1,0 +1,181 @@
+"""What every network is, and the frozen dataclass that makes one."""
+
+import abc
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from .. import mesh as meshes
+from ..typing import DropoutKey, Time
+from .layers import call, fold_in
+
+
+class AbstractNetwork(nnx.Module):
+    """(t, x, cond) -> an array of the shape of x, for samples of one shape.
+
+    A subclass sets these fields and writes `embed` and `predict`. Any callable with the
+    signature of `__call__` is a network too; it need not be a subclass.
+    """
+
+    shape: tuple[int, ...]
+    cond_dim: int
+    remat: bool
+
+    @abc.abstractmethod
+    def embed(self, t: Time, cond: Array | None) -> Float[Array, "... width"]:
+        """Time and condition as one vector: (width,) or (batch, width)."""
+
+    @abc.abstractmethod
+    def predict(
+        self, x: Float[Array, "batch ..."], emb: Array, key: DropoutKey | None
+    ) -> Float[Array, "batch ..."]:
+        """The prediction for x, given what `embed` returns."""
+
+    def __call__(
+        self,
+        t: Time,
+        x: Float[Array, "batch ..."],
+        cond: Array | None = None,
+        *,
+        key: DropoutKey | None = None,
+    ) -> Float[Array, "batch ..."]:
+        """The prediction.
+
+        **Arguments:**
+        - `t`: times of order one, () for the whole batch or (batch,).
+        - `x`: samples, (batch, *shape), channels last.
+        - `cond`: conditions, (batch, cond_dim); None (the default) if `cond_dim` is 0.
+        - `key`: turns dropout on; () for the batch or (batch,), one for each sample.
+
+        **Returns:** an array of the shape of x, in the dtype of the layers.
+
+        **Raises:** `ValueError` for an x or a cond of another shape.
+        """
+        check_shape(self, x, self.shape)
+        check_condition(cond, self.cond_dim)
+        return self.predict(x, self.embed(t, cond), key)
+
+    def runner(self, emb: Array, key: DropoutKey | None) -> Callable[[Any, Array], Any]:
+        """run(block, h) = block(h, emb, key), with a key of its own for each block."""
+        numbers = itertools.count()
+
+        def run(block, h):
+            return call(block, h, emb, fold_in(key, next(numbers)), remat=self.remat)
+
+        return run
+
+
+def check_shape(network: nnx.Module, x: Array, shape: tuple[int, ...]) -> None:
+    """Refuse a batch whose samples do not have `shape`."""
+    if x.shape[1:] != shape:
+        batch = ("batch", *shape)
+        raise ValueError(
+            f"this {type(network).__name__} was made for x of shape "
+            f"({', '.join(map(str, batch))}), got {x.shape}. Check the shape of the "
+            "samples, channels last."
+        )
+
+
+def check_condition(cond: Array | None, cond_dim: int) -> None:
+    """Refuse a condition that is not what the network was made for."""
+    if cond_dim and (cond is None or cond.shape[-1:] != (cond_dim,)):
+        came = "none" if cond is None else f"one of shape {cond.shape}"
+        raise ValueError(
+            f"this network was made for a condition of shape (batch, "
+            f"{cond_dim}), got {came}."
+        )
+    if not cond_dim and cond is not None:
+        raise ValueError(
+            "this network was made without a condition, got one. Make it with "
+            "cond_dim=the length of the condition vector."
+        )
+
+
+def init(
+    make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array, mesh: Mesh | None = None
+) -> nnx.Module:
+    """`make(rngs)` under one jit: eager initialisation takes seconds for deep networks.
+
+    **Arguments:**
+    - `make`: makes the network, such as `lambda rngs: MLP((2,), rngs=rngs)`.
+    - `key`: the random key; equal keys give equal networks.
+    - `mesh`: the mesh on which the parameters are created sharded, as
+      `sdegen.mesh.parameter_sharding` says; default one device.
+
+    **Returns:** the network.
+    """
+
+    def network(key):
+        return make(nnx.Rngs(key))
+
+    if mesh is None:
+        return jax.jit(network)(key)
+    abstract = jax.eval_shape(network, key)
+    shardings = jax.tree.leaves(meshes.parameter_sharding(abstract, mesh))
+    leaves = jax.jit(lambda key: jax.tree.leaves(network(key)), out_shardings=shardings)
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves(key))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AbstractNetworkConfig(abc.ABC):
+    """The hyperparameters of a network, set in Python or on a command line.
+
+    A subclass adds fields, the arguments of the class that it names as `network`.
+    """
+
+    dropout: float = 0.0
+    """Share of features set to zero while training."""
+    remat: bool = False
+    """Compute every block again for gradients: less memory, a third more work."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What layers compute in; "float32" stands for the precision of the input."""
+
+    @property
+    @abc.abstractmethod
+    def network(self) -> type[nnx.Module]:
+        """The class of the network."""
+
+    def sizes(self) -> dict[str, Any]:
+        """The arguments of `network` that this class of configurations adds."""
+        common = {field.name for field in dataclasses.fields(AbstractNetworkConfig)}
+        return {k: v for k, v in vars(self).items() if k not in common}
+
+    def make(self, shape: tuple[int, ...], **options: Any) -> nnx.Module:
+        """The network, made without `jit`.
+
+        **Arguments:**
+        - `shape`: of one sample, channels last.
+        - `options`: other arguments of `network`, such as `rngs` and `cond_dim`.
+
+        **Returns:** the network, with default `dropout`, `remat` and `dtype`.
+        """
+        return self.network(shape, **self.sizes(), **options)
+
+    def __call__(
+        self,
+        shape: tuple[int, ...],
+        key: jax.Array,
+        *,
+        cond_dim: int = 0,
+        mesh: Mesh | None = None,
+    ) -> nnx.Module:
+        """A new network, made under one `jit`.
+
+        **Arguments:**
+        - `shape`: of one sample, channels last.
+        - `key`: the random key; equal keys give equal networks.
+        - `cond_dim`: the length of the condition vector, default 0 for none.
+        - `mesh`: the mesh on which the parameters are created sharded, default none.
+
+        **Returns:** the network.
+        """
+        options = {"cond_dim": cond_dim, "dropout": self.dropout, "remat": self.remat}
+        options["dtype"] = {"float32": None, "bfloat16": jnp.bfloat16}[self.dtype]
+        return init(lambda rngs: self.make(shape, rngs=rngs, **options), key, mesh)
