@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffrax as dfx
 import jax
 from jax.experimental import multihost_utils as multihost_utils
 from jax.extend.core import Primitive
@@ -89,24 +88,6 @@ def bilinear_primitive(
     return primitive.bind
 
 
-# -- Diffrax ---------------------------------------------------------------------------
-
-
-class GridController(dfx.StepTo):
-    """`diffrax.StepTo` without its run-time checks, which are host callbacks.
-
-    The grid is made, and checked, by the caller.
-    """
-
-    def wrap(self, direction):
-        """The grid on Diffrax's internal clock."""
-        return type(self)(ts=self.ts * direction)
-
-    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        """The first step, and the index of the end of the second."""
-        return self.ts[1], 2
-
-
 # -- Orbax -----------------------------------------------------------------------------
 
 
@@ -142,8 +123,8 @@ _FILES = {
     "losses": "loss:denoising vdm:variational",
     "losses.coupling": "sinkhorn",
     "models": "augmented bridge denoiser generator velocity",
-    "processes": "base:noise basis block:momentum brownian path radial sde "
-    "track:interpolant",
+    "processes": "base:noise basis block:momentum brownian path radial:radial_noise "
+    "sde track:interpolant",
     "runs": "checkpoint pictures:plots record:recorder report speed:throughput writers",
     "sampling": "generate transition:ancestral",
     "training": "average:ema learn:learned_grid optimizer posthoc_ema",

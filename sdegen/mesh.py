@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ._compat import multihost_utils
 from .typing import PyTree
 
 SMALL = 2**10
@@ -131,6 +132,4 @@ def to_host(x: jax.Array) -> np.ndarray:
     """An array, however it lies on the devices of all processes, whole on the host."""
     if x.is_fully_addressable:
         return np.asarray(x)
-    from jax.experimental import multihost_utils
-
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))

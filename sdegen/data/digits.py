@@ -1,7 +1,9 @@
-"""The 1,797 real 8x8 scans of handwritten digits that scikit-learn carries."""
+"""The 1,797 real 8x8 scans of handwritten digits that come with scikit-learn."""
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from .._compat import need
 
 
 def digits(
@@ -10,19 +12,18 @@ def digits(
     tuple[Float[np.ndarray, "train 8 8 1"], Int[np.ndarray, " train"]],
     tuple[Float[np.ndarray, "held 8 8 1"], Int[np.ndarray, " held"]],
 ]:
-    """((train images, labels), (held-out images, labels)): halves of a shuffled set.
+    """The halves of the shuffled set: one to train with, one held out.
 
-    Pixels are scaled to [-1, 1]; labels are 0 to 9. UCI "Optical recognition of
-    handwritten digits" test set, by E. Alpaydin and C. Kaynak (CC BY 4.0).
+    The test set of UCI "Optical recognition of handwritten digits", by E. Alpaydin and
+    C. Kaynak (CC BY 4.0).
+
+    **Arguments:**
+    - `seed`: of the order before it is halved, default 0.
+
+    **Returns:** two pairs (images, labels), with pixels in [-1, 1] and labels 0 to 9.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            "the digits come with scikit-learn, which is not installed: "
-            "pip install scikit-learn."
-        ) from error
-    scans = load_digits()
+    module, package = "sklearn.datasets", "scikit-learn"
+    scans = need(module, "digits()", extra="data", package=package).load_digits()
     order = np.random.default_rng(seed).permutation(len(scans.images))
     images = (scans.images[order, :, :, None] / 8.0 - 1.0).astype(np.float32)
     labels = scans.target[order].astype(np.int32)

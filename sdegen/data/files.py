@@ -1,4 +1,4 @@
-"""Samples of files, or of any random-access source, as a stream through Grain."""
+"""Samples of files, or of any random-access source, as a stream read by Grain."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._compat import need
 from .stream import AbstractStream, Batch, is_data, row_numbers
 
 _PIECE = 16
@@ -20,16 +21,16 @@ _PIECE = 16
 class Files(AbstractStream):
     """Samples of any random-access source, read ahead and decoded by Grain.
 
-    A source has `__len__` and `__getitem__(i)`: `ImageFolder`, `array_records`,
-    `tfds.data_source`, a list. Samples of one batch must have one shape.
+    **Arguments:**
+    - `source`: an object with `__len__` and `__getitem__(i)`, such as `ImageFolder`,
+      `array_records(...)`, `tfds.data_source(...)` or a list.
+    - `decode`: from an item of the source to `x` or `(x, cond)`, default the identity.
+      Samples of one batch must have one shape.
+    - `threads`: reading and decoding at the same time, default 16; 0 for data in memory.
+    - `workers`: processes, for a `decode` that holds the interpreter's lock, default 0.
+      The start of the program must then be under `if __name__ == "__main__":`.
 
-    **Arguments:** `source`; `decode`, from an item of the source to `x` or `(x, cond)`,
-    the identity by default; `threads`, that read and decode at the same time (0 for
-    data in memory); `workers`, processes for a `decode` in Python that holds the
-    interpreter's lock, each a copy of the program's imports: the program's own start
-    then belongs under `if __name__ == "__main__":`.
-
-    **Raises:** what `source` and `decode` raise, where the batch would have come;
+    **Raises:** in the place of a batch, what `source` or `decode` raise for it;
     `ImportError` without Grain (`pip install 'sdegen[data]'`).
     """
 
@@ -69,13 +70,13 @@ class Files(AbstractStream):
 
     def _read(self, seed, start, batch_size, chosen):
         grain = _grain()
-        # Of its own, not Grain's, so that runs with neighbouring seeds have nothing in
-        # common: epoch e of Grain's seed s is epoch e - 1 of its seed s + 1.
+        # Runs with neighbouring seeds must have nothing in common, and epoch e of
+        # Grain's seed s is epoch e - 1 of its seed s + 1.
         (own,) = np.random.SeedSequence(seed).generate_state(1)
         order = grain.MapDataset.source(self.source).shuffle(seed=int(own)).repeat()
-        # Threads take pieces of a batch, of several samples: handing over each sample
-        # cost up to four times as much as reading it. Processes take whole batches, for
-        # Grain deals out what it holds among them.
+        # Threads take pieces of a batch: handing over single samples cost up to four
+        # times as much as reading them. Processes take whole batches, which Grain
+        # distributes among them.
         pieces = 1 if self.workers else -(-len(chosen) // _PIECE)
         share = grain.MapDataset.source(
             _Share(
@@ -108,7 +109,7 @@ class Files(AbstractStream):
 
 @dataclasses.dataclass(frozen=True)
 class _Share:
-    """The samples of one process, one batch after the other in pieces, as a source."""
+    """The samples of one process as a source: the pieces of one batch after another."""
 
     order: Any
     decode: Callable[[Any], Any] | None
@@ -127,7 +128,7 @@ class _Share:
 
 
 def _sample(item, decode):
-    """(x, cond) of one item, checked: Grain would leave out what is None."""
+    """(x, cond) of one item, checked: Grain would drop an item that is None."""
     item = item if decode is None else decode(item)
     pair = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
     x = pair[0]
@@ -153,22 +154,12 @@ def _stack(pieces) -> Batch:
 
 
 def _grain():
-    try:
-        import grain
-    except ImportError as error:
-        raise ImportError(
-            "reading files needs Grain, which is not installed: "
-            "pip install 'sdegen[data]'. Arrays in memory do not need it."
-        ) from error
-    return grain
+    hint = "Arrays in memory do not need it."
+    return need("grain", "reading files", extra="data", hint=hint)
 
 
 def _settle_flags():
-    """Let Grain 0.2.18 start processes in a program that is no absl app.
-
-    It reads a flag there that only `absl.app.run` parses (google/grain issue 1355);
-    unparsed flags then have their defaults.
-    """
+    """Let Grain 0.2.18 start processes: it reads flags that `absl.app.run` parses."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

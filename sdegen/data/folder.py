@@ -1,10 +1,11 @@
 """Sources of single samples on disk: folders of images, ArrayRecord files.
 
 A source has `__len__` and `__getitem__(i)`, with i from 0: what Grain calls random
-access. It may be read by many threads at once, and be sent to other processes.
+access. Many threads may read it at once, and it may be sent to other processes.
 """
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import UInt8
+
+from .._compat import need
 
 _SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm"))
 _MODES = {"RGB": 3, "L": 1}
@@ -21,16 +24,18 @@ class ImageFolder:
     """Images in sub-folders, one for each class, with the class as label.
 
     Item i is (uint8 image (size, size, channels), int label). `classes` are the names
-    of the sub-folders in sorted order, and files come in sorted order of their paths
-    within a class, however deep. The largest central square is averaged down to
-    `size` pixels (Pillow's box filter; a smaller image is enlarged by the nearest
-    pixel). Rotations in a camera's metadata are not applied.
+    of the sub-folders in sorted order; files are sorted by their paths within a class,
+    at any depth. The largest central square is averaged down to `size` pixels (Pillow's
+    box filter; a smaller image is enlarged by the nearest pixel). Rotations in a
+    camera's metadata are not applied.
 
-    **Arguments:** `path`; `size`, pixels along a side; `mode`, "RGB" (3 channels) or
-    "L" (1 channel, luma).
+    **Arguments:**
+    - `path`: the folder of the sub-folders.
+    - `size`: pixels along a side.
+    - `mode`: "RGB" (3 channels, the default) or "L" (1 channel, luma).
 
-    **Raises:** `FileNotFoundError` without a folder or images in it, `ValueError` for
-    an image that cannot be read, when it is read.
+    **Raises:** `FileNotFoundError` without a folder or images in it, `ValueError` when
+    an image is read that cannot be.
     """
 
     def __init__(self, path: str | Path, size: int, mode: str = "RGB"):
@@ -119,28 +124,29 @@ class Decoded:
 def array_records(
     paths: str | Path | Sequence[str | Path], decode: Callable[[bytes], Any]
 ) -> Decoded:
-    """The records of ArrayRecord files, in the order of `paths`, each decoded.
+    """The records of ArrayRecord files (https://github.com/google/array_record).
 
-    `decode(record)` takes the bytes and gives `x` or `(x, cond)`. Files are read best
-    when they were written with `group_size:1`. Needs the package array_record, which
-    comes with Grain. https://github.com/google/array_record.
+    **Arguments:**
+    - `paths`: one file or several; they are read fastest if they were written with
+      `group_size:1`.
+    - `decode`: from the bytes of a record to `x` or `(x, cond)`.
+
+    **Returns:** a source with the decoded records, in the order of `paths`.
+
+    **Raises:** `FileNotFoundError` for missing files, `ImportError` without the package
+    array_record, which comes with Grain.
     """
-    try:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-    except ImportError as error:
-        raise ImportError(
-            "ArrayRecord files need array_record, which is not installed: "
-            "pip install array_record, or pip install 'sdegen[data]'."
-        ) from error
+    module = "array_record.python.array_record_data_source"
+    reader = need(module, "array_records", extra="data").ArrayRecordDataSource
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     files = [os.fspath(path) for path in given]
-    # A name with a scheme (gs://) is for array_record to find.
+    # array_record finds names with a scheme (gs://).
     missing = [f for f in files if "://" not in f and not Path(f).is_file()]
     if missing or not files:
         raise FileNotFoundError(
             f"no ArrayRecord file at {', '.join(missing) or 'all: the list is empty'}."
         )
-    return Decoded(ArrayRecordDataSource(files), decode)
+    return Decoded(reader(files), decode)
 
 
 def _images_in(folder):
@@ -156,11 +162,5 @@ def _images_in(folder):
 
 
 def _pillow():
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "images need Pillow, which is not installed: pip install pillow, or "
-            "pip install 'sdegen[data]'."
-        ) from error
-    return Image
+    need("PIL", "an image folder", extra="data", package="pillow")
+    return importlib.import_module("PIL.Image")

@@ -18,9 +18,9 @@ grouped convolution of `lax`. The values are those of `lax.conv_general_dilated`
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
+
+from .._compat import bilinear_primitive
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -29,7 +29,7 @@ def conv(
     x: Float[Array, "batch h w inputs"], w: Float[Array, "k k inputs outputs"]
 ) -> Float[Array, "batch h w outputs"]:
     """x * w with stride 1 and zero padding to the same size; k is odd."""
-    return _conv_p.bind(x, w)
+    return _bind(x, w)
 
 
 def _correlate(x, w):
@@ -63,12 +63,8 @@ def _batch(arguments, axes):
     return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
 
-_conv_p = Primitive("sdegen_conv")
-_conv_p.def_impl(jax.jit(_correlate))
-_conv_p.def_abstract_eval(lambda x, w: x.update(shape=x.shape[:-1] + w.shape[-1:]))
-mlir.register_lowering(_conv_p, mlir.lower_fun(_correlate, multiple_results=False))
-ad.defbilinear(_conv_p, _transpose_x, _transpose_w)
-batching.primitive_batchers[_conv_p] = _batch
+_transposes = (_transpose_x, _transpose_w)
+_bind = bilinear_primitive("sdegen_conv", _correlate, _transposes, _batch)
 
 
 class Conv(nnx.Module):

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._compat import multihost_utils
+
 
 def broadcast(value: Any) -> Any:
     """Process 0's `value`, plain JSON, on every process."""
     if jax.process_count() == 1:
         return value
-    from jax.experimental import multihost_utils
-
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     # The same shape everywhere: only process 0 knows the text.
@@ -29,6 +29,4 @@ def any_process(told: bool) -> bool:
     """Whether any process says so."""
     if jax.process_count() == 1:
         return told
-    from jax.experimental import multihost_utils
-
     return bool(multihost_utils.process_allgather(np.int32(told)).any())

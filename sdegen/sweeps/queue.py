@@ -11,6 +11,7 @@ import time
 import warnings
 from typing import Any
 
+from .._compat import requeue, trial_id
 from .storage import RETRIES, Life, fail_stale, load_optuna, make_sampler, open_storage
 
 
@@ -104,16 +105,16 @@ class Slots:
         """Claim one waiting trial; False if another worker was faster."""
         errors = self.optuna.exceptions
         # A sign of life first: killed between the two, the claim would be for ever.
-        self.storage.record_heartbeat(trial._trial_id)
+        self.storage.record_heartbeat(trial_id(trial))
         try:
             got = self.storage.set_trial_state_values(
-                trial._trial_id, state=self.states.RUNNING
+                trial_id(trial), state=self.states.RUNNING
             )
         except errors.UpdateFinishedTrialError:
             got = False
         if got:
-            self.mine.append(trial._trial_id)
-            self.life.add(trial._trial_id)
+            self.mine.append(trial_id(trial))
+            self.life.add(trial_id(trial))
         return got
 
     def _finish(self, id_: int, state, values=None):
@@ -140,7 +141,7 @@ class Slots:
             trial = self.storage.get_trial(id_)
             if not trial.state.is_finished():
                 self._finish(id_, self.states.FAIL)
-                self.storage.get_heartbeat_stale_trial_callback()(self.study, trial)
+                requeue(self.study, self.storage, trial)
         self._release()
         self.life.close()
         self.storage.remove_session()

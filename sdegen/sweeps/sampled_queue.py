@@ -9,6 +9,7 @@ import itertools
 import math
 import time
 
+from .._compat import requeue, trial_id
 from .queue import Slots
 from .space import SEED, Between, Point, Static
 from .storage import fail_stale
@@ -50,14 +51,14 @@ class Search(Slots):
             return False
         groups: dict[str, list] = {}
         for slot, trial in taken:
-            static = self._choose(trial._trial_id)
+            static = self._choose(trial_id(trial))
             groups.setdefault(str(sorted(static.items())), []).append((slot, trial))
         first, *others = sorted(groups.values(), key=len, reverse=True)
         # Other programs are for whoever comes next: their points are chosen already.
         for _, trial in itertools.chain(*others):
             self._give_back(trial)
         members = [slot for slot, _ in first]
-        self.storage.set_trial_user_attr(first[0][1]._trial_id, "batch", members)
+        self.storage.set_trial_user_attr(trial_id(first[0][1]), "batch", members)
         return self._begin(members)
 
     def _gather(self, members, lead):
@@ -72,18 +73,18 @@ class Search(Slots):
             others = [
                 t
                 for t in rest
-                if not t.state.is_finished() and t._trial_id not in self.mine
+                if not t.state.is_finished() and trial_id(t) not in self.mine
             ]
             if not others:
                 return
             time.sleep(min(self.grace / 10, 1.0))
 
     def _give_back(self, trial):
-        held = self.storage.get_trial(trial._trial_id)
-        self.life.remove(trial._trial_id)
-        self.mine.remove(trial._trial_id)
-        self._finish(trial._trial_id, self.states.FAIL)
-        self.storage.get_heartbeat_stale_trial_callback()(self.study, held)
+        held = self.storage.get_trial(trial_id(trial))
+        self.life.remove(trial_id(trial))
+        self.mine.remove(trial_id(trial))
+        self._finish(trial_id(trial), self.states.FAIL)
+        requeue(self.study, self.storage, held)
 
     def _choose(self, id_: int) -> dict[str, str]:
         """Let the sampler choose the point of a slot, if it has not yet."""
@@ -118,7 +119,7 @@ class Search(Slots):
                 number = slot * len(seeds) + k
                 self.slot[number] = slot
                 points.append(Point(number, values, static, seed))
-        self.ids = {slot: live[slot]._trial_id for slot in members}
+        self.ids = {slot: trial_id(live[slot]) for slot in members}
         self.task = {
             "name": f"batch-{members[0]:04d}",
             "number": members[0],

@@ -7,6 +7,8 @@ import time
 import warnings
 from typing import Any
 
+from .._compat import need
+
 SAMPLERS = ("tpe", "random")
 RETRIES = 10
 """How often a job is given to another worker: it may be what kills them."""
@@ -18,14 +20,8 @@ _RACES = ("already exists", "UNIQUE constraint", "UniqueViolation", "is locked")
 
 def load_optuna() -> Any:
     """Optuna, or a sentence about where it comes from."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise ImportError(
-            "workers need Optuna, which is not installed: pip install 'sdegen[sweep]'. "
-            "Without it a static grid runs anywhere: --shard 0/4 to --shard 3/4."
-        ) from error
-    return optuna
+    hint = "Without it a static grid runs anywhere: --shard 0/4 to --shard 3/4."
+    return need("optuna", "a worker", extra="sweep", hint=hint)
 
 
 def make_sampler(optuna: Any, name: str | None) -> Any:
