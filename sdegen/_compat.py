@@ -126,7 +126,7 @@ _FILES = {
     "processes": "base:noise basis block:momentum brownian path radial:radial_noise "
     "sde track:interpolant",
     "runs": "checkpoint pictures:plots record:recorder report speed:throughput writers",
-    "sampling": "generate transition:ancestral",
+    "sampling": "generate:drive transition:ancestral",
     "training": "average:ema learn:learned_grid optimizer posthoc_ema",
 }
 """For each room the files that lay at the top before, as old:new."""

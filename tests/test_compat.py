@@ -23,9 +23,11 @@ OLD = [
 
 
 def find(name):
-    """What a dotted name means after `import sdegen` alone."""
+    """What a dotted name means: an attribute after `import sdegen`, or a module."""
     found = sdegen
     for part in name.split(".")[1:]:
+        if not hasattr(found, part):
+            return importlib.import_module(name)
         found = getattr(found, part)
     return found
 
