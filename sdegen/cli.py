@@ -76,16 +76,18 @@ def compile_cache(directory: str | Path | None = None) -> None:
     - `directory`: default $JAX_COMPILATION_CACHE_DIR, or ~/.cache/sdegen. Programs are
       run as they are found there: keep the place private.
     """
-    if directory is None and jax.config.jax_compilation_cache_dir:
+    settings: Any = jax.config
+    if directory is None and settings.jax_compilation_cache_dir:
         return
     place = Path.home() / ".cache" / "sdegen" if directory is None else Path(directory)
-    jax.config.update("jax_compilation_cache_dir", str(place))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    settings.update("jax_compilation_cache_dir", str(place))
+    settings.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def import_file(path: Path) -> ModuleType:
     """Import a Python file, which may import its neighbours, as a script may."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))
     spec.loader.exec_module(module)

@@ -18,22 +18,26 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ._compat import multihost_utils
-from .typing import PyTree
+from .typing import PyTree, is_key
 
 SMALL = 2**10
 """Arrays with fewer elements stay whole: gathering them costs more than it saves."""
 
 
 def data_mesh(devices: int | None = None) -> Mesh:
-    """A mesh of `devices` (default all) along one axis, "data"."""
+    """A mesh of so many `devices` (default all) along one axis, "data"."""
     return make_mesh({"data": -1 if devices is None else devices})
 
 
 def make_mesh(axes: str | dict[str, int]) -> Mesh:
-    """A mesh from its axes in order: {"data": 2, "fsdp": 4}, or "data:2,fsdp:4".
+    """A mesh with automatic axes, on the first devices where it needs fewer than all.
 
-    One size may be -1, "all the rest of the devices"; in text it may be left out:
-    "fsdp" is every device. Sizes that need fewer devices take the first ones.
+    **Arguments:**
+
+    - `axes`: sizes by name in order, {"data": 2, "fsdp": 4}, or "data:2,fsdp:4". One
+      size may be -1, all devices that are left; in text it may be left out.
+
+    **Raises:** ValueError if there are fewer devices, or for what is no mesh.
     """
     if isinstance(axes, str):
         axes = _parse(axes)
@@ -78,7 +82,7 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The leading axis (or axis number `axis`) split over the mesh."""
+    """The axis number `axis`, default the leading one, split over the mesh."""
     return NamedSharding(mesh, P(*[None] * axis, batch_axes(mesh)))
 
 
@@ -88,12 +92,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def parameter_sharding(tree: PyTree, mesh: Mesh) -> PyTree:
-    """For each array of `tree` (or its shape): its largest axis split over "fsdp".
+    """For each array the largest axis split over "fsdp", of those that it divides.
 
-    The largest that the number of devices divides; arrays of fewer than `SMALL`
-    elements, arrays with no such axis, and all of them on a mesh without the axis
-    "fsdp", are replicated. Works from shapes alone, so that parameters can be born
-    sharded: `jax.jit(init, out_shardings=parameter_sharding(shapes, mesh))`.
+    Arrays of fewer than `SMALL` elements, arrays with no such axis, and all arrays on a
+    mesh without the axis "fsdp" are replicated. Shapes are enough, so parameters can be
+    made sharded: `jax.jit(init, out_shardings=parameter_sharding(shapes, mesh))`.
+
+    **Arguments:**
+
+    - `tree`: a pytree of arrays or of shapes.
+    - `mesh`: from `make_mesh`.
+
+    **Returns:** a pytree of shardings.
     """
     parts = mesh.shape.get("fsdp", 1)
 
@@ -109,7 +119,15 @@ def parameter_sharding(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Arrays that every process holds whole, laid out on a mesh of all processes."""
+    """Lay arrays that every process holds whole out on a mesh of all processes.
+
+    **Arguments:**
+
+    - `tree`: a pytree; what is no array stays as it is.
+    - `shardings`: one for each leaf.
+
+    **Returns:** the same pytree.
+    """
 
     def put(leaf, sharding):
         if not isinstance(leaf, jax.Array | np.ndarray) or (
@@ -118,7 +136,7 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
             return leaf
         if sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding)
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and is_key(leaf):
             impl = jax.random.key_impl(leaf)
             data = put(jax.random.key_data(leaf), sharding)
             return jax.random.wrap_key_data(data, impl=impl)
@@ -129,7 +147,7 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
 
 
 def to_host(x: jax.Array) -> np.ndarray:
-    """An array, however it lies on the devices of all processes, whole on the host."""
+    """A whole array on the host, however it lies on the devices of all processes."""
     if x.is_fully_addressable:
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -1,4 +1,4 @@
-"""Array aliases and the float converter: imported by everything, imports nothing.
+"""Array aliases and the float converter, which every room imports.
 
 Scalars in signatures are `ScalarLike`: a user may pass a Python float where the library
 passes a traced array. Fields are always arrays (`number`), so that changing a value
@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key, Shaped
 
 Scalar: TypeAlias = Float[Array, ""]
@@ -34,9 +35,12 @@ def float_array(x: Any) -> Array:
 
 
 def number(default: Any = ...) -> Any:
-    """A module field that holds a number (or numbers) as a float array.
+    """A field of a module that holds a number (or numbers) as a float array.
 
-    With the default None it may also be None, "not given".
+    **Arguments:**
+
+    - `default`: of the field, which is required without one. With None the field may
+      also be None, "not given".
     """
     if default is None:
         return eqx.field(
@@ -49,4 +53,9 @@ def number(default: Any = ...) -> Any:
 
 def is_traced(tree: PyTree) -> bool:
     """Whether any array in `tree` has no value yet, so that it cannot be checked."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def is_key(x: Array) -> bool:
+    """Whether an array holds random keys of the new style (`jax.random.key`)."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -1,4 +1,4 @@
-"""Distances between laws, from their samples; docs/metrics.md says which to use."""
+"""Distances of distributions, from samples; docs/metrics.md says which to use."""
 
 from .frechet import frechet as frechet
 from .gaussian import Moments as Moments

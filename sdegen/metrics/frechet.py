@@ -8,7 +8,7 @@ by a two time-scale update rule", equation (6)): W_2^2 of two Gaussians, equatio
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import ArrayLike, Shaped
@@ -29,18 +29,21 @@ def frechet(
 ) -> float:
     """The Fréchet distance (1), in (units of the features)^2.
 
-    **Arguments:** `real` and `fake`, images (n, height, width, channels) or any points,
-    or `Moments` of features, which are then taken as they are (keep those of the real
-    set; add those of parts that do not fit into memory); `features`, a function of one
-    batch to (batch, d), best under `jax.jit`: every batch has the same size, the last
-    one is filled up with copies that are left out again (default: the points
-    themselves); `progress`, a progress bar, on process 0.
+    It depends on two moments only. Biased upwards by c / n, where c depends on the
+    model (Chong & Forsyth 2020; about 0.75 d^2 for two sets of N(0, I)), so always use
+    the same number of images: FID is stated for 50,000, and needs n much larger than d.
+    Time: the network's, and d^3, 5 to 25 s at d = 2048 on two cores.
 
-    Two moments are all it sees. Biased upwards by c / n, where c depends on the model
-    (Chong & Forsyth 2020; about 0.75 d^2 for two sets of N(0, I)), so always use the
-    same number of images: FID is stated for 50,000, and needs n much larger than d.
-    Time: the network's, and d^3, 5 to 25 s at d = 2048 on two cores. Sums are in
-    float64.
+    **Arguments:**
+
+    - `real`, `fake`: images (n, height, width, channels) or any points; or `Moments` of
+      features, which add up over parts that do not fit into memory.
+    - `features`: a function of one batch to (batch, d), best under `jax.jit`; default
+      the points themselves. All batches have one size: the last is filled with copies.
+    - `batch_size`: images to a batch, default 128.
+    - `progress`: a progress bar, on process 0.
+
+    **Returns:** F of (1), summed in float64.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -56,7 +59,7 @@ def frechet(
     return gaussian_w2(a.mean, a.cov, b.mean, b.cov) ** 2
 
 
-def _moments(x, features, batch_size, progress) -> Moments:
+def _moments(x, features, batch_size, progress) -> Any:
     if features is None:
         return Moments.of(x)
     x = np.asarray(x)

@@ -4,7 +4,8 @@
     energy = 2 E|x - y| - E|x - x'| - E|y - y'|                                     (2)
 
 Averages are over distinct points, so both estimates have no bias, and have mean 0 for
-two sets of one law. (2) is (1) with the kernel -|a - b| (Sejdinovic et al. 2013).
+two sets of one distribution. (2) is (1) with the kernel -|a - b| (Sejdinovic et al.
+2013).
 """
 
 import numpy as np
@@ -21,11 +22,16 @@ def mmd2(
 ) -> float:
     """The unbiased squared maximum mean discrepancy, k = exp(-|a - b|^2 / (2 h^2)).
 
-    Without units, between 0 and 2 for laws. Its mean is 0 for two sets of one law, so
-    it may be negative; its standard deviation is then of the order 1 / n. `bandwidth` h
-    defaults to the median distance between points of `y`, the reference (Gretton et
-    al. 2012, lemma 6, section 8); it decides what is seen: compare values of one
-    h. n^2 time.
+    Its mean is 0 for two sets of one distribution, so it may be negative; its standard
+    deviation is then of the order 1 / n. n^2 time (Gretton et al. 2012, lemma 6).
+
+    **Arguments:**
+
+    - `x`, `y`: two sets of points of one space; `y` is the reference.
+    - `bandwidth`: h, in units of the data; default the median distance between points
+      of `y`. It decides which differences count: compare values of one h.
+
+    **Returns:** MMD^2, without unit, between 0 and 2 for distributions.
     """
     x, y = pair(x, y, least=2)
     if bandwidth is None:
@@ -51,13 +57,18 @@ def mmd2(
 def energy_distance(
     x: Shaped[ArrayLike, "n ..."], y: Shaped[ArrayLike, "m ..."]
 ) -> float:
-    """The energy distance (2), in the units of the data.
+    """The energy distance (2), which is 0 only for equal distributions.
 
-    0 only for equal laws (with finite means). An unbiased U-statistic, which may be
-    negative; for two sets of one law its mean is 0 and its standard deviation of the
-    order 1 / n. For a small difference it grows with the difference squared. Nothing
-    to choose. n^2 time (Székely & Rizzo 2013, "Energy statistics: a class of statistics
+    An unbiased U-statistic, which may be negative; for two sets of one distribution its
+    mean is 0 and its standard deviation of the order 1 / n. A small difference counts
+    squared. n^2 time (Székely & Rizzo 2013, "Energy statistics: a class of statistics
     based on distances"; on the line it is 2 int (F - G)^2).
+
+    **Arguments:**
+
+    - `x`, `y`: two sets of points of one space.
+
+    **Returns:** the distance, in the units of the data.
     """
     x, y = pair(x, y, least=2)
 

@@ -1,4 +1,4 @@
-"""The Kolmogorov-Smirnov test of points on the line against a known law.
+"""The Kolmogorov-Smirnov test of points on the line against a known distribution.
 
 D = sup_x |F_n(x) - F(x)|                                                       (1)
 """
@@ -13,20 +13,24 @@ from .points import points
 
 
 class KS(NamedTuple):
-    """D of (1), and the probability of a larger one if F is the law."""
+    """D of (1), and the probability of a larger one if F is the distribution."""
 
     statistic: float
     p_value: float
 
 
 def ks(x: Shaped[ArrayLike, "n ..."], cdf: Callable) -> KS:
-    """The Kolmogorov-Smirnov statistic of `x`, (n,) or (n, 1), against `cdf`.
+    """The Kolmogorov-Smirnov statistic of points against a distribution function.
 
-    `cdf` maps an array of points to probabilities, and must not be fitted to `x`. D has
-    no unit. For n points of the law itself it is about 0.87 / sqrt(n), and the p value
-    (Simard & L'Ecuyer 2011) is uniform: under 1e-3 says
-    that the law is another one. It is strong in the middle and weak in the tails. The
-    time of a sort (Kolmogorov 1933).
+    Strong in the middle and weak in the tails. The time of a sort (Kolmogorov 1933).
+
+    **Arguments:**
+
+    - `x`: the points, (n,) or (n, 1).
+    - `cdf`: maps an array of points to probabilities; must not be fitted to `x`.
+
+    **Returns:** `KS`: D, without unit, about 0.87 / sqrt(n) for points of the
+    distribution itself, and a p value (Simard & L'Ecuyer 2011), which is then uniform.
     """
     rows = points(x, "x")
     if rows.shape[1] != 1:

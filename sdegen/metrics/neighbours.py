@@ -13,7 +13,7 @@ generative models", equations (1) and (2)),
     coverage = the share of B(x_i) with some y_j in it                              (4)
 
 (Naeem et al. 2020, "Reliable fidelity and diversity metrics for generative models",
-section 3). For n real and m fake points of one law E density = 1 and, as
+section 3). For n real and m fake points of one distribution E density = 1 and, as
 all orders of distances are equally likely,
 
     E coverage = 1 - (n - 1)...(n - k) / ((n + m - 1)...(n + m - k)).               (5)
@@ -42,10 +42,16 @@ class DensityCoverage(NamedTuple):
 
 
 def nearest(x: Shaped[ArrayLike, "n ..."], y: Shaped[ArrayLike, "m ..."]) -> float:
-    """The mean distance from each point of `x` to its nearest of `y`, in their units.
+    """The mean distance from each point of `x` to its nearest of `y`.
 
-    Not a distance of laws: 0 says that `x` copies points of `y`, and it falls with the
-    size of `y` like m^(-1/d). n m time.
+    Not a distance of distributions: 0 says that `x` copies points of `y`, and it falls
+    with the size of `y` like m^(-1/d). n m time.
+
+    **Arguments:**
+
+    - `x`, `y`: two sets of points of one space.
+
+    **Returns:** the distance, in the units of the data.
     """
     x, y = pair(x, y)
     return float(np.concatenate([d.min(axis=1) for d in blocks(x, y)]).mean())
@@ -54,11 +60,18 @@ def nearest(x: Shaped[ArrayLike, "n ..."], y: Shaped[ArrayLike, "m ..."]) -> flo
 def precision_recall(
     real: Shaped[ArrayLike, "n ..."], fake: Shaped[ArrayLike, "m ..."], k: int = 3
 ) -> PrecisionRecall:
-    """Improved precision (1) and recall (2) of points, or of features, without unit.
+    """Improved precision (1) and recall (2) of points, or of features.
 
-    Both depend on n, m, k and the dimension, are below 1 for two sets of one law, and
-    one outlier with a large ball changes them: compare with two real sets of the same
-    sizes. (n + m)^2 time.
+    Both depend on n, m, k and the dimension, are below 1 for two sets of one
+    distribution, and one outlier with a large ball changes them: compare with two real
+    sets of the same sizes. (n + m)^2 time.
+
+    **Arguments:**
+
+    - `real`, `fake`: two sets of points of one space.
+    - `k`: of the k-th nearest neighbour, default 3.
+
+    **Returns:** `PrecisionRecall`, without unit.
     """
     real, fake = _sets(real, fake, k)
     precision, recall = _inside(real, fake, k), _inside(fake, real, k)
@@ -68,11 +81,18 @@ def precision_recall(
 def density_coverage(
     real: Shaped[ArrayLike, "n ..."], fake: Shaped[ArrayLike, "m ..."], k: int = 5
 ) -> DensityCoverage:
-    """Density (3) and coverage (4) of points, or of features, without unit.
+    """Density (3) and coverage (4) of points, or of features.
 
-    Density has mean 1 for two sets of one law, in any dimension; coverage has the mean
-    (5), about 1 - 2^-k for n = m. Balls are around real points only, so fake outliers
-    change little. (n + m)^2 time.
+    Density has mean 1 for two sets of one distribution, in any dimension; coverage has
+    the mean (5), about 1 - 2^-k for n = m. Balls are around real points only, so fake
+    outliers change little. (n + m)^2 time.
+
+    **Arguments:**
+
+    - `real`, `fake`: two sets of points of one space.
+    - `k`: of the k-th nearest neighbour, default 5.
+
+    **Returns:** `DensityCoverage`, without unit.
     """
     real, fake = _sets(real, fake, k)
     inside = _counts(real, fake, k)
@@ -96,7 +116,7 @@ def _radii(x, k):
     return np.concatenate([np.partition(d, k, axis=1)[:, k] for d in blocks(x, x)])
 
 
-def _inside(centres, x, k):
+def _inside(centres, x, k) -> np.ndarray:
     """Whether each point of `x` lies in a ball around some centre."""
     radii = _radii(centres, k)
     return np.concatenate([(d <= radii).any(axis=1) for d in blocks(x, centres)])
@@ -105,4 +125,4 @@ def _inside(centres, x, k):
 def _counts(centres, x, k):
     """How many points of `x` lie in the ball around each centre."""
     radii = _radii(centres, k)
-    return sum((d <= radii).sum(axis=0) for d in blocks(x, centres))
+    return np.sum([(d <= radii).sum(axis=0) for d in blocks(x, centres)], axis=0)

@@ -44,16 +44,19 @@ def path_energy(
 ) -> PathEnergy:
     """The kinetic energy (1) of a flow, against what the best transport needs.
 
-    **Arguments:** `frames` with their `times`, rising or falling, as in `trajectory`
-    and `times` of a `Solution`; `w2_squared`, W_2^2 between the laws of the two ends
-    where it is known. By default it is that of the first frame to the last, exactly
-    (`w2`: batch^3 time). Then the excess is never negative, and 0 only where every
-    sample goes straight to its own partner; but W_2^2 of few points is larger than
-    that of their laws, and the excess too small.
-
     Energy depends on the clock: it is that of `times`, stretched to [0, 1]. The paths
     must be of one space all along: of a rectified flow, or of a path with
     alpha + sigma = 1. For a stochastic sampler it grows without bound with the frames.
+
+    **Arguments:**
+
+    - `frames`, `times`: as in `trajectory` and `times` of a `Solution`.
+    - `w2_squared`: W_2^2 between the distributions of the two ends, where it is known.
+      Default that of the first frame to the last, exactly (`w2`: batch^3 time). Then
+      the excess is never negative, and 0 only where every sample goes straight to its
+      own partner; but W_2^2 of few points is too large, and the excess too small.
+
+    **Returns:** `PathEnergy`, in (units of the data)^2.
     """
     z, ds = _broken_line(frames, times)
     if w2_squared is None:
@@ -68,10 +71,16 @@ def path_energy(
 def straightness(
     frames: Shaped[ArrayLike, "frames batch ..."], times: Shaped[ArrayLike, " frames"]
 ) -> float:
-    """S of (3), in (units of the data)^2: 0 when every path is straight at even speed.
+    """S of (3): 0 when every path is straight at even speed.
 
     An unbiased mean over the batch, for the broken lines through the frames; linear
-    time. Arguments as in `path_energy`.
+    time.
+
+    **Arguments:**
+
+    - `frames`, `times`: as in `trajectory` and `times` of a `Solution`.
+
+    **Returns:** S, in (units of the data)^2.
     """
     z, ds = _broken_line(frames, times)
     gaps = (z[-1] - z[0]) - np.diff(z, axis=0) / ds[:, None, None]

@@ -1,7 +1,7 @@
 """Sets of points as every metric reads them: float64, one row per point, checked."""
 
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, Shaped
@@ -75,7 +75,7 @@ def weights(w: Weights | None, n: int, name: str) -> Float[np.ndarray, " n"]:
     return w / w.sum()
 
 
-def blocks(x: Rows, y: Rows, metric: str = "euclidean") -> Iterator[np.ndarray]:
+def blocks(x: Rows, y: Rows, metric: Any = "euclidean") -> Iterator[np.ndarray]:
     """The matrix of distances from `x` to `y`, some rows at a time."""
     from scipy.spatial.distance import cdist
 

@@ -53,20 +53,25 @@ def sinkhorn_divergence(
     tolerance: ScalarLike = 1e-3,
     max_iterations: int = 2000,
 ) -> SinkhornDivergence:
-    """The debiased entropic transport cost S_eps of (3), in (units of the data)^2.
-
-    **Arguments:** `regularisation`, eps in (units of the data)^2 (default: 0.05 of the
-    mean squared distance between points of `y`, the reference); `tolerance`, the mass
-    of the plan that may be misplaced; `max_iterations`, after which `converged` is
-    False. Nothing raises on the device: read `converged` on the host.
+    """The debiased entropic transport cost S_eps of (3).
 
     S_eps goes from W_2^2 at eps = 0 to the squared distance of the means at eps =
-    infinity, and is 0 only for equal laws. Two sets of n points of one law are about
-    c / n apart, where c grows as eps falls (Genevay et al. 2019, "Sample complexity of
-    Sinkhorn divergences"): take eps, and n, alike in what is compared. Differentiable
-    once with respect to `x` and `y`. Time (n + m)^2 per iteration, of which small eps
-    needs more; three cost matrices in memory. In float32 the default tolerance was
-    reached down to eps = 2e-4 of the largest cost.
+    infinity, and is 0 only for equal distributions. Two sets of n points of one
+    distribution are about c / n apart, where c grows as eps falls (Genevay et al. 2019,
+    "Sample complexity of Sinkhorn divergences"): take eps, and n, alike in what is
+    compared. Differentiable once with respect to `x` and `y`. Time (n + m)^2 per
+    iteration, of which small eps needs more; three cost matrices in memory. In float32
+    the default tolerance was reached down to eps = 2e-4 of the largest cost.
+
+    **Arguments:**
+
+    - `x`, `y`: two sets of points of one space; `y` is the reference.
+    - `regularisation`: eps, in (units of the data)^2; default 0.05 of the mean squared
+      distance between points of `y`.
+    - `tolerance`: the mass of the plan that may be misplaced, default 1e-3.
+    - `max_iterations`: after which `converged` is False, default 2000.
+
+    **Returns:** `SinkhornDivergence`. Nothing raises on the device: read `converged`.
     """
     x, y = float_array(x), float_array(y)
     same_space(x.shape, y.shape)

@@ -32,14 +32,21 @@ def sliced_w2(
     y: Shaped[ArrayLike, "m ..."],
     directions: int = 256,
 ) -> Estimate:
-    """The sliced 2-Wasserstein distance in units of the data; n and m may differ.
+    """The sliced 2-Wasserstein distance, exact along each direction.
 
-    Exact along each direction; `directions` of them estimate the mean of (1), and
-    `error` is the standard error of that alone, not of the sets. Two sets of one law
-    are of the order n^(-1/2) apart in any dimension. SW_2 of a shift by v is
-    |v| / sqrt(d): compare only within one dimension d. In jit, on the accelerator:
-    directions x (n + m) log(n + m) time, with 32 directions in memory at once. Points
-    that are not finite give nan.
+    Two sets of one distribution are of the order n^(-1/2) apart in any dimension. SW_2
+    of a shift by v is |v| / sqrt(d): compare only within one dimension d. In jit, on
+    the accelerator: directions x (n + m) log(n + m) time, 32 directions in memory at
+    once. Points that are not finite give nan.
+
+    **Arguments:**
+
+    - `key`: draws the directions.
+    - `x`, `y`: two sets of points of one space.
+    - `directions`: how many estimate the mean of (1), default 256.
+
+    **Returns:** `Estimate`: SW_2 in units of the data, and the standard error of the
+    directions alone.
     """
     x, y = float_array(x), float_array(y)
     same_space(x.shape, y.shape)

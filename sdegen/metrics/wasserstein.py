@@ -46,9 +46,9 @@ def w1(
     x_weights: Weights | None = None,
     y_weights: Weights | None = None,
 ) -> float:
-    """The 1-Wasserstein (earth mover's) distance, in the units of the data.
+    """The 1-Wasserstein (earth mover's) distance of two sets of points.
 
-    Exact for the two sets; see `w2` for its bias, its cost, and what it needs.
+    Arguments, result, bias and cost are those of `w2`.
     """
     return _wasserstein(x, y, x_weights, y_weights, 1)
 
@@ -60,16 +60,23 @@ def w2(
     x_weights: Weights | None = None,
     y_weights: Weights | None = None,
 ) -> float:
-    """The 2-Wasserstein distance of two sets of points, in the units of the data.
+    """The 2-Wasserstein distance of two sets of points.
 
-    Exact for the two sets. As an estimate for their laws it is too large: two sets of n
-    points of one law in d dimensions are of the order n^(-1/d) apart for d > 4
-    (Fournier & Guillin 2015, theorem 1), so compare with the floor between two real
-    sets of the same sizes.
+    Exact for the two sets. As an estimate for their distributions it is too large: two
+    sets of n points of one distribution in d dimensions are of the order n^(-1/d) apart
+    for d > 4 (Fournier & Guillin 2015, theorem 1), so compare with the floor between
+    two real sets of the same sizes.
 
     On the line (3) costs a sort. Otherwise equal numbers are matched (n^3 time at
-    worst, n^2 memory: 0.4 s for 2,000 points), and unequal numbers or weights, which
-    must sum to 1, need POT, `pip install "sdegen[ot]"`.
+    worst, n^2 memory: 0.4 s for 2,000 points), and unequal numbers or weights need POT,
+    `pip install 'sdegen[ot]'`.
+
+    **Arguments:**
+
+    - `x`, `y`: two sets of points of one space.
+    - `x_weights`, `y_weights`: their masses, which sum to 1; default equal ones.
+
+    **Returns:** W_2, in the units of the data.
     """
     return _wasserstein(x, y, x_weights, y_weights, 2)
 
@@ -82,12 +89,21 @@ def transport(
     x_weights: Weights | None = None,
     y_weights: Weights | None = None,
 ) -> Transport:
-    """An optimal plan, its cost and its potentials, for the cost |x - y|^p, p > 0.
+    """An optimal plan, its cost and its potentials, for the cost |x - y|^p.
 
-    For p < 1 `distance` is `cost` itself, which is then the metric. By the network
-    simplex method of POT (Bonneel et al. 2011, "Displacement interpolation using
-    Lagrangian mass transport"), `pip install "sdegen[ot]"`: about n^3 time, several
-    matrices of n x m in memory.
+    By the network simplex method of POT (Bonneel et al. 2011, "Displacement
+    interpolation using Lagrangian mass transport"), `pip install 'sdegen[ot]'`: about
+    n^3 time, several matrices of n x m in memory.
+
+    **Arguments:**
+
+    - `x`, `y`: two sets of points of one space.
+    - `p`: > 0, default 2. For p < 1 `distance` is `cost`, which is then the metric.
+    - `x_weights`, `y_weights`: their masses, which sum to 1; default equal ones.
+
+    **Returns:** `Transport`.
+
+    **Raises:** RuntimeError if POT did not solve it.
     """
     if not p > 0:
         raise ValueError(f"the cost |x - y|^p needs p > 0, got p = {p}.")

@@ -249,25 +249,24 @@ class Checkpoints:
         """
         place = self.directory / str(step)
         meta = self.metadata(step)
-        if like is None:
-            like = _shapes(place)
-        difference = differing(meta["shapes"], _describe(like))
+        layout = _shapes(place) if like is None else like
+        difference = differing(meta["shapes"], _describe(layout))
         if difference:
             raise _OtherRunError(
                 f"the checkpoint at {place} holds another state than this run's: "
                 f"{difference}. Restore with the network and the optimiser that were "
                 "saved."
             )
-        abstract = jax.tree.map(orbax().utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(orbax().utils.to_shape_dtype_struct, layout)
         with _checkpointer() as checkpointer:
             args = orbax().args
             wanted = args.Composite(state=args.StandardRestore(abstract))
             arrays = checkpointer.restore(place, args=wanted).state
-        marks = jax.device_get(fingerprint([arrays[name] for name in like]))
-        for name, mark in zip(like, marks, strict=True):
+        marks = jax.device_get(fingerprint([arrays[name] for name in layout]))
+        for name, mark in zip(layout, marks, strict=True):
             if meta["fingerprint"][name] != int(mark):
                 raise ValueError(f"the array {name} is not the one that was saved")
-        return {name: arrays[name] for name in like}
+        return {name: arrays[name] for name in layout}
 
     def _set_aside(self, step, reason, instead):
         place = self.directory / str(step)

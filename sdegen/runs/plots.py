@@ -37,7 +37,8 @@ def tile(images: Float[np.ndarray, "rows columns h w c"]) -> np.ndarray:
     """A grid of images in [-1, 1] as one picture, (height, width, 3) uint8."""
     rows, columns, *shape = np.shape(images)
     flat = _tile(np.reshape(images, (rows * columns, *shape)), columns)
-    return np.uint8(np.broadcast_to(255 * flat + 0.5, (*flat.shape[:2], 3)))
+    shape = (*flat.shape[:2], 3)
+    return np.broadcast_to(255 * flat + 0.5, shape).astype(np.uint8)
 
 
 def write(path: str | Path, picture: np.ndarray) -> Path:
@@ -211,12 +212,13 @@ def curves(
     figure = new_figure(6, 3.5)
     axis = figure.subplots()
     for label, values in groups.items():
-        given = isinstance(values, tuple)
-        x, y = values if given else (np.arange(1, len(values) + 1), values)
+        if not isinstance(values, tuple):
+            values = np.arange(1, len(values) + 1), values
+        x, y = map(np.asarray, values)
         window = max(1, min(smooth, len(y)))
         whole = len(y) // window * window
-        y = np.asarray(y)[:whole].reshape(-1, window).mean(1)
-        axis.plot(np.asarray(x)[window - 1 : whole : window], y, label=label)
+        y = y[:whole].reshape(-1, window).mean(1)
+        axis.plot(x[window - 1 : whole : window], y, label=label)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     if len(groups) > 1:
         axis.legend(fontsize=8)
@@ -310,13 +312,12 @@ def calibration(
     """
     figure = new_figure(8, 3.6)
     left, right = figure.subplots(1, 2)
-    truth, found = np.asarray(truth), np.asarray(found)
-    ends = [min(truth.min(), found.min()), max(truth.max(), found.max())]
+    ends = [min(*truth, *found), max(*truth, *found)]
     left.plot(ends, ends, color="0.6", linewidth=1)
     left.scatter(truth, found, s=3, alpha=0.5, linewidths=0)
     left.set(xlabel=xlabel, ylabel=ylabel)
-    scores, x = np.clip(np.asarray(scores), -5, 5), np.linspace(-5, 5, 201)
-    right.hist(scores, bins=50, range=(-5, 5), density=True, alpha=0.6)
+    x = np.linspace(-5, 5, 201)
+    right.hist(np.clip(scores, -5, 5), bins=50, range=(-5, 5), density=True, alpha=0.6)
     right.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), color="C1")
     right.set(xlabel="error of the probes / their error bar", ylabel="density")
     return save(figure, path)

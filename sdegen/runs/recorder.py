@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from ..typing import is_key
 
 
 class Recorder:
@@ -167,7 +168,7 @@ def describe(value: Any) -> Any:
         return [describe(v) for v in value]
     if isinstance(value, set | frozenset):  # whose order differs between processes
         return sorted((describe(v) for v in value), key=json.dumps)
-    if jnp.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key):
+    if isinstance(value, jax.Array) and is_key(value):
         return describe(jax.random.key_data(value))
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return describe(np.asarray(value).tolist())
