@@ -13,7 +13,7 @@ import optax
 import pytest
 from flows import ExactMean, exact, flow, scales
 from oracle import G1, G2, PROBES, as_float32, process
-from scipy.stats import multivariate_t, norm
+from scipy.stats import multivariate_normal, multivariate_t, norm
 
 import sdegen
 from sdegen import nets, prediction
@@ -161,12 +161,12 @@ def test_hutchinson_agrees_with_the_exact_trace_within_its_error_bar():
     denoiser, x = narrow().denoiser(path), narrow().sample(KEY, 4)
     fixed = {"grid": 24, "solver": diffrax.Tsit5()}
     truth = sdegen.log_likelihood(denoiser, x, **fixed)
-    for probe_law in ("rademacher", "gaussian"):
+    for probe_noise in ("rademacher", "gaussian"):
         out = sdegen.log_likelihood(
-            denoiser, x, key=KEY, probes=2000, probe_law=probe_law, **fixed
+            denoiser, x, key=KEY, probes=2000, probe_noise=probe_noise, **fixed
         )
         score = (out.value - truth.value) / out.standard_error
-        print(f"{probe_law}: {score} standard errors of {out.standard_error}")
+        print(f"{probe_noise}: {score} standard errors of {out.standard_error}")
         assert np.abs(score).max() < 4
         assert np.all(out.standard_error > 1e-3)
         assert np.abs(out.latent - truth.latent).max() < 1e-12
@@ -204,7 +204,9 @@ def test_rademacher_probes_of_a_diagonal_jacobian_have_no_variance():
     fixed = {"grid": 8, "solver": diffrax.Tsit5(), "key": KEY, "probes": 8}
     out = sdegen.log_likelihood(gauss.denoiser(path), x, **fixed)
     assert out.standard_error.max() < 1e-12
-    out = sdegen.log_likelihood(gauss.denoiser(path), x, probe_law="gaussian", **fixed)
+    out = sdegen.log_likelihood(
+        gauss.denoiser(path), x, probe_noise="gaussian", **fixed
+    )
     assert out.standard_error.min() > 1e-3
 
 
@@ -381,6 +383,123 @@ def test_training_by_likelihood_finds_the_law():
     entropy = -np.mean(norm.logpdf(np.asarray(x), np.mean(x), np.std(x)))
     print(f"from {losses[0]:.3f} to {losses[-1]:.3f}; best Gaussian fit {entropy:.3f}")
     assert losses[0] > entropy + 0.05 and abs(losses[-1] - entropy) < 0.05
+
+
+# -- models on an interpolant ----------------------------------------------------------
+
+TIGHT = sdegen.Adaptive(1e-11, 1e-11)
+SLANTED = np.array([[0.9, 0.0], [-0.5, 0.4]])
+"""A root of the covariance of x0; its mean is CENTRE."""
+CENTRE = np.array([0.7, -0.2])
+
+
+def velocity_of_gaussians(t, x, cond):
+    """E[x1 - x0 given x_t] of N(CENTRE, root root') and independent N(0, I)."""
+    t, cov = t[0], SLANTED @ SLANTED.T
+    gap = x - (1 - t) * CENTRE
+    weighted = jnp.linalg.solve((1 - t) ** 2 * cov + t**2 * jnp.eye(2), gap.T).T
+    return t * weighted - CENTRE - (1 - t) * weighted @ cov
+
+
+def interpolant(**options):
+    return sdegen.StochasticInterpolant(latent=None, **options)
+
+
+def test_the_exact_velocity_between_gaussians_gives_the_density_of_the_data():
+    model = sdegen.VelocityModel(velocity_of_gaussians, interpolant())
+    x = CENTRE + np.random.default_rng(0).normal(size=(32, 2)) @ SLANTED.T
+    out = sdegen.log_likelihood(model, jnp.asarray(x), grid=TIGHT)
+    exact = multivariate_normal.logpdf(x, CENTRE, SLANTED @ SLANTED.T)
+    print(np.abs(out.value - exact).max(), out.evaluations)
+    assert bool(out.ok) and np.abs(out.value - exact).max() < 1e-9
+    assert np.isnan(out.solver_error).all()  # the score is not known
+    # and the flow that `sample` solves leads from the latent back to x
+    back = sdegen.sample(KEY, model, x.shape, start=out.latent, grid=TIGHT)
+    assert np.abs(back.x - x).max() < 1e-8
+
+
+def drifts_of_a_bridge(std, sigma):
+    """The networks (down, up) of N(0, std^2) and independent N(0, 1), at all times."""
+
+    def drift(up, t, x, cond):
+        t = t[:, None]
+        var = (1 - t) ** 2 * std**2 + t**2 + sigma**2 * t * (1 - t)
+        if up:
+            return -x * ((1 - t) * std**2 - t + sigma**2 * t) / var
+        return x * ((1 - t) * std**2 - t - sigma**2 * (1 - t)) / var
+
+    return (functools.partial(drift, up) for up in (False, True))
+
+
+def test_the_exact_drifts_of_a_bridge_give_the_density_of_the_data():
+    model = sdegen.SchroedingerBridge(*drifts_of_a_bridge(0.5, 0.8), sigma=0.8)
+    x = jnp.linspace(-1.2, 1.5, 6)[:, None]
+    out = sdegen.log_likelihood(model, x, grid=TIGHT)
+    assert np.abs(out.value - norm.logpdf(x[:, 0], scale=0.5)).max() < 1e-9
+
+
+RATE = 0.3
+
+
+def expansion(t, x, cond):
+    """A velocity that multiplies x by exp(RATE) from t = 0 to 1."""
+    return RATE * x if cond is None else cond * x
+
+
+@pytest.mark.parametrize("noise", [sdegen.StudentT(dof=3.0), sdegen.Box(-2.0, 3.0)])
+def test_any_noise_with_a_density_is_carried_back(noise):
+    model = sdegen.VelocityModel(expansion, interpolant(noise=noise))
+    x = jnp.asarray([[0.1, -0.9], [1.1, 0.3]])
+    truth = jax.vmap(noise.log_prob)(x * np.exp(RATE)) + 2 * RATE
+    for options in (
+        {},
+        {"grid": 12},
+        {"grid": jnp.linspace(1.0, 0.0, 13)},
+        {"cond": jnp.full((2, 1), RATE), "grid": 12},
+        {"probes": 2, "key": KEY, "grid": 12},  # of a diagonal Jacobian
+    ):
+        out = sdegen.log_likelihood(model, x, **options)
+        assert np.abs(out.value - truth).max() < 1e-8, options
+        assert np.abs(out.standard_error).max() < 1e-12
+
+
+def test_bits_of_a_model_on_an_interpolant_score_its_data_as_they_are():
+    model = sdegen.VelocityModel(expansion, interpolant())
+    whole, scaled = images()[0][:5], {"levels": LEVELS, "low": LOW, "high": HIGH}
+    out = sdegen.bits_per_dim(model, whole, key=KEY, grid=12, **scaled)
+    x = sdegen.dequantise(
+        jax.random.split(jax.random.fold_in(KEY, 0), 3)[0], whole, **scaled
+    )
+    nats = sdegen.log_likelihood(model, x, grid=12).value
+    bits = np.log2(LEVELS / (HIGH - LOW)) - nats / (2 * np.log(2))
+    assert np.allclose(out.value, bits, rtol=1e-12)
+
+
+def test_what_has_no_velocity_or_no_density_gets_a_sentence():
+    x, say = jnp.ones((3, 2)), functools.partial(pytest.raises, ValueError)
+    sde, data = sdegen.CustomSDE(), jax.random.normal(KEY, (64, 2))
+    prior = sdegen.SimulatedPrior(sde, data, 2)
+    score = sdegen.ScoreModel.from_data(expansion, sde, data, KEY, steps=2, prior=prior)
+    cld = PosteriorMean(expansion, sdegen.CLD())
+    line = sdegen.VelocityModel(expansion, interpolant())
+    turned = (sdegen.Augmented(cld), sdegen.Forward(line, sdegen.Gaussian()))
+    for model in (score, *turned):
+        with say(match=f"needs the velocity of a flow.*{type(model).__name__} decl"):
+            sdegen.log_likelihood(model, x)
+    with say(match="velocity of a flow"):
+        sdegen.bits_per_dim(score, images()[0], key=KEY)
+    with say(match="Empirical, has no known density"):
+        ends = interpolant(noise=sdegen.Empirical(np.ones((4, 2))))
+        sdegen.log_likelihood(sdegen.VelocityModel(expansion, ends), x)
+    for short in (interpolant(t_max=0.9), sdegen.StochasticInterpolant(t_max=0.999)):
+        model = sdegen.VelocityModel(expansion, short)
+        with say(match="must be x1 for its density to be that of Gaussian"):
+            sdegen.log_likelihood(model, x)
+        given = sdegen.log_likelihood(model, x, grid=4, log_prior=lambda x: -x @ x)
+        assert bool(given.ok)
+    for grid in (sdegen.LogSNRGrid(8), jnp.asarray([0.0, 0.5, 1.0])):
+        with say(match="array of times that fall from 1 to 0"):
+            sdegen.log_likelihood(line, x, grid=grid)
 
 
 # -- bits per dimension ----------------------------------------------------------------

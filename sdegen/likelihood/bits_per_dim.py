@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from ..models.denoiser import AbstractDenoiser
+from ..models.model import AbstractModel
 from ..processes.path import basis_of
 from ..solvers.semilinear import root
 from ..typing import PyTree, RandomKey, ScalarLike, float_array, is_traced
@@ -41,9 +42,17 @@ def dequantise(
 ) -> Float[Array, "batch ..."]:
     """Integers 0 to levels - 1 as uniform draws from their bins in [low, high].
 
-    `images` hold whole numbers, in any dtype.
-    Train on these (a fresh draw at every step), so that the model is a density on the
-    bins that `bits_per_dim` integrates over. Draw i depends on (key, i).
+    Train on these, with a fresh draw in every step, so that the model is a density on
+    the bins that `bits_per_dim` integrates over.
+
+    **Arguments:**
+
+    - `key`: a random key; draw i depends on (key, i).
+    - `images`: whole numbers in any dtype, (batch, ...).
+    - `levels`: the number of values of a pixel; 256.
+    - `low`, `high`: the range of the scaled data; [-1, 1].
+
+    **Returns:** data in [low, high], (batch, ...).
     """
     images = jnp.asarray(images)
     _check_range(levels, low, high)
@@ -78,7 +87,7 @@ class BitsPerDim(eqx.Module):
 
 
 def bits_per_dim(
-    denoiser: AbstractDenoiser,
+    model: AbstractModel,
     images: Shaped[Array, "batch ..."] | np.ndarray,
     *,
     key: RandomKey,
@@ -92,57 +101,69 @@ def bits_per_dim(
 ) -> BitsPerDim:
     """Bits per dimension of integer images, equation (2).
 
-    **Arguments:** `images`, integers from 0 to `levels` - 1 of shape (batch, ...), that
-    the model saw scaled to [low, high); `draws` over which (2) averages, each a solve:
-    more of them tighten the bound; `correct`, the step (3) from t_min to data: without
-    it v itself is scored by the density at t_min, as is often published; any option of
-    `log_likelihood`. With random probes the draws are averaged outside the logarithm,
-    since the exponential of a noisy number is biased.
+    With random probes the draws are averaged outside the logarithm, since the
+    exponential of a noisy number is biased.
+
+    **Arguments:**
+
+    - `model`: any that `log_likelihood` takes.
+    - `images`: integers from 0 to `levels` - 1, (batch, ...), which the model saw
+      scaled to [low, high).
+    - `key`: a random key, of the dequantisation, the noise and the probes.
+    - `levels`, `low`, `high`: as in `dequantise`.
+    - `draws`: over how many (2) averages, each a solve; more tighten the bound; 1.
+    - `correct`: make the step (3) from t_min to data. Without it the density at t_min
+      is taken for that of v, as is often published, and always so for a model on an
+      interpolant, whose x at t_min = 0 is the data. True.
+    - `cond`: the condition, a pytree with leading axis batch; none.
+    - `options`: any other option of `log_likelihood`.
+
+    **Returns:** a `BitsPerDim`.
+
+    **Raises:** a ValueError for what are no such images, and as `log_likelihood`.
     """
     _check_range(levels, low, high)
     images = _checked_images(images, levels)
     if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
         raise ValueError(f"draws must be a whole number >= 1, got {draws!r}.")
-    base = denoiser.path.noise
-    if correct and jax.eval_shape(base.log_prob, jnp.zeros(images.shape[1:])) is None:
-        raise ValueError(
-            f"the step from t_min to data needs the density of {type(base).__name__}, "
-            "which is not known: take correct=False."
-        )
-    size = images[0].size
-    each, bars, errors, counts, ok = [], [], [], [], True
+    correct = correct and isinstance(model, AbstractDenoiser)
+    if correct:
+        _check_density(model.path.noise, images.shape[1:])
+    found, each = [], []
     for draw in range(draws):
-        data_key, noise_key, probe_key = jax.random.split(
-            jax.random.fold_in(key, draw), 3
-        )
-        v = dequantise(data_key, images, levels=levels, low=low, high=high)
-        x, step = _to_start(denoiser, noise_key, v, cond, correct)
-        found = log_likelihood(denoiser, x, key=probe_key, cond=cond, **options)
-        each.append(found.value + step)
-        bars.append(found.standard_error)
-        errors.append(found.solver_error)
-        counts.append(found.evaluations)
-        ok = ok & found.ok
-    counts = jnp.stack(counts)
-    count = jnp.where((counts < 0).any(), -1, jnp.sum(counts) + draws * int(correct))
-    each, unit = jnp.stack(each), size * math.log(2)
+        keys = jax.random.split(jax.random.fold_in(key, draw), 3)
+        x = dequantise(keys[0], images, levels=levels, low=low, high=high)
+        step = 0.0
+        if correct:
+            x, step = _to_start(model, keys[1], x, cond)
+        found.append(log_likelihood(model, x, key=keys[2], cond=cond, **options))
+        each.append(found[-1].value + step)
+    each, unit = jnp.stack(each), images[0].size * math.log(2)
     if options.get("probes", "exact") == "exact":
         log_p = jax.nn.logsumexp(each, axis=0) - math.log(draws)
         variance = jnp.var(jnp.exp(each - log_p), axis=0)
     else:
         log_p, variance = jnp.mean(each, axis=0), jnp.var(each, axis=0)
-    if draws > 1:
-        bar = root(variance / (draws - 1))
-    else:
-        bar = jnp.where(bars[0] > 0, bars[0], jnp.nan)
-    offset = math.log2(levels / (high - low))
-    return BitsPerDim(
-        offset - log_p / unit,
-        bar / unit,
-        jnp.mean(jnp.stack(errors), axis=0) / unit,
-        count,
-        ok,
+    bar = found[0].standard_error
+    bar = (
+        root(variance / (draws - 1)) if draws > 1 else jnp.where(bar > 0, bar, jnp.nan)
     )
+    counts = jnp.stack([one.evaluations for one in found])
+    return BitsPerDim(
+        math.log2(levels / (high - low)) - log_p / unit,
+        bar / unit,
+        jnp.mean(jnp.stack([one.solver_error for one in found]), axis=0) / unit,
+        jnp.where((counts < 0).any(), -1, jnp.sum(counts) + draws * int(correct)),
+        jnp.stack([one.ok for one in found]).all(),
+    )
+
+
+def _check_density(noise, shape):
+    if jax.eval_shape(noise.log_prob, jnp.zeros(shape)) is None:
+        raise ValueError(
+            f"the step from t_min to data needs the density of {type(noise).__name__}, "
+            "which is not known: take correct=False."
+        )
 
 
 def _check_range(levels, low, high):
@@ -176,10 +197,8 @@ def _checked_images(images, levels):
 
 
 @eqx.filter_jit
-def _to_start(denoiser, key, v, cond, correct):
+def _to_start(denoiser, key, v, cond):
     """x at t_min, and (3)."""
-    if not correct:
-        return v, jnp.zeros(len(v), v.dtype)
     path = denoiser.path
     t = float_array(path.t_min)
     v = v.astype(t.dtype)
@@ -187,7 +206,7 @@ def _to_start(denoiser, key, v, cond, correct):
     z = jax.vmap(lambda k: path.noise.sample(k, v.shape[1:], t.dtype))(keys)
     alpha, sigma = path.scales(t)
     x = alpha * basis_of(path).coordinates(v) + sigma * z
-    law = jax.vmap(path.noise.log_prob)
-    step = law(z - denoiser.eps(t, x, cond)) - law(z)
+    log_prob = jax.vmap(path.noise.log_prob)
+    step = log_prob(z - denoiser.eps(t, x, cond)) - log_prob(z)
     stretch = jnp.sum(jnp.log(jnp.broadcast_to(alpha, v.shape[1:])))
     return basis_of(path).data(x), step + stretch

@@ -1,5 +1,6 @@
-"""Coordinates in which noise stands still, and Gaussian data too.
+"""The flows of models, in coordinates and on a clock that suit a solver.
 
+A denoiser is solved in coordinates in which noise stands still, and Gaussian data too.
 For data of standard deviation s every path is a rotation from data to noise:
 
     scale(t) = hypot(sigma, alpha s),   xi(t) = arctan(sigma / (alpha s))          (1)
@@ -11,7 +12,7 @@ divided by alpha or sigma, and on N(0, s^2 I) the right-hand side is zero: what 
 sees is only by how much the data are not Gaussian. The same holds for the divergence of
 (3), so a likelihood computed here starts from the exact one of that Gaussian.
 
-The reverse processes with noise of strength lambda have, in the same clock, the drift
+The reverse process of stochasticity lambda has, on the same clock, the drift
 
     cos(xi) z_hat - sin(xi) x0_hat / s + lambda^2 z_hat / cos(xi)                  (4)
 
@@ -22,7 +23,12 @@ by (3) times dxi_i / dxi. The clock xi is that of the mean noise level r = alpha
 (`path.level`, h = log1p(r)) and of the root mean square of s:
 
     dxi / dt = -h' s (1 + r) / (1 + (r s)^2)                                       (5)
+
+A model on an interpolant has no such angle: its flow is dx/dt = b(t, x), in x and t.
 """
+
+import math
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -30,8 +36,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..models.denoiser import AbstractDenoiser
-from ..processes.path import AbstractPath, NoiseInverse, noise_slope
-from ..typing import PyTree, Scalar, ScalarLike, float_array
+from ..models.model import AbstractModel
+from ..models.velocity import AbstractVelocityModel
+from ..processes.path import AbstractPath, NoiseInverse, basis_of, noise_slope
+from ..solvers.grids import check_grid
+from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
 
 
 class Angle(eqx.Module):
@@ -80,24 +89,157 @@ class Angle(eqx.Module):
 
 
 class AngleFlow(eqx.Module):
-    """Equation (3), or (4) with `stochasticity`, of a denoiser on batches."""
+    """Equation (3), or (4) with `stochasticity`, of a denoiser on batches.
+
+    A flow enters its coordinates with data at one time and leaves them at another.
+    """
 
     denoiser: AbstractDenoiser
     angle: Angle
     cond: PyTree = None
     stochasticity: Scalar | None = None
 
+    @property
+    def process(self):
+        """The path of the denoiser."""
+        return self.denoiser.path
+
     def __call__(
-        self, xi: Scalar, u: Float[Array, "batch ..."]
+        self, c: Scalar, u: Float[Array, "batch ..."]
     ) -> Float[Array, "batch ..."]:
-        """du/dxi at the angle xi: one network evaluation."""
-        t = self.angle.time(xi)
+        """du/dxi at the angle c: one evaluation of the denoiser."""
+        t = self.angle.time(c)
         x0, z = self.denoiser.posterior_means(t, self.angle.scale(t) * u, self.cond)
-        cos, sin, rate = self.angle.local(xi)
+        cos, sin, rate = self.angle.local(c)
         flow = cos * z - sin / self.angle.size * x0
         if self.stochasticity is not None:
             flow = flow + self.stochasticity**2 / cos * z
         return rate * flow
+
+    def grid(self, grid, shape):
+        """Any grid of a path, checked."""
+        return check_grid(grid, self.process)
+
+    def clock(self, t):
+        """The angle."""
+        return self.angle(t)
+
+    def enter(self, x, t):
+        """x / scale, in the basis of the path."""
+        return basis_of(self.process).coordinates(x) / self.angle.scale(t)
+
+    def leave(self, u, t):
+        """scale u, as data."""
+        return basis_of(self.process).data(u * self.angle.scale(t))
+
+    def log_noise(self, u, t):
+        """The log-density, at x, of sigma z, from which `sample` starts."""
+        sigma = self.process.sigma(t)
+        z = u * self.angle.scale(t) / sigma
+        return jax.vmap(self.process.noise.log_prob)(z) - _log_det(sigma, u.shape[1:])
+
+    def log_stretch(self, shape, first, last):
+        """log |dx / du| at the time `last` less that at `first`, of one sample."""
+        return _log_det(self.angle.scale(last) / self.angle.scale(first), shape)
+
+    def score(self, c, u, slope):
+        """grad log p(u) of Gaussian noise: -z_hat / sin(xi) = -(u + F cot(xi))."""
+        if not self.process.noise.gaussian:
+            return None
+        cos, sin, rate = self.angle.local(c)
+        return -(u + slope / rate * cos / sin)
+
+
+def _log_det(scale, shape):
+    """The sum of log(scale) over the coordinates of a sample."""
+    log = jnp.log(scale)
+    return jnp.sum(jnp.broadcast_to(log, shape)) if log.ndim else math.prod(shape) * log
+
+
+class InterpolantFlow(eqx.Module):
+    """dx/dt = b(t, x) of a model on an interpolant, in x and t themselves."""
+
+    model: AbstractVelocityModel
+    cond: PyTree = None
+
+    @property
+    def process(self):
+        """The interpolant of the model."""
+        return self.model.interpolant
+
+    def __call__(self, c, u):
+        """The velocity at time c."""
+        return self.model.velocity(c, u, self.cond)
+
+    def grid(self, grid, shape):
+        """An array of times, checked as `sample` does it."""
+        options = dict(solver=None, stochasticity=None, denoise=None, refinable=False)
+        options |= {"cond": self.cond, "start": None}
+        return self.model.problem(shape, grid=grid, **options).table().times
+
+    def clock(self, t):
+        """t itself."""
+        return float_array(t)
+
+    def enter(self, x, t):
+        """x itself."""
+        return x
+
+    def leave(self, u, t):
+        """u itself."""
+        return u
+
+    def log_noise(self, u, t):
+        """The density of x1, which x at t_max must be."""
+        return jax.vmap(self.process.noise.log_prob)(u)
+
+    def log_stretch(self, shape, first, last):
+        """0: nothing is scaled."""
+        return jnp.zeros_like(first)
+
+    def score(self, c, u, slope):
+        """None: how x0 and x1 were coupled in training is not known."""
+        return None
+
+
+Flow: TypeAlias = AngleFlow | InterpolantFlow
+
+
+def flow_of(model: AbstractModel, cond: PyTree, what: str) -> Flow:
+    """The flow of a model; a sentence, in the name of `what`, where it has none."""
+    if isinstance(model, AbstractDenoiser):
+        return AngleFlow(model, Angle(model.path, sigma_data_of(model)), cond)
+    if isinstance(model, AbstractVelocityModel):
+        return InterpolantFlow(model, cond)
+    raise ValueError(
+        f"{what} needs the velocity of a flow from data to noise, which a denoiser or "
+        f"an AbstractVelocityModel has, such as VelocityModel; {type(model).__name__} "
+        "declares none. Of Augmented take its denoiser, of Forward its model."
+    )
+
+
+def check_end(flow: Flow, shape: tuple[int, ...]) -> None:
+    """Refuse a flow whose end, for such a sample, has no density that is known."""
+    process = flow.process
+    name, noise = type(process).__name__, type(process.noise).__name__
+    if jax.eval_shape(process.noise.log_prob, jnp.zeros(shape)) is None:
+        raise ValueError(
+            f"the noise of {name}, {noise}, has no known density, so neither have its "
+            "samples. Give log_prior, the log-density of x at t_max for one sample."
+        )
+    if isinstance(process, AbstractPath) or is_traced(process):
+        return
+    with jax.ensure_compile_time_eval():
+        t, zero, unit = process.t_max, jnp.zeros(shape), jnp.ones(shape)
+        ends = [process.point(t, zero, unit, z) - unit for z in (zero, unit)]
+        gap = float(jnp.max(jnp.abs(jnp.stack(ends))))
+    if not gap < 1e-3:
+        raise ValueError(
+            f"sampling starts from x at t_max = {float(t):g}, which must be x1 for its "
+            f"density to be that of {noise}; on this {name} it is another, or has "
+            "latent noise. Take a t_max where it is x1, or give log_prior, the "
+            "log-density of x at t_max for one sample."
+        )
 
 
 def sigma_data_of(denoiser: AbstractDenoiser) -> Array:

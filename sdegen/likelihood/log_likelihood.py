@@ -1,6 +1,6 @@
 """log p(x) of the probability flow, from data to noise, with both of its errors.
 
-In the coordinates of `angle` (u of unit size, clock xi) the flow is du/dxi = F and
+In coordinates u of unit size, on the clock xi (`coordinates`), du/dxi = F and
 
     log p(x) = log p_T(x_T) + d log(scale_T / scale_0) + int div F dxi              (1)
 
@@ -18,10 +18,15 @@ adjoint of the likelihood is the score, which (u, F) already hold,
 
     grad log p_xi(u) = -z_hat / sin(xi) = -(u + F cot(xi)).                        (3)
 
-So every step's error in nats is known for nothing. Steps are chosen by it, and the sum
-of its absolute values is reported.
+So the error of every step in nats is known. Steps are chosen by it, and the sum of
+its absolute values is reported.
+
+A model on an interpolant is solved as it is: (1) with u = x, xi = t and scale = 1. Its
+velocity says nothing about the score, so that the solver's error stays unknown.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import diffrax as dfx
@@ -31,14 +36,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from ..models.denoiser import AbstractDenoiser
-from ..processes.path import basis_of, check_sample
-from ..solvers.grids import Adaptive, Grid, check_grid
+from ..models.model import AbstractModel
+from ..processes.path import AbstractPath, check_sample
+from ..solvers.grids import Adaptive, Grid
 from ..solvers.semilinear import root
 from ..solvers.solve import check_solver, checked, evaluations, solve, spread
 from ..solvers.solver import AbstractSemilinearSolver
 from ..typing import PyTree, RandomKey, float_array
-from .coordinates import Angle, AngleFlow, sigma_data_of
+from .coordinates import Flow, check_end, flow_of
 
 
 class Likelihood(eqx.Module):
@@ -69,40 +74,66 @@ class Likelihood(eqx.Module):
 
 
 def log_likelihood(
-    denoiser: AbstractDenoiser,
+    model: AbstractModel,
     x0: Shaped[Array, "batch ..."],
     *,
     key: RandomKey | None = None,
     probes: Literal["exact"] | int = "exact",
-    probe_law: Literal["rademacher", "gaussian"] = "rademacher",
+    probe_noise: Literal["rademacher", "gaussian"] = "rademacher",
     solver: dfx.AbstractSolver | None = None,
     grid: Adaptive | Grid | Array | int | None = None,
-    log_prior=None,
+    log_prior: Callable | None = None,
     cond: PyTree = None,
     at_once: int = 32,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Likelihood:
-    """log p(x0) in nats under the probability flow that `sample` solves.
+    """log p(x0) in nats under the flow that `sample` solves, by (1) to (3).
 
-    p is the law at the path's t_min (or at the last time of a grid), where `sample`
-    stops: `bits_per_dim` has the correction from there to data. Equations (1) to (3).
+    p is the density at t_min (or at the last time of a grid), where `sample` stops:
+    `bits_per_dim` has the correction from there to data. It is differentiable in the
+    model and in x0: with adaptive steps ask for 1e-5 or less, or take a number of
+    steps, whose gradient is exact for what was computed. A network that computes in low
+    precision needs a number of steps, or tolerances above its rounding.
 
-    **Arguments:** `x0`, floating-point data (batch, ...); `probes`, "exact" (d forward
-    derivatives per evaluation) or a number of random probes, which need a `key`; probe
-    k of sample i depends on (key, i, k) only; `probe_law`, "rademacher" has the smaller
-    variance; `solver`, a Diffrax solver for ODEs (default Tsit5, in float64 Dopri8);
-    `grid`, `Adaptive(rtol, atol)` (default 1e-5, in float64 1e-8), a number of equal
-    steps of the angle, a grid of `sdegen.times`, or an array of falling times;
-    `log_prior`, the log-density of x at the noise end for one sample (default: that of
-    sigma z, from which `sample` starts); `at_once`, how many derivatives are held in
-    memory together; `sharding`, as in `sample`.
+    **Arguments:**
 
-    It is differentiable in the denoiser and in x0: with adaptive steps ask for 1e-5 or
-    less, or take a number of steps, whose gradient is exact for what was computed. A
-    network that computes in low precision needs a number of steps, too, or tolerances
-    above its rounding: adaptive steps would follow the rounding.
+    - `model`: a denoiser, a `VelocityModel`, a `SchroedingerBridge` or another
+      `AbstractVelocityModel`. On an interpolant x at t_max must be x1 itself.
+    - `x0`: floating-point data, (batch, ...).
+    - `key`: a random key for the probes; not needed for the exact divergence.
+    - `probes`: "exact", d forward derivatives per evaluation, or a number of random
+      probes. Probe k of sample i depends on (key, i, k) alone.
+    - `probe_noise`: "rademacher" (the smaller variance) or "gaussian".
+    - `solver`: a Diffrax solver for ODEs; Tsit5, in float64 Dopri8.
+    - `grid`: `Adaptive(rtol, atol)`, by default 1e-5 and in float64 1e-8; a number of
+      equal steps of the angle (of t on an interpolant); an array of times that fall
+      from t_max to t_min; or, on a path, a grid such as `LogSNRGrid(64)`.
+    - `log_prior`: the log-density of x at t_max for one sample; by default that of what
+      `sample` starts from.
+    - `cond`: the condition, a pytree with leading axis batch; none.
+    - `at_once`: how many derivatives are held in memory together; 32.
+    - `sharding`: how to split the batch over devices, as in `sample`; none.
+
+    **Returns:** a `Likelihood`.
+
+    **Raises:** a ValueError for a model without a velocity or without a density of its
+    noise, for data that are not floating point, and for what cannot be solved.
     """
-    path = denoiser.path
+    x0, flow = _checked_data(x0), flow_of(model, cond, "log_likelihood")
+    if isinstance(flow.process, AbstractPath):
+        check_sample(flow.process, x0.shape[1:])
+    probes = _check_probes(probes, probe_noise, key)
+    if log_prior is None:
+        check_end(flow, x0.shape[1:])
+    solver, grid = _solver_and_grid(solver, grid, flow, x0.shape)
+    if at_once < 1:
+        raise ValueError(f"at_once must be a whole number >= 1, got {at_once!r}.")
+    key = jax.random.key(0) if key is None else key
+    static = (probes, probe_noise, at_once, sharding)
+    return _log_likelihood(key, flow, x0, grid, solver, log_prior, *static)
+
+
+def _checked_data(x0):
     x0 = jnp.asarray(x0)
     if x0.ndim < 2 or not jnp.issubdtype(x0.dtype, jnp.floating):
         what = (
@@ -118,15 +149,11 @@ def log_likelihood(
         raise ValueError(
             "log_likelihood got an empty batch: there is nothing to score."
         )
-    check_sample(path, x0.shape[1:])
-    probes = _check_probes(probes, probe_law, key)
-    if log_prior is None and jax.eval_shape(path.noise.log_prob, x0[0]) is None:
-        raise ValueError(
-            f"the noise of {type(path).__name__}, {type(path.noise).__name__}, has no "
-            "known density, so neither have its samples. Give log_prior, the "
-            "log-density of x at t_max for one sample."
-        )
-    precise = float_array(path.t_min).dtype == jnp.float64
+    return x0
+
+
+def _solver_and_grid(solver, grid, flow, shape):
+    precise = float_array(flow.process.t_min).dtype == jnp.float64
     if grid is None:
         tolerance = 1e-8 if precise else 1e-5
         grid = Adaptive(tolerance, tolerance)
@@ -143,22 +170,14 @@ def log_likelihood(
             f"{type(solver).__name__} is implicit, and would solve for the divergence, "
             "too. Use an explicit solver: Tsit5(), Dopri8(), Heun()."
         )
-    if not isinstance(grid, int | np.integer) or isinstance(grid, bool):
-        grid = check_grid(grid, path)
-    elif grid < 1:
-        raise ValueError(f"log_likelihood needs at least one step, got grid={grid}.")
-    else:
-        grid = int(grid)
-    if at_once < 1:
-        raise ValueError(f"at_once must be a whole number >= 1, got {at_once!r}.")
-    key = jax.random.key(0) if key is None else key
-    static = (probes, probe_law, at_once)
-    return _log_likelihood(
-        key, denoiser, x0, cond, grid, solver, log_prior, *static, sharding
-    )
+    if isinstance(grid, int | np.integer) and not isinstance(grid, bool):
+        if grid < 1:
+            raise ValueError(f"log_likelihood needs at least one step, got {grid=}.")
+        return solver, int(grid)
+    return solver, grid if isinstance(grid, Adaptive) else flow.grid(grid, shape)
 
 
-def _check_probes(probes, law, key):
+def _check_probes(probes, noise, key):
     whole = isinstance(probes, int | np.integer) and not isinstance(probes, bool)
     if probes != "exact" and not (whole and probes >= 1):
         raise ValueError(
@@ -167,22 +186,24 @@ def _check_probes(probes, law, key):
         )
     if probes != "exact" and key is None:
         raise ValueError("random probes need a key: log_likelihood(..., key=key).")
-    if law not in ("rademacher", "gaussian"):
-        raise ValueError(f'probe_law must be "rademacher" or "gaussian", got {law!r}.')
+    if noise not in ("rademacher", "gaussian"):
+        raise ValueError(
+            f'probe_noise must be "rademacher" or "gaussian", got {noise!r}.'
+        )
     return probes if probes == "exact" else int(probes)
 
 
 class _Field(eqx.Module):
     """(F, div F or its probes, 0): what the state (u, log-density, error) moves by."""
 
-    flow: AngleFlow
+    flow: Flow
     probes: Float[Array, "probes batch ..."]
     exact: bool = eqx.field(static=True)
     at_once: int = eqx.field(static=True)
 
-    def __call__(self, xi, state, args):
+    def __call__(self, c, state, args):
         u, gained, error = state
-        velocity, push = jax.linearize(lambda u: self.flow(xi, u), u)
+        velocity, push = jax.linearize(lambda u: self.flow(c, u), u)
 
         def along(probe):
             probe = jnp.broadcast_to(probe, u.shape)
@@ -197,8 +218,7 @@ class _InNats(dfx.AbstractWrappedSolver):
     """A solver that turns its error estimate into nats, by (3), and adds it up."""
 
     solver: dfx.AbstractSolver
-    angle: Angle
-    gaussian: bool = eqx.field(static=True)
+    flow: Flow
 
     @property
     def term_structure(self):
@@ -232,11 +252,12 @@ class _InNats(dfx.AbstractWrappedSolver):
         (u1, gained, total), nats = y1, jnp.full_like(y1[2], -1)
         if error is not None:
             du, gain_error, _ = error
-            if self.gaussian and "k" in dense:
+            score = None
+            if "k" in dense:
                 # The first stage of every Runge-Kutta method is F at the start.
                 step = jnp.where(t1 > t0, t1 - t0, 1.0)
-                cos, sin, rate = self.angle.local(t0)
-                score = -(y0[0] + dense["k"][0][0] / (step * rate) * cos / sin)
+                score = self.flow.score(t0, y0[0], dense["k"][0][0] / step)
+            if score is not None:
                 along = jnp.sum(score * du, axis=tuple(range(1, du.ndim)))
                 gain_error = gain_error + along[:, None]
                 nats = jnp.abs(gain_error)
@@ -244,12 +265,12 @@ class _InNats(dfx.AbstractWrappedSolver):
         return (u1, gained, total + nats), error, dense, state, result
 
 
-def _draw_probes(key, index, probes, law, shape, dtype):
+def _draw_probes(key, index, probes, noise, shape, dtype):
     """(probes, batch, ...), or the basis of the space, (d, 1, ...)."""
     if probes == "exact":
         size = int(np.prod(shape))
         return jnp.eye(size, dtype=dtype).reshape(size, 1, *shape)
-    draw = jax.random.rademacher if law == "rademacher" else jax.random.normal
+    draw = jax.random.rademacher if noise == "rademacher" else jax.random.normal
 
     def one(k, i):
         key_of = jax.random.fold_in(jax.random.fold_in(key, i), k)
@@ -261,45 +282,30 @@ def _draw_probes(key, index, probes, law, shape, dtype):
 
 @eqx.filter_jit
 def _log_likelihood(
-    key,
-    denoiser,
-    x0,
-    cond,
-    grid,
-    solver,
-    log_prior,
-    probes,
-    probe_law,
-    at_once,
-    sharding,
+    key, flow, x0, grid, solver, log_prior, probes, probe_noise, at_once, sharding
 ):
     with jax.default_matmul_precision("highest"):
-        path, adaptive = denoiser.path, grid if isinstance(grid, Adaptive) else None
-        angle, basis = Angle(path, sigma_data_of(denoiser)), basis_of(path)
-        first, last = float_array(path.t_min), float_array(path.t_max)
+        process, adaptive = flow.process, grid if isinstance(grid, Adaptive) else None
+        first, last = float_array(process.t_min), float_array(process.t_max)
         if adaptive is not None:
-            clock = jnp.stack([angle(first), angle(last)])
+            clock = jnp.stack([flow.clock(first), flow.clock(last)])
         elif isinstance(grid, int):
-            clock = jnp.linspace(angle(first), angle(last), grid + 1)
+            clock = jnp.linspace(flow.clock(first), flow.clock(last), grid + 1)
         else:
-            ts = (grid(path) if callable(grid) else grid).astype(first.dtype)
+            ts = (grid(process) if callable(grid) else grid).astype(first.dtype)
             first, last = ts[-1], ts[0]
-            clock = jax.vmap(angle)(ts[::-1])
+            clock = jax.vmap(flow.clock)(ts[::-1])
         dtype, (batch, *shape) = clock.dtype, x0.shape
         exact = probes == "exact"
 
-        def total(a):  # over the coordinates of one sample
-            return jnp.sum(jnp.broadcast_to(a, shape)) if a.ndim else x0[0].size * a
-
-        wrapped = _InNats(solver, angle, path.noise.gaussian)
-
         def run(y0, index, cond):
-            drawn = _draw_probes(key, index, probes, probe_law, shape, dtype)
-            field = _Field(AngleFlow(denoiser, angle, cond), drawn, exact, at_once)
+            drawn = _draw_probes(key, index, probes, probe_noise, shape, dtype)
+            own = dataclasses.replace(flow, cond=cond)
+            field, wrapped = _Field(own, drawn, exact, at_once), _InNats(solver, own)
             done = solve(field, y0, clock, wrapped, adaptive=adaptive)
-            return done.ys, done.ts, done.stats["num_steps"], done.result
+            return done.ys, done.ts, done.steps, done.result
 
-        u = basis.coordinates(x0.astype(dtype)) / angle.scale(first)
+        u = flow.enter(x0.astype(dtype), first)
         zeros = jnp.zeros((batch, 1 if exact else probes), dtype)
         index = jnp.arange(batch)
         if sharding is not None:
@@ -308,25 +314,24 @@ def _log_likelihood(
             )
         if adaptive is not None:
             run = spread(run, adaptive, sharding)
-        (u, gained, error), _, steps, result = run((u, zeros, zeros), index, cond)
-        x_t = u[-1] * angle.scale(last)
+        (u, gained, error), _, steps, result = run((u, zeros, zeros), index, flow.cond)
+        latent = flow.leave(u[-1], last)
         if log_prior is None:
-            sigma = path.sigma(last)
-            prior = jax.vmap(path.noise.log_prob)(x_t / sigma) - total(jnp.log(sigma))
+            prior = flow.log_noise(u[-1], last)
         else:
-            prior = jax.vmap(log_prior)(basis.data(x_t))
-        stretch = total(jnp.log(angle.scale(last) / angle.scale(first)))
+            prior = jax.vmap(log_prior)(latent)
         gained, count = gained[-1], 1 if exact else probes
         bar = jnp.zeros(batch, dtype)
         if not exact:
             variance = jnp.var(gained, axis=1) / max(count - 1, 1)
             bar = root(variance) if count > 1 else bar + jnp.nan
+        stretch = flow.log_stretch(tuple(shape), first, last)
         value = prior + stretch + jnp.mean(gained, axis=1)
         return Likelihood(
             value,
             bar,
             jnp.mean(jnp.where(error[-1] < 0, jnp.nan, error[-1]), axis=1),
             evaluations(solver, steps),
-            checked(result, (value, x_t)),
-            basis.data(x_t),
+            checked(result, (value, latent)),
+            latent,
         )

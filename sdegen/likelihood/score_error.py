@@ -11,12 +11,12 @@ model's, driven by the same Brownian motion if there is one,
     W2(p_0, q_0) <= int I(t) (E|F - F_hat|^2)^(1/2) dt + I(T) W2(p_T, q_T)         (2)
     I(t) = exp int_0^t L,    -(F_hat(x) - F_hat(y)) . (x - y) <= L |x - y|^2       (3)
 
-with F the drift from data to noise, the expectation over the exact law, and L, which
-may be negative, of the model's field in the direction of sampling (Kwon, Fan and Lee
+with F the drift from data to noise, the expectation over the exact distribution, and L,
+which may be negative, of the model's field in the direction of sampling (Kwon et al.
 2022, "Score-based generative modeling secretly minimizes the Wasserstein distance",
 theorem 1; for one-sided constants and the flow: the same argument). (2) does not depend
-on the coordinates or the clock; it is computed in those of `angle`, where F is (3) or
-(4) of that file and finite at both ends.
+on the coordinates or the clock; it is computed in those of `coordinates`, where F is
+(3) or (4) of that file and finite at both ends.
 """
 
 import diffrax as dfx
@@ -57,9 +57,18 @@ def score_error(
 ) -> ScoreError:
     """The terms of (1) as means over the pairs (x0, z), for Gaussian noise.
 
-    **Arguments:** `exact`, the denoiser of the law of the data; `t`, () or (times,);
-    `x0`, `z`, (batch, ...), draws of data and noise or the nodes of a quadrature with
-    `weights` that sum to one (default: equal).
+    **Arguments:**
+
+    - `denoiser`: the model.
+    - `exact`: the denoiser of the distribution of the data, on the same path.
+    - `t`: times, () or (times,).
+    - `x0`, `z`: draws of data and noise, or the nodes of a quadrature, (batch, ...).
+    - `weights`: of the pairs, (batch,), with sum 1; equal.
+    - `cond`: the condition, a pytree with leading axis batch; none.
+
+    **Returns:** a `ScoreError` with arrays of the shape of `t`.
+
+    **Raises:** a ValueError for noise that is not Gaussian, and for wrong shapes.
     """
     check_one_level(denoiser.path, "score_error")
     for one in (denoiser, exact):
@@ -102,11 +111,11 @@ def _mean(values, weights):
 class WassersteinBound(eqx.Module):
     """An estimate of the right-hand side of (2), in the units of the data.
 
-    `value` = `from_score` + `from_noise`: what the score's error and what a wrong law
-    at t_max contribute. `growth` is I(T). The estimate takes the largest L over the
-    given points for the largest over all space, so it may be too small; with a network
-    it is usually far above the distance itself, for the worst point's L counts at every
-    time. `ok` says whether the integration reached t_max.
+    `value` = `from_score` + `from_noise`: what the error of the score and that of the
+    distribution at t_max contribute. `growth` is I(T). The estimate takes the largest L
+    over the given points for the largest over all space, so it may be too small; with a
+    network it is usually far above the distance itself, because the L of the worst
+    point counts at every time. `ok` says whether the integration reached t_max.
     """
 
     value: Scalar
@@ -128,17 +137,49 @@ def wasserstein_bound(
     steps: int = 64,
     cond: PyTree = None,
 ) -> WassersteinBound:
-    """The bound (2) on W2 between the exact law and the model's samples, both at t_min.
-
-    **Arguments:** `exact`, the denoiser of the law of the data, on the same path; `x0`,
-    `z`, pairs of data and noise that stand for the law (or nodes with `weights` that
-    sum to one), the same at every time; `stochasticity`, 0 for the flow, 1 for the
-    reverse SDE; `start`, W2 between the exact law at t_max and that which sampling
-    starts from; `steps` of Tsit5, equal in log-SNR, each with 6 evaluations of both
-    denoisers and d derivatives of the model.
+    """The bound (2) on W2 between exact samples and the model's, both at t_min.
 
     The integral ends at a log-SNR of -13.8 at the lowest.
+
+    **Arguments:**
+
+    - `denoiser`: the model.
+    - `exact`: the denoiser of the distribution of the data, on the same path.
+    - `x0`, `z`: pairs of data and noise that stand for the exact distribution, the same
+      at every time, (batch, ...).
+    - `stochasticity`: 0 for the flow, 1 for the reverse SDE; 0.
+    - `weights`: of the pairs, (batch,), with sum 1; equal.
+    - `start`: W2 at t_max between the exact distribution and what sampling starts from,
+      in units of the data; 0.
+    - `steps`: of Tsit5, equal in log-SNR, each with 6 evaluations of both denoisers and
+      d derivatives of the model; 64.
+    - `cond`: the condition, a pytree with leading axis batch; none.
+
+    **Returns:** a `WassersteinBound`.
+
+    **Raises:** a ValueError for denoisers on different paths, for a reverse SDE without
+    Gaussian noise, and for wrong shapes.
     """
+    _check_bound(denoiser, exact, x0, z, steps)
+    if not is_traced(stochasticity) and not float(stochasticity) >= 0:
+        raise ValueError(
+            "stochasticity must be >= 0 (0 is the flow, 1 the reverse SDE), got "
+            f"{float(stochasticity):g}."
+        )
+    flow = not is_traced(stochasticity) and float(stochasticity) == 0
+    path = denoiser.path
+    if not flow and not path.noise.gaussian:
+        raise ValueError(
+            f"the reverse SDE needs Gaussian noise, and {type(path).__name__} has "
+            f"noise={type(path.noise).__name__}. Take stochasticity=0."
+        )
+    dtype = float_array(path.t_min).dtype
+    level = None if flow else float_array(stochasticity).astype(dtype)
+    start = float_array(start).astype(dtype)
+    return _bound(denoiser, exact, x0, z, level, weights, start, steps, cond)
+
+
+def _check_bound(denoiser, exact, x0, z, steps):
     if x0.shape != z.shape or x0.ndim < 2:
         raise ValueError(
             "wasserstein_bound takes pairs x0 and z of the same shape (batch, ...), "
@@ -149,33 +190,18 @@ def wasserstein_bound(
             "wasserstein_bound compares two denoisers on one path, got "
             f"{type(denoiser.path).__name__} and {type(exact.path).__name__}."
         )
-    if not is_traced(stochasticity) and not float(stochasticity) >= 0:
-        raise ValueError(
-            "stochasticity must be >= 0 (0 is the flow, 1 the reverse SDE), got "
-            f"{float(stochasticity):g}."
-        )
-    flow = not is_traced(stochasticity) and float(stochasticity) == 0
-    if not flow and not denoiser.path.noise.gaussian:
-        raise ValueError(
-            "the reverse SDE needs Gaussian noise, and "
-            f"{type(denoiser.path).__name__} has noise="
-            f"{type(denoiser.path.noise).__name__}. Take stochasticity=0."
-        )
     check_one_level(denoiser.path, "wasserstein_bound")
     if steps < 1:
         raise ValueError(f"wasserstein_bound needs at least one step, got {steps}.")
-    dtype = float_array(denoiser.path.t_min).dtype
-    strength = None if flow else float_array(stochasticity).astype(dtype)
-    start = float_array(start).astype(dtype)
-    return _bound(denoiser, exact, x0, z, strength, weights, start, steps, cond)
 
 
 @eqx.filter_jit
-def _bound(denoiser, exact, x0, z, strength, weights, start, steps, cond):
+def _bound(denoiser, exact, x0, z, stochasticity, weights, start, steps, cond):
     path = denoiser.path
     angle = Angle(path, sigma_data_of(denoiser))
-    model = AngleFlow(denoiser, angle, cond, strength)
-    truth = AngleFlow(exact, angle, cond, strength)
+    model, truth = (
+        AngleFlow(one, angle, cond, stochasticity) for one in (denoiser, exact)
+    )
     # In the clock log tan(xi), half the falling log-SNR: a model may be wrong in z_hat
     # at the noise, where the gap in xi is then like 1 / cos(xi).
     high, low = (-jnp.log(angle.size) - logsnr / 2 for logsnr in logsnr_span(path))

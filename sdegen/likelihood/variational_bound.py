@@ -55,10 +55,23 @@ def variational_bound(
 ) -> Bound:
     """The bound (1) by Monte Carlo: 2 `draws` evaluations of the denoiser, no solve.
 
-    Times are drawn in draws/2 equal strata of the log-SNR or of t, two in each, whose
-    difference gives the error. Draws of sample i depend on (key, i). Differentiable in
-    everything; to learn a schedule (the ends by the bound, the rest by its variance)
-    take uniform_in="t". The integral starts at a log-SNR of -13.8 at the lowest.
+    It is differentiable in everything. To learn a schedule (its ends by the bound, the
+    rest by the variance of the bound) take uniform_in="t". The integral starts at a
+    log-SNR of -13.8 at the lowest.
+
+    **Arguments:**
+
+    - `denoiser`: any, on a path with Gaussian noise.
+    - `x0`: floating-point data, (batch, ...).
+    - `key`: a random key; the draws of sample i depend on (key, i).
+    - `draws`: of time and noise for each sample, an even number: two in each of draws/2
+      equal strata, whose difference gives the error; 32.
+    - `uniform_in`: what the strata are equal in, "logsnr" or "t"; "logsnr".
+    - `cond`: the condition, a pytree with leading axis batch; none.
+
+    **Returns:** a `Bound`.
+
+    **Raises:** a ValueError for noise that is not Gaussian, and for wrong arguments.
     """
     x0 = jnp.asarray(x0)
     if x0.ndim < 2 or not jnp.issubdtype(x0.dtype, jnp.floating):
@@ -114,16 +127,9 @@ def _bound(key, denoiser, x0, cond, draws, uniform_in):
 
     def draw(j):
         own = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, j), 3))(keys)
-        u, z, z_min = (
-            jax.vmap(f)(own[:, i])
-            for i, f in enumerate(
-                (
-                    lambda k: jax.random.uniform(k, (), x0.dtype),
-                    lambda k: jax.random.normal(k, shape, x0.dtype),
-                    lambda k: jax.random.normal(k, shape, x0.dtype),
-                )
-            )
-        )
+        u = jax.vmap(lambda k: jax.random.uniform(k, (), x0.dtype))(own[:, 0])
+        normal = jax.vmap(lambda k: jax.random.normal(k, shape, x0.dtype))
+        z, z_min = normal(own[:, 1]), normal(own[:, 2])
         t, rate = jax.vmap(at)((j // 2 + u) / (draws // 2))
         start = jnp.broadcast_to(t_min, t.shape)
         return 0.5 * rate * error(t, z), 0.5 * error(start, z_min)
