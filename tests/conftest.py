@@ -1,6 +1,8 @@
 """One machine for every test: eight simulated devices, float64, checked signatures."""
 
+import collections
 import gc
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -69,6 +71,17 @@ def pytest_collection_modifyitems(items):
     gc.freeze()
     first = {f"test_{name}": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: first.get(item.path.stem, len(LONG)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say where the time went: the ten slowest files, set-up and tear-down included."""
+    spent = collections.Counter()
+    for report in itertools.chain(*terminalreporter.stats.values()):
+        if hasattr(report, "duration") and hasattr(report, "nodeid"):
+            spent[report.nodeid.partition("::")[0]] += report.duration
+    terminalreporter.section(f"{sum(spent.values()):.0f} s of tests, the slowest files")
+    for file, seconds in spent.most_common(10):
+        terminalreporter.line(f"{seconds:7.1f} s  {file}")
 
 
 @pytest.fixture(autouse=True)

@@ -452,7 +452,7 @@ def test_another_network_is_refused(tmp_path, float32, other):
 
 def test_another_optimiser_is_refused_by_name(tmp_path, float32):
     checkpoint.save(tmp_path / "state", state())
-    network = state().network
+    network = state().trained
     with pytest.raises(ValueError, match="opt_state.*the optimiser that were saved"):
         like = sdegen.init_state(network, optax.sgd(0.1))
         checkpoint.restore(tmp_path / "state", like)
