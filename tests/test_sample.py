@@ -598,7 +598,7 @@ REFUSED = {
     "stochasticity must be >= 0": {"stochasticity": -1.0},
     r"start must have the shape \(5, 1\), got \(4, 1\)": {"start": [[0.0]] * 4},
     "reverse SDE needs Gaussian noise, and HeavyTails has noise=StudentT": {
-        "denoiser": PosteriorMean(to_a_point, HeavyTails()),
+        "model": PosteriorMean(to_a_point, HeavyTails()),
         "stochasticity": 1.0,
     },
 }
@@ -606,7 +606,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_mistakes_are_answered_with_a_sentence(message):
-    options = {"denoiser": exact("VP"), "shape": (5, 1)} | {
+    options = {"model": exact("VP"), "shape": (5, 1)} | {
         k: jnp.asarray(v) if isinstance(v, list) else v
         for k, v in REFUSED[message].items()
     }

@@ -25,6 +25,7 @@ from oracle import G1, PROBES, Mixture1D, process
 
 import sdegen
 from sdegen import prediction, solvers
+from sdegen.solvers.semilinear import Node
 
 
 def row(kind):
@@ -63,23 +64,30 @@ def ends_of(path):
     return path.t_max, path.t_min
 
 
+def node_at(c):
+    """The node of the rectified flow's coordinates at the clock c."""
+    return Node(c, -jnp.expm1(-c), jnp.exp(-c), c, jnp.ones_like(c))
+
+
 def linear_step(solver, c0, c1, variance, stochasticity, state=None, steps=8):
     """(A, B) of y1 = A y0 + B noise for data N(0, variance), exactly."""
 
-    def posterior_means(c, y):
-        a, tau = -jnp.expm1(-c), jnp.exp(-c)
+    def posterior_means(node, y):
+        a, tau = node.a, node.tau
         gain = 1 / (a**2 * variance + tau**2)
         return a * variance * gain * y, tau * gain * y
 
     def step(y, noise):
         term = types.SimpleNamespace(
-            ends=ends,
+            posterior_means=posterior_means,
+            node=node_at,
             normal=lambda *a: jnp.full_like(y, noise),
             stochasticity=stochasticity,
             brownian=types.SimpleNamespace(ts=np.zeros(steps + 1)),
         )
-        first = solver.start(term, c0, c1, y) if state is None else state(y)
-        return solver.advance(term, c0, c1, y, first)[0][0, 0]
+        here, there = node_at(c0), node_at(c1)
+        first = solver.start(term, here, there, y) if state is None else state(y)
+        return solver.advance(term, here, there, y, first)[0][0, 0]
 
     one = jnp.ones((1, 1))
     return step(one, 0.0), step(0 * one, 1.0)
@@ -186,11 +194,13 @@ def test_churn_raises_the_noise_and_keeps_the_law():
     normals = []
     for noise in (0.0, 1.0):
         term = types.SimpleNamespace(
+            node=node_at,
             normal=lambda *a, n=noise: jnp.full((1, 1), n),
             brownian=types.SimpleNamespace(ts=np.zeros(8)),
         )
         y = jnp.full((1, 1), 1.0 - noise)
-        clock, moved = solver._churn(term, c0, c0 + 0.1, y, top)
+        node, moved = solver._churn(term, node_at(c0), y, node_at(top))
+        clock = node.clock
         normals.append(float(moved[0, 0]))
     raised, a0, a1 = 1.3 * (1 + 2.0 / 8), -np.expm1(-c0), -np.expm1(-clock)
     assert abs(1 / np.expm1(clock) - raised) < 1e-12
@@ -210,16 +220,17 @@ def test_langevin_keeps_the_law_to_second_order_in_its_step():
             gains = []
             for i in range(4):  # no noise, then the noise of one correction at a time
 
-                def posterior_means(c, y):
+                def posterior_means(node, y):
                     return a * variance * y / law, tau * y / law
 
                 term = types.SimpleNamespace(
-                    ends=ends,
+                    posterior_means=posterior_means,
                     normal=lambda draw=0, i=i: jnp.full((1, 1), float(draw == i)),
                     stochasticity=None,
                 )
                 y = jnp.full((1, 1), float(i == 0))
-                gains.append(float(solver.advance(term, c, c, y, None)[0][0, 0]))
+                here = node_at(c)
+                gains.append(float(solver.advance(term, here, here, y, None)[0][0, 0]))
             return gains
 
         gains = step()

@@ -30,8 +30,8 @@ def drive(
         own = (shape[0], *jax.eval_shape(draw, key).shape)
         if start.shape != own:
             raise ValueError(
-                "start must be a batch of states at the first time, of the shape "
-                f"{own}, got {start.shape}."
+                f"start must have the shape {own}, a batch of states at the first "
+                f"time, got {start.shape}."
             )
     return _drive(key, problem, cond, start, shape, trajectory, refinable, sharding)
 

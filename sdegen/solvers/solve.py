@@ -270,17 +270,15 @@ def _scan(term, y0, clock, solver, trajectory, rows) -> Solved:
     """
     semilinear = isinstance(solver, AbstractSemilinearSolver)
 
-    def arguments(t0, t1, pair):
+    def arguments(t0, t1, *pair):
         if rows is None:
             return None
         return pair if semilinear else Stages(t0, t1, pair)
 
-    pairs = jax.tree.map(lambda a: (a[:-1], a[1:]), rows)
-    pairs = jax.tree.transpose(
-        jax.tree.structure(rows), jax.tree.structure((0, 0)), pairs
-    )
-    steps = (clock[:-1], clock[1:], pairs)
-    first = jax.tree.map(lambda a: a[0], steps)
+    before = jax.tree.map(lambda a: a[:-1], (clock, rows))
+    after = jax.tree.map(lambda a: a[1:], (clock, rows))
+    steps = (before[0], after[0], before[1], after[1])
+    first = jax.tree.map(lambda a: jax.lax.index_in_dim(a, 0, keepdims=False), steps)
     state = solver.init(term, *first[:2], y0, arguments(*first))
 
     # Backwards a step is computed again from its state, which alone is kept.
