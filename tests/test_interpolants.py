@@ -368,11 +368,15 @@ def test_the_loss_regresses_on_velocity_and_noise(latent):
     pair = (Affine(), Affine()) if latent else Affine()
     flat, build = jax.flatten_util.ravel_pytree(pair)
 
+    def model(pair):
+        one, *two = pair if latent else (pair,)
+        return sdegen.VelocityModel(one, interpolant, *two)
+
     @jax.jit
     def best(key):
         x0 = 1 + 0.5 * jax.random.normal(key, (n, 1))
         loss = lambda p: sdegen.velocity_loss(  # noqa: E731
-            sdegen.VelocityModel(build(p), interpolant), key, x0, times=At(t)
+            model(build(p)), key, x0, times=At(t)
         )
         slope, curve = jax.grad(loss)(flat), jax.hessian(loss)(flat)
         return -jnp.linalg.solve(curve, slope)  # a quadratic loss: one Newton step

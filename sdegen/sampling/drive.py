@@ -30,8 +30,8 @@ def drive(
         own = (shape[0], *jax.eval_shape(draw, key).shape)
         if start.shape != own:
             raise ValueError(
-                f"start must have the shape {own}, a batch of states at the first "
-                f"time, got {start.shape}."
+                f"start must have the shape {own}, got {start.shape}: a batch of "
+                "states at the first time."
             )
     return _drive(key, problem, cond, start, shape, trajectory, refinable, sharding)
 
