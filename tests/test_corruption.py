@@ -46,11 +46,11 @@ def test_hot_is_ddim_draw_by_draw(eta):
         grid=times,
         stochasticity=eta,
     )
-    chain = corruption.sample(
+    chain = sdegen.sample(
         KEY,
         corruption.Restorer(denoiser, corruption.Gaussian(path, eta)),
         (6, 1),
-        steps=times,
+        grid=times,
     )
     assert chain.evaluations == ddim.evaluations == 12
     assert abs(chain.x - ddim.x).max() < 1e-12
@@ -96,7 +96,7 @@ def both(restore, degrade, x0, steps):
     for keep in (1.0, 0.0):
         model = corruption.Restorer(restore, corruption.Cold(degrade, keep=keep))
         start = degrade(1.0, x0)
-        ends.append(corruption.sample(KEY, model, x0.shape, steps=steps, start=start).x)
+        ends.append(sdegen.sample(KEY, model, x0.shape, grid=steps, start=start).x)
     return [np.asarray(end) for end in ends]
 
 
@@ -140,9 +140,7 @@ def test_with_noise_every_keep_has_the_law_of_the_corruption():
             corruption.corrupt(KEY, system, 1.0, x0),
             corruption.Restorer(right, system),
         )
-        out = corruption.sample(
-            KEY, model, x0.shape, steps=4, start=start, trajectory=True
-        )
+        out = sdegen.sample(KEY, model, x0.shape, grid=4, start=start, trajectory=True)
         out = jax.tree.map(np.asarray, out)
         for t, x in zip(out.times[:-1], out.trajectory[:-1], strict=True):
             assert abs(x.mean() - 0.4 * (1 - t)) < 5 * 0.3 / np.sqrt(MANY)
@@ -225,7 +223,7 @@ def test_heat_goes_back_level_by_level_and_ends_without_noise():
         corruption.Restorer(eqx.Partial(step, jnp.array(share)), heat)
         for share in (1.0, 0.0)
     )
-    out = corruption.sample(KEY, model, (30, *IMAGE.shape), trajectory=True)
+    out = sdegen.sample(KEY, model, (30, *IMAGE.shape), trajectory=True)
     assert out.evaluations == 8 and abs(out.x - IMAGE).max() < 1e-12
     for i, x in enumerate(np.asarray(out.trajectory[:-1])):
         spread = 0.2 if i == 0 else 0.25
@@ -353,7 +351,7 @@ def test_all_masks_at_once_see_only_the_marginals():
     assert abs(variation(product_law(PARITY), PARITY) - 0.5) < 1e-12
 
 
-def base_law(joint):
+def remask_law(joint):
     """The chain that draws everything and hides t - 1 places afresh, enumerated."""
     law, states, cube = np.zeros(27), sequences(3, 3), LAW
     law[-1] = 1.0
@@ -410,14 +408,14 @@ EXAMPLES = sequences(2, 3)[np.random.default_rng(1).choice(8, 400_000, p=LAW)]
     [
         (corruption.Mask(2), None, lambda: LAW),
         (corruption.Mask(2), 1, lambda: product_law(LAW)),
-        (corruption.Mask(2, base=True), None, lambda: base_law(joint=False)),
+        (corruption.Mask(2, remask=True), None, lambda: remask_law(joint=False)),
         (corruption.Edit(2), None, lambda: edited_law(2, 3, True)),
         (corruption.Edit(2, EXAMPLES), None, lambda: LAW),
     ],
-    ids=["mask", "at once", "base", "edit", "edit from data"],
+    ids=["mask", "at once", "remask", "edit", "edit from data"],
 )
 def test_the_sampler_follows_its_law(system, steps, law):
-    out = corruption.sample(KEY, restorer(system), (MANY, 3), steps=steps)
+    out = sdegen.sample(KEY, restorer(system), (MANY, 3), grid=steps)
     p = law()
     assert out.x.dtype == jnp.int32 and out.evaluations == (steps or 3)
     seen = np.bincount(number(out.x, 2), minlength=8) / MANY
@@ -428,13 +426,13 @@ def test_the_sampler_follows_its_law(system, steps, law):
 
 
 def test_hiding_afresh_is_exact_for_a_joint_head_alone():
-    assert variation(base_law(joint=True), LAW) < 1e-12
-    assert abs(variation(base_law(joint=False), LAW) - 0.0174464) < 1e-6
+    assert variation(remask_law(joint=True), LAW) < 1e-12
+    assert abs(variation(remask_law(joint=False), LAW) - 0.0174464) < 1e-6
 
 
 def test_given_tokens_stay_and_the_rest_follow_their_conditional():
     start = jnp.broadcast_to(jnp.array([2, 1, 2]), (MANY, 3))
-    out = corruption.sample(KEY, restorer(corruption.Mask(2)), (MANY, 3), start=start)
+    out = sdegen.sample(KEY, restorer(corruption.Mask(2)), (MANY, 3), start=start)
     cube = LAW.reshape(2, 2, 2)[:, 1]
     p = (cube / cube.sum()).ravel()
     assert (out.x[:, 1] == 1).all()
@@ -444,8 +442,8 @@ def test_given_tokens_stay_and_the_rest_follow_their_conditional():
 
 def test_a_sample_does_not_depend_on_its_batch():
     model = restorer(corruption.Edit(2))
-    few = corruption.sample(KEY, model, (4, 3), trajectory=True)
-    more = corruption.sample(KEY, model, (MANY, 3))
+    few = sdegen.sample(KEY, model, (4, 3), trajectory=True)
+    more = sdegen.sample(KEY, model, (MANY, 3))
     assert (few.x == more.x[:4]).all() and len(np.unique(few.x, axis=0)) > 1
     frames = np.asarray(few.trajectory)  # every step changes one token
     assert ((frames[1:] != frames[:-1]).sum(-1) == 1).all()
@@ -521,7 +519,6 @@ def test_fit_learns_the_conditionals(float32):
         steps=150,
         batch_size=512,
         optimizer=sdegen.AdamW(learning_rate=0.1),
-        loss=corruption.restoration_loss,
         ema=0.95,
         progress=False,
     )
@@ -584,8 +581,10 @@ def test_the_transformer_sees_times_places_and_neighbours_and_no_other_sample(fl
         (lambda: corruption.Cold(corruption.Blur()).prior(KEY, (3,)), "start="),
         (lambda: corruption.Edit(2, EXAMPLES).prior(KEY, (4,)), "shape (4,)"),
         (lambda: draw(Exact, (5,)), "at least two axes"),
-        (lambda: draw(Exact, (5, 3), steps=jnp.array([0.0, 1.0])), "times that fall"),
+        (lambda: draw(Exact, (5, 3), grid=jnp.array([0.0, 1.0])), "times that fall"),
         (lambda: draw(Exact, (5, 3), start=jnp.zeros((4, 3))), "shape (5, 3)"),
+        (lambda: draw(Exact, (5, 3), stochasticity=1.0), "runs the chain of Mask"),
+        (lambda: draw(Exact, (5, 3), grid=sdegen.LogSNRGrid(3)), "a number of steps"),
         (lambda: draw(lambda t, x, cond: x[:, :2], (5, 3)), "the prediction (5, 2)"),
         (lambda: draw(lambda t, x, cond: jnp.ones((5, 3, 7)), (5, 3)), "2 tokens"),
         (lambda: Transformer(6, 1, 4)(3, 2, KEY), "multiple of heads"),
@@ -598,6 +597,6 @@ def test_a_mistake_is_answered_with_a_sentence(mistake, sentence):
 
 
 def draw(network, shape, **kwargs):
-    return corruption.sample(
+    return sdegen.sample(
         KEY, corruption.Restorer(network, corruption.Mask(2)), shape, **kwargs
     )

@@ -5,8 +5,8 @@
 
 keep = 1 is the improved sampler of Bansal et al. 2022, "Cold diffusion", algorithm 2:
 what x0_hat does not explain stays as it is, and where F_t(x) = x + t e with a fixed e
-any restorer at all leads back to x0. keep = 0 is their naive sampler, algorithm 1. With
-noise, (2) keeps the law of (1) for every keep, as DDIM does. Neither end is always the
+any restorer leads back to x0. keep = 0 is their naive sampler, algorithm 1. With noise,
+(2) keeps the distribution of (1) for every keep, as DDIM does. Neither is always the
 better one: where e depends on x0 the improved sampler carries every early mistake to
 the end, and a restorer that contracts does better with the naive one.
 """
@@ -19,7 +19,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..typing import Scalar, is_traced, number
-from .corruption import AbstractCorruption, array_or_none, equal_steps, example
+from .corruption import (
+    AbstractCorruption,
+    array_or_none,
+    corrupted_example,
+    equal_steps,
+)
 
 _STEPS = 50
 
@@ -27,11 +32,14 @@ _STEPS = 50
 class Cold(AbstractCorruption):
     """A degradation `(t, x) -> F_t(x)` of one sample, F_0 the identity, t from 0 to 1.
 
-    **Arguments:** `degrade`, one of `Blur`, `Downsample`, `Inpaint` or a function;
-    `keep`, 1 for the improved sampler, 0 for the naive one; `noise`, its standard
-    deviation, a little of which keeps samples from being functions of their few ruins
-    (at the last step, s = 0, no fresh noise is added); `power`, 1 trains on the
-    absolute error, as in the paper, 2 on its square; `examples`, data to start from.
+    **Arguments:**
+
+    - `degrade`: one of `Blur`, `Downsample`, `Inpaint` or a function.
+    - `noise`: the standard deviation of the noise, in units of the data; a little of it
+      adds variety to the few distinct starts. The last step, s = 0, adds none; 0.
+    - `keep`: 1 for the improved sampler, 0 for the naive one; 1.
+    - `power`: 1 trains on the absolute error, as in the paper, 2 on its square; 1.
+    - `examples`: data to start from, (n, ...); none.
     """
 
     degrade: Callable
@@ -68,12 +76,10 @@ class Cold(AbstractCorruption):
 
     def prior(self, key, shape, dtype=None):
         """One of the examples at t = 1."""
-        pick, noise = jax.random.split(key)
-        x0 = example(pick, self, shape).astype(dtype or jnp.result_type(float))
-        return self.corrupt(noise, jnp.ones((), x0.dtype), x0)
+        return corrupted_example(key, self, self.examples, shape, dtype)
 
     def times(self, steps, shape):
-        """Equal steps, 50 unless told otherwise."""
+        """Equal steps, 50 by default."""
         return equal_steps(steps, _STEPS)
 
     def training_time(self, u, shape):

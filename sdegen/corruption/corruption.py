@@ -1,16 +1,17 @@
-"""What a corruption system is: a way to spoil data, and a way to take one step back.
+"""A corruption system: a way to corrupt data, and a way to take one step back.
 
-    x_t ~ p(x_t | x0),              t = 0 is data, t rises to ruin                  (1)
+    x_t ~ p(x_t | x0),              t = 0 is data, t increases with corruption      (1)
     x_s ~ p(x_s | x_t, x0_hat),     s < t, x0_hat from a network                    (2)
 
-A step is right when it keeps the law of the corruption,
+A step is right when it keeps the distribution of the corruption,
 
-    integral of p(x_s | x_t, x0) p(x_t | x0) dx_t = p(x_s | x0):                    (3)
+    integral of p(x_s | x_t, x0) p(x_t | x0) dx_t = p(x_s | x0).                    (3)
 
-a chain of such steps with x0_hat drawn from p(x0 | x_t) turns the law of the ruins into
-the law of the data (Su 2022, "unified diffusion model"). The Gaussian systems are those
-of Song et al. 2021, "Denoising diffusion implicit models"; the deterministic ones of
-Bansal et al. 2022, "Cold diffusion"; the discrete ones of Austin et al. 2021, "D3PM".
+A chain of such steps with x0_hat drawn from p(x0 | x_t) turns the distribution of fully
+corrupted data into that of the data (Su 2022, "unified diffusion model"). The Gaussian
+systems are those of Song et al. 2021, "Denoising diffusion implicit models"; the
+deterministic ones of Bansal et al. 2022, "Cold diffusion"; the discrete ones of Austin
+et al. 2021, "D3PM".
 """
 
 import abc
@@ -24,10 +25,10 @@ from ..typing import RandomKey, Scalar
 
 
 class AbstractCorruption(eqx.Module):
-    """A corruption (1), its step back (2), and what a network is asked in between.
+    """A corruption (1), its step back (2), and the error of a network's prediction.
 
-    Everything is for one sample and scalar times. A network's *prediction* is x0_hat
-    unless the class says otherwise: systems of tokens take logits.
+    Everything is for one sample and scalar times. The prediction is x0_hat unless the
+    class says otherwise: systems of tokens take logits.
     """
 
     @abc.abstractmethod
@@ -55,7 +56,7 @@ class AbstractCorruption(eqx.Module):
         x: Num[Array, "..."],
         prediction: Float[Array, "..."],
     ) -> Scalar:
-        """What training makes small, for a prediction at x_t = x."""
+        """What training minimises, for a prediction at x_t = x."""
 
     @abc.abstractmethod
     def prior(
@@ -67,36 +68,41 @@ class AbstractCorruption(eqx.Module):
     def times(
         self, steps: int | None, shape: tuple[int, ...]
     ) -> Float[Array, " times"]:
-        """The falling times of a chain of `steps` steps; None for the usual number."""
+        """The falling times of a chain of `steps` steps; None for its default."""
 
     @abc.abstractmethod
     def training_time(self, u: Scalar, shape: tuple[int, ...]) -> Scalar:
-        """The quantile of the law of the training times at u in (0, 1)."""
+        """The quantile at u in (0, 1) of the training times."""
 
 
-def equal_steps(steps: int | None, usual: int) -> Float[Array, " times"]:
-    """From 1 to 0 in equal steps, `usual` of them for None."""
-    steps = usual if steps is None else steps
+def equal_steps(steps: int | None, default: int) -> Float[Array, " times"]:
+    """From 1 to 0 in equal steps."""
+    steps = default if steps is None else steps
     if steps < 1:
         raise ValueError(f"a chain needs at least one step, got steps={steps}.")
     return jnp.arange(steps, -1, -1, dtype=jnp.result_type(float)) / steps
 
 
-def example(key: RandomKey, system, shape: tuple[int, ...]) -> Num[Array, "..."]:
-    """One of the system's `examples`, from which it draws its ruins."""
+def corrupted_example(
+    key: RandomKey, system: AbstractCorruption, examples: Array | None, shape, dtype
+) -> Num[Array, "..."]:
+    """One of the examples of a system at t = 1: a draw of its prior."""
     name = type(system).__name__
-    if system.examples is None:
+    if examples is None:
         raise ValueError(
-            f"{name} has no law of its own to start from: its chain starts at "
+            f"{name} has no distribution of its own to start from: its chain starts at "
             "corrupted data. Make it with examples=, an array of data, or sample with "
             "start=."
         )
-    if system.examples.shape[1:] != shape:
+    if examples.shape[1:] != shape:
         raise ValueError(
             f"the examples of this {name} must be data of shape {shape}, got "
-            f"{system.examples.shape[1:]} behind the leading axis."
+            f"{examples.shape[1:]} behind the leading axis."
         )
-    return system.examples[jax.random.randint(key, (), 0, len(system.examples))]
+    pick, noise = jax.random.split(key)
+    x0 = examples[jax.random.randint(pick, (), 0, len(examples))]
+    x0 = x0.astype(dtype or jnp.result_type(float))
+    return system.corrupt(noise, jnp.ones((), x0.dtype), x0)
 
 
 def array_or_none(x) -> Array | None:

@@ -21,10 +21,18 @@ _IMAGE = (-3, -2)
 def dissipate(
     x: Float[Array, "..."], sigma: ScalarLike, axes: tuple[int, ...] = _IMAGE
 ) -> Float[Array, "..."]:
-    """x blurred by a Gaussian of width `sigma` pixels along `axes`, equation (1).
+    """x blurred by a Gaussian filter, equation (1).
 
     Rissanen et al. 2023, "Generative modelling with inverse heat dissipation", eq. 6,
     with sigma^2 / 2 the time of the heat equation.
+
+    **Arguments:**
+
+    - `x`: an array of any shape.
+    - `sigma`: the width in pixels.
+    - `axes`: those along which x is blurred; (-3, -2).
+
+    **Returns:** an array of the shape of x.
     """
     basis = DCT(axes)
     frequencies = jnp.asarray(laplacian(x.shape, axes), x.dtype)

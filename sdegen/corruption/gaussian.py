@@ -5,7 +5,7 @@
     kappa = (sigma_s^2 - v)^(1/2) / sigma_t,   gamma = alpha_s - alpha_t kappa      (3)
     v = eta^2 sigma_s^2 (1 - r^2),   r = (alpha_t / sigma_t) / (alpha_s / sigma_s)  (4)
 
-(2) keeps the law of (1) because kappa^2 sigma_t^2 + v = sigma_s^2.
+(2) keeps the distribution of (1) because kappa^2 sigma_t^2 + v = sigma_s^2.
 """
 
 import jax.numpy as jnp
@@ -21,11 +21,16 @@ _STEPS = 50
 
 
 class Gaussian(AbstractCorruption):
-    """The corruption of a path; the step is DDIM's, with noise of strength `eta`.
+    """The corruption of a path; the step is DDIM's, from t_max to t_min.
 
-    Song, Meng and Ermon 2021, "Denoising diffusion implicit models", eq. 12 and 16: eta
-    = 0 reuses the noise that x0_hat implies, eta = 1 is the ancestral sampler. A
-    `sdegen.Denoiser` is a network for it. The chain runs from t_max to t_min.
+    Song, Meng and Ermon 2021, "Denoising diffusion implicit models", eq. 12 and 16. A
+    denoiser on the path is a network for it.
+
+    **Arguments:**
+
+    - `path`: any; with eta > 0 its noise must be Gaussian.
+    - `eta`: the share of fresh noise: 0 reuses the noise that x0_hat implies, 1 is the
+      ancestral sampler; 0.
     """
 
     path: AbstractPath
@@ -41,8 +46,8 @@ class Gaussian(AbstractCorruption):
             )
         if float(self.eta) > 0 and not self.path.noise.gaussian:
             raise ValueError(
-                "a sum of old and fresh noise has the law of the noise only if that is "
-                f"Gaussian, and {type(self.path).__name__} has noise="
+                "a sum of old and fresh noise is distributed as the noise only if that "
+                f"is Gaussian, and {type(self.path).__name__} has noise="
                 f"{type(self.path.noise).__name__}. Use eta=0."
             )
 
@@ -53,8 +58,10 @@ class Gaussian(AbstractCorruption):
 
     def coefficients(self, s: ScalarLike, t: ScalarLike) -> tuple[Array, Array, Array]:
         """(gamma, kappa, v^(1/2)) of the step (2) from t to s."""
-        alpha_s, sigma_s = self.path.alpha(s), self.path.sigma(s)
-        alpha_t, sigma_t = self.path.alpha(t), self.path.sigma(t)
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = (
+            self.path.scales(s),
+            self.path.scales(t),
+        )
         ratio = (alpha_t * sigma_s) / (alpha_s * sigma_t)
         fresh = self.eta**2 * (1 - ratio) * (1 + ratio)
         kappa = sigma_s * root(1 - fresh) / sigma_t
@@ -77,7 +84,7 @@ class Gaussian(AbstractCorruption):
         )
 
     def times(self, steps, shape):
-        """`sdegen.CosineGrid` with 50 steps, unless told otherwise."""
+        """`sdegen.CosineGrid`, with 50 steps by default."""
         return CosineGrid(_STEPS if steps is None else steps)(self.path)
 
     def training_time(self, u, shape):

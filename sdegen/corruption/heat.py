@@ -11,7 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..typing import Scalar, ScalarLike, is_traced, number
-from .corruption import AbstractCorruption, array_or_none, equal_steps, example
+from .corruption import (
+    AbstractCorruption,
+    array_or_none,
+    corrupted_example,
+    equal_steps,
+)
 from .degradations import dissipate
 
 
@@ -19,11 +24,17 @@ class HeatDissipation(AbstractCorruption):
     """The network predicts the step f of (2), not x0; the chain has `levels` steps.
 
     Rissanen, Heinonen and Solin 2023, "Generative modelling with inverse heat
-    dissipation", eq. 6 to 9 and algorithms 1 and 2, with the paper's widths (for images
-    of 32 pixels; `sigma_max` of half the image leaves little but its mean), training
-    noise and delta = 1.25 noise. `examples` are the training data: the chain starts
-    from them, blurred. Mean and noise differ by design: delta > noise adds the variety
-    that a blurred start lacks, so (3) is a model and not the reversal of (1).
+    dissipation", eq. 6 to 9 and algorithms 1 and 2. delta > noise adds the variety that
+    a blurred start lacks, so (3) is a model and not the reversal of (1).
+
+    **Arguments:**
+
+    - `levels`: K, the number of steps; 200.
+    - `sigma_min`, `sigma_max`: w_1 and w_K in pixels; 0.5 and 24, the paper's for
+      images of 32 pixels. Half the image leaves little but its mean.
+    - `noise`, `delta`: of training and of a step, in units of the data; 0.01, 0.0125.
+    - `axes`: those of height and width; (-3, -2).
+    - `examples`: the training data, from which, blurred, the chain starts; none.
     """
 
     levels: int = eqx.field(default=200, static=True)
@@ -72,9 +83,7 @@ class HeatDissipation(AbstractCorruption):
 
     def prior(self, key, shape, dtype=None):
         """One of the examples at the last level."""
-        pick, noise = jax.random.split(key)
-        x0 = example(pick, self, shape).astype(dtype or jnp.result_type(float))
-        return self.corrupt(noise, jnp.ones((), x0.dtype), x0)
+        return corrupted_example(key, self, self.examples, shape, dtype)
 
     def times(self, steps, shape):
         """The levels."""
@@ -86,5 +95,5 @@ class HeatDissipation(AbstractCorruption):
         return equal_steps(steps, self.levels)
 
     def training_time(self, u, shape):
-        """Every level alike."""
+        """Uniform over the levels."""
         return jnp.ceil(u * self.levels) / self.levels

@@ -1,4 +1,4 @@
-"""Masks: t l of l tokens are hidden, every subset alike, and uncovered one by one.
+"""Masks: t l of l tokens are hidden, in random places, and uncovered one by one.
 
     x_t: a uniform subset of t l places hidden,   t = 0, 1/l, ..., 1                (1)
     x_s: one hidden place, chosen uniformly, gets a token from p(x0_i | x_t)        (2)
@@ -11,52 +11,41 @@ cross-entropy of a hidden token, over t uniform on 1/l, ..., 1, is an upper boun
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
-from .corruption import AbstractCorruption
-from .tokens import (
-    as_tokens,
-    count,
-    cross_entropy,
-    log_softmax,
-    move,
-    places,
-    token_steps,
-    whole_share,
-)
+from .tokens import AbstractTokens, as_tokens, count, move, places
 
 
-class Mask(AbstractCorruption):
+class Mask(AbstractTokens):
     """Tokens 0 .. vocabulary - 1 of one sequence, and `vocabulary` for a hidden one.
 
     The absorbing process of Austin et al. 2021, "D3PM", and of Sahoo et al. 2024 and
-    Shi et al. 2024 (masked diffusion), by counts. A prediction is one row of logits per
-    place. `steps` < l uncovers several at a time. `noise` draws all hidden tokens and
-    then hides t l places afresh, any of them: exact only for logits of a joint law, but
-    it may mend a token that was drawn badly.
+    Shi et al. 2024 (masked diffusion), by counts. The `start` of a chain may hold
+    tokens that are given: uncovered places stay (without `remask`).
 
-    `start` may hold tokens that are given: uncovered places stay (without `noise`).
+    **Arguments:**
+
+    - `vocabulary`: the number of tokens.
+    - `remask`: draw all hidden tokens in every step, then hide t l places anew, any of
+      them. It is exact only for logits of a joint distribution, but may mend a token
+      that was drawn badly; no.
     """
 
     vocabulary: int = eqx.field(static=True)
-    base: bool = eqx.field(default=False, static=True)
+    remask: bool = eqx.field(default=False, static=True)
 
     def corrupt(self, key, t, x0):
         """Equation (1)."""
         hidden = places(key, count(t, len(x0)), len(x0))
         return jnp.where(hidden, self.vocabulary, as_tokens(x0))
 
-    def moves(
-        self, x: Int[Array, " length"], logits: Float[Array, "length vocabulary"]
-    ) -> Float[Array, "length vocabulary"]:
-        """The log-weights of all single moves: their softmax is the law of (2)."""
-        hidden = (x == self.vocabulary)[:, None]
-        return jnp.where(hidden, log_softmax(logits, self.vocabulary), -jnp.inf)
+    def allowed(self, x):
+        """Any token at a hidden place."""
+        return (x == self.vocabulary)[:, None]
 
     def revert(self, key, s, t, x, prediction):
         """Equation (2), until s l places are hidden."""
         x, log_w = as_tokens(x), self.moves(x, prediction)
-        if not self.base:
+        if not self.remask:
             number = jnp.sum(x == self.vocabulary) - count(s, len(x))
             return move(key, number, x, log_w)
         draw_key, hide_key = jax.random.split(key)
@@ -64,19 +53,9 @@ class Mask(AbstractCorruption):
 
     def error(self, t, x0, x, prediction):
         """The mean cross-entropy of the hidden tokens, in nats."""
-        log_p = log_softmax(prediction, self.vocabulary)
-        hidden = x == self.vocabulary
-        nats = cross_entropy(log_p, as_tokens(x0))
+        hidden, nats = x == self.vocabulary, self.nats(x0, prediction)
         return jnp.sum(jnp.where(hidden, nats, 0.0)) / jnp.maximum(hidden.sum(), 1)
 
     def prior(self, key, shape, dtype=None):
         """All hidden."""
         return jnp.full(shape, self.vocabulary, jnp.int32)
-
-    def times(self, steps, shape):
-        """From 1 to 0, one token to a step unless there are fewer `steps`."""
-        return token_steps(steps, shape[0])
-
-    def training_time(self, u, shape):
-        """1/l, ..., 1, all alike."""
-        return whole_share(u, shape[0])

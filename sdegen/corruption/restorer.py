@@ -1,17 +1,23 @@
-"""The verbs of every corruption system: corrupt a batch, train a network, sample.
+"""Restorers: a network with the corruption that it undoes, as a model.
 
-Sample i of a call draws from fold_in(key, i), its step n from fold_in of that, as in
-`sdegen.sample`: the DDIM of both draws the same numbers.
+    sdegen.fit(Restorer(network, Mask(256)), data)
+    sdegen.sample(key, restorer, shape, grid=50)
+
+Sample i of a call draws from fold_in(key, i), its step n from fold_in of that, as for a
+denoiser: the DDIM of both draws the same numbers.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Num
 
+from ..models.model import AbstractModel
+from ..models.problem import AbstractProblem, Table
 from ..typing import (
     AxisName,
     PyTree,
@@ -25,12 +31,19 @@ from ..typing import (
 from .corruption import AbstractCorruption
 
 
-class Restorer(eqx.Module):
-    """A network `(t, x, cond) -> prediction` on batches, and the system it restores.
+class Restorer(AbstractModel):
+    """A network with the corruption system that it restores; `fit`, `sample` take it.
 
-    The network is any callable pytree; it gets its times as (batch,), in the system's
-    own clock. Its prediction has the shape of x; for tokens one axis more, the logits.
-    `fit` trains it with `loss=restoration_loss`.
+    `sample` runs the chain of the system, one network call per step. Its `grid` is a
+    number of steps (by default the system's own) or an array of falling times; `start`
+    holds states at the first time, for instance data to be restored.
+
+    **Arguments:**
+
+    - `network`: a callable pytree (t, x, cond) -> prediction on batches, with t of
+      shape (batch,) in the clock of the system. A prediction has the shape of x; for
+      tokens one axis more, the logits.
+    - `system`: the corruption.
     """
 
     network: Any
@@ -49,23 +62,120 @@ class Restorer(eqx.Module):
             )
         return out
 
+    def loss(self, key, x0, cond=None, *, axis_name=None):
+        """`restoration_loss`."""
+        return restoration_loss(self, key, x0, cond, axis_name=axis_name)
 
-class Chain(eqx.Module):
-    """Where a chain ended: `x`, (batch, ...), after `evaluations` network calls.
+    def problem(
+        self, shape, *, solver, grid, stochasticity, denoise, refinable, cond, start
+    ):
+        """The chain of the system; see `AbstractModel.problem`."""
+        if solver is not None or stochasticity is not None or denoise or refinable:
+            raise ValueError(
+                "solver, stochasticity, denoise and refinable are for equations, and a "
+                f"Restorer runs the chain of {type(self.system).__name__}. Leave them "
+                "out; the noise of the chain is set in the system."
+            )
+        if grid is None or isinstance(grid, int | np.integer):
+            times = self.system.times(grid, shape[1:])
+        else:
+            times = _falling(grid)
+        if start is None:
+            draw = lambda k: self.system.prior(k, shape[1:], times.dtype)  # noqa: E731
+            dtype = jax.eval_shape(draw, jax.random.key(0)).dtype
+        else:
+            dtype = start.dtype
+        return ChainProblem(self, times, jnp.zeros((), dtype), start is not None)
 
-    `times` and `trajectory`, (times, batch, ...), are the states along the way, from
-    the start to the end, or None.
-    """
 
-    x: Num[Array, "batch ..."]
-    evaluations: Int[Array, ""]
-    times: Float[Array, " times"] | None = None
-    trajectory: Num[Array, "times batch ..."] | None = None
+def _falling(grid):
+    try:
+        times = float_array(grid)
+    except (TypeError, ValueError):
+        times = jnp.zeros(())
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(
+            "the grid of a chain is a number of steps, or an array of at least two "
+            f"falling times, got {grid!r:.80}."
+        )
+    if not is_traced(times) and not bool((jnp.diff(times) < 0).all()):
+        raise ValueError("the grid of a chain, as an array, must hold times that fall.")
+    return times
+
+
+class ChainProblem(AbstractProblem):
+    """The steps of a chain, on a clock that counts them."""
+
+    restorer: Restorer
+    grid: Float[Array, " times"]
+    zero: Num[Array, ""]  # of the dtype of the state
+    given: bool = eqx.field(static=True)  # whether the start is
+    draws_start: ClassVar = True
 
     @property
-    def ok(self) -> Array:
-        """Whether all of x is finite."""
-        return jnp.isfinite(self.x).all()
+    def solver(self):
+        """Takes each step as the system says."""
+        return Iterate()
+
+    def table(self):
+        """The times, and as rows each time with the number of its step."""
+        number = jnp.arange(len(self.grid))
+        return Table(number.astype(self.grid.dtype), self.grid, (self.grid, number))
+
+    def start(self, table, key, shape):
+        """A draw of the prior, which a given start need not have."""
+        if self.given:
+            return jnp.zeros(shape, self.zero.dtype)
+        return self.restorer.system.prior(key, shape, self.grid.dtype)
+
+    def encode(self, table, x):
+        """The states as they are given."""
+        return x.astype(self.zero.dtype)
+
+    def equation(self, table, keys, cond, shape, refinable):
+        """The step from t to s of a batch, for `Iterate`."""
+
+        def step(clock, x, args):
+            (t, number), (s, _) = args.rows
+            prediction = self.restorer(t, x, cond)
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+            revert = jax.vmap(self.restorer.system.revert, (0, None, None, 0, 0))
+            return revert(own, s, t, x, prediction).astype(x.dtype)
+
+        return step, None
+
+    def times(self, clock):
+        """The times of points of the clock."""
+        return jnp.interp(clock, jnp.arange(len(self.grid)), self.grid)
+
+    def decode(self, t, y):
+        """The states."""
+        return y
+
+
+class Iterate(dfx.AbstractSolver):
+    """y1 = f(t0, y0): every step is the map itself."""
+
+    term_structure = dfx.ODETerm
+    interpolation_cls = dfx.LocalLinearInterpolation
+    calls = 1
+
+    def order(self, terms):
+        """None: it approximates no equation."""
+        return None
+
+    def init(self, terms, t0, t1, y0, args):
+        """No state."""
+        return None
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        """One step, as Diffrax asks for it."""
+        y1 = terms.vector_field(t0, y0, args)
+        return y1, None, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
+
+    def func(self, terms, t0, y0, args):
+        """The map."""
+        return terms.vector_field(t0, y0, args)
 
 
 def corrupt(
@@ -74,7 +184,17 @@ def corrupt(
     t: ScalarLike,
     x0: Num[Array, "batch ..."] | np.ndarray,
 ) -> Num[Array, "batch ..."]:
-    """A batch of data at time t; sample i draws from fold_in(key, i)."""
+    """Data at time t of a corruption.
+
+    **Arguments:**
+
+    - `key`: a random key; sample i draws from fold_in(key, i).
+    - `system`: the corruption.
+    - `t`: the time, one for all.
+    - `x0`: data, (batch, ...).
+
+    **Returns:** x_t, (batch, ...).
+    """
     return _corrupt(system, key, jnp.arange(len(x0)), float_array(t), jnp.asarray(x0))
 
 
@@ -99,7 +219,7 @@ def restoration_loss(
 
     For `Mask` it is the bound of its module in nats per token. Tokens come as whole
     numbers, also in floating point (the only kind that `fit` takes); float32 holds them
-    exactly up to 2^24. `axis_name` is as in `denoising_loss`.
+    exactly up to 2^24. The arguments are those of `denoising_loss`.
     """
     system, shape = restorer.system, x0.shape[1:]
     index, total = jnp.arange(len(x0)), len(x0)
@@ -114,68 +234,3 @@ def restoration_loss(
     t = jax.vmap(system.training_time, (0, None))(jnp.clip(u, tiny, 1 - tiny), shape)
     x = _corrupt(system, noise_key, index, t, x0)
     return jnp.mean(jax.vmap(system.error)(t, x0, x, restorer(t, x, cond)))
-
-
-def sample(
-    key: RandomKey,
-    restorer: Restorer,
-    shape: tuple[int, ...],
-    *,
-    steps: int | Float[Array | np.ndarray, " times"] | None = None,
-    cond: PyTree = None,
-    start: Num[Array, "batch ..."] | None = None,
-    trajectory: bool = False,
-) -> Chain:
-    """Draw `shape[0]` samples by the chain of the system, one network call per step.
-
-    **Arguments:** `shape`, (batch, ...), for tokens (batch, length); `steps`, a number
-    (default: the system's), or an array of falling times; `cond`, a pytree with leading
-    axis batch; `start`, states at the first time in place of the system's prior, for
-    instance data to be restored; `trajectory`, keep the states along the way.
-    """
-    shape = tuple(shape)
-    if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(
-            "sample needs a shape (batch, ...) with at least two axes, got "
-            f"{shape}. For tokens use (batch, length)."
-        )
-    if steps is None or isinstance(steps, int | np.integer):
-        times = restorer.system.times(steps, shape[1:])
-    else:
-        times = float_array(steps)
-        if times.ndim != 1 or len(times) < 2:
-            raise ValueError(
-                "steps is a number, or an array of at least two falling times, got an "
-                f"array of shape {times.shape}."
-            )
-        if not is_traced(times) and not bool((jnp.diff(times) < 0).all()):
-            raise ValueError("steps, as an array, must hold times that fall.")
-    if start is not None:
-        start = jnp.asarray(start)
-        if start.shape != shape:
-            raise ValueError(f"start must have the shape {shape}, got {start.shape}.")
-    return _sample(key, restorer, cond, start, times, shape, trajectory)
-
-
-@eqx.filter_jit
-def _sample(key, restorer, cond, start, times, shape, trajectory):
-    system = restorer.system
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shape[0]))
-    start_keys, step_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
-    if start is None:
-        draw = lambda k: system.prior(k, shape[1:], times.dtype)  # noqa: E731
-        start = jax.vmap(draw)(start_keys)
-
-    def step(x, row):
-        i, t, s = row
-        prediction = restorer(t, x, cond)
-        own = jax.vmap(jax.random.fold_in, (0, None))(step_keys, i)
-        revert = jax.vmap(system.revert, (0, None, None, 0, 0))
-        x = revert(own, s, t, x, prediction).astype(x.dtype)
-        return x, x if trajectory else None
-
-    steps = len(times) - 1
-    x, frames = jax.lax.scan(step, start, (jnp.arange(steps), times[:-1], times[1:]))
-    if trajectory:
-        frames = jnp.concatenate([start[None], frames])
-    return Chain(x, jnp.array(steps), times if trajectory else None, frames)

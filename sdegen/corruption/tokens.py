@@ -1,7 +1,7 @@
 """What systems of tokens share: counts, places and moves.
 
 A move puts the token v at the place i. If a step back changes one place, only the
-conditionals of the single places given x_t matter, not their joint law:
+conditionals of the single places given x_t matter, not their joint distribution:
 
     P(i, v) = w(i, v) / sum of w,    w(i, v) = p(x0_i = v | x_t) [i, v allowed]     (1)
 
@@ -10,12 +10,57 @@ Several moves at once take places without replacement, and tokens as if independ
 faster, and exact only if they are.
 """
 
+import abc
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from ..typing import RandomKey, Scalar
-from .corruption import equal_steps
+from .corruption import AbstractCorruption, equal_steps
+
+
+class AbstractTokens(AbstractCorruption):
+    """Corruption of t l of the l tokens 0 .. vocabulary - 1 of one sequence.
+
+    A prediction is one row of logits per place. Training times are 1/l, ..., 1, each as
+    often; a chain changes one token in a step unless it has fewer steps.
+    """
+
+    vocabulary: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def allowed(self, x: Int[Array, " length"]) -> Bool[Array, "length #vocabulary"]:
+        """Which tokens a move may put at which places."""
+
+    def moves(
+        self, x: Int[Array, " length"], logits: Float[Array, "length vocabulary"]
+    ) -> Float[Array, "length vocabulary"]:
+        """log w of (1)."""
+        return jnp.where(
+            self.allowed(x), log_softmax(logits, self.vocabulary), -jnp.inf
+        )
+
+    def nats(
+        self, x0: Num[Array, " length"], logits: Float[Array, "length vocabulary"]
+    ) -> Float[Array, " length"]:
+        """The cross-entropy of every token of x0."""
+        log_p = log_softmax(logits, self.vocabulary)
+        return -jnp.take_along_axis(log_p, as_tokens(x0)[:, None], axis=-1)[:, 0]
+
+    def times(self, steps, shape):
+        """From 1 to 0 in equal steps, by default one token to a step."""
+        if steps is not None and steps > shape[0]:
+            raise ValueError(
+                f"a chain over {shape[0]} tokens has at most {shape[0]} steps, got "
+                f"{steps}."
+            )
+        return equal_steps(steps, shape[0])
+
+    def training_time(self, u, shape):
+        """1/l, 2/l, ..., 1, each for its share of u."""
+        return jnp.ceil(u * shape[0]) / shape[0]
 
 
 def as_tokens(x: Num[Array, "..."]) -> Int[Array, "..."]:
@@ -28,24 +73,10 @@ def count(t: Scalar, length: int) -> Int[Array, ""]:
     return jnp.round(t * length).astype(jnp.int32)
 
 
-def whole_share(u: Scalar, length: int) -> Scalar:
-    """1/l, 2/l, ..., 1, each for its share of u."""
-    return jnp.ceil(u * length) / length
-
-
-def token_steps(steps: int | None, length: int) -> Float[Array, " times"]:
-    """One token to a step, or fewer steps with several."""
-    if steps is not None and steps > length:
-        raise ValueError(
-            f"a chain over {length} tokens has at most {length} steps, got {steps}."
-        )
-    return equal_steps(steps, length)
-
-
 def places(
     key: RandomKey, number: Int[Array, ""], length: int
 ) -> Bool[Array, " length"]:
-    """`number` of `length` places, every subset alike."""
+    """`number` of `length` places, every subset with the same probability."""
     return rank(jax.random.uniform(key, (length,))) < number
 
 
@@ -67,20 +98,15 @@ def log_softmax(logits: Float[Array, "length vocabulary"], vocabulary: int) -> A
     return jax.nn.log_softmax(logits)
 
 
-def cross_entropy(log_p: Float[Array, "length vocabulary"], x0: Array) -> Array:
-    """-log p of every token of x0, in nats, (length,)."""
-    return -jnp.take_along_axis(log_p, x0[:, None], axis=-1)[:, 0]
-
-
 def move(
     key: RandomKey,
     number: Int[Array, ""],
     x: Int[Array, " length"],
     log_w: Float[Array, "length vocabulary"],
 ) -> Int[Array, " length"]:
-    """x after `number` moves at different places; for one, the law (1).
+    """x after `number` moves at different places; one move is drawn from (1).
 
-    Places by Gumbel's trick with their total weight, then a token for each.
+    Places are drawn by Gumbel's trick with their total weight, then a token for each.
     """
     where_key, what_key = jax.random.split(key)
     weight = jax.nn.logsumexp(log_w, axis=-1)
