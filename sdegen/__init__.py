@@ -88,9 +88,9 @@ from .processes.noise import AbstractNoise as AbstractNoise
 from .processes.noise import Box as Box
 from .processes.noise import Empirical as Empirical
 from .processes.noise import Gaussian as Gaussian
+from .processes.noise import Radial as Radial
 from .processes.noise import StudentT as StudentT
 from .processes.path import AbstractPath as AbstractPath
-from .processes.radial_noise import Radial as Radial
 from .processes.reverse import ProbabilityFlow as ProbabilityFlow
 from .processes.reverse import ReverseSDE as ReverseSDE
 from .processes.reverse import probability_flow as probability_flow

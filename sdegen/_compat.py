@@ -123,7 +123,7 @@ _FILES = {
     "losses": "loss:denoising vdm:variational",
     "losses.coupling": "sinkhorn",
     "models": "augmented bridge denoiser generator velocity",
-    "processes": "base:noise basis block:momentum brownian path radial:radial_noise "
+    "processes": "base:noise basis block:momentum brownian path radial:noise "
     "sde track:interpolant",
     "runs": "checkpoint pictures:plots record:recorder report speed:throughput writers",
     "sampling": "generate:drive transition:ancestral",

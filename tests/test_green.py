@@ -12,10 +12,10 @@ from atoms import SHARES, Atoms, bar, basins
 from jax.scipy.special import betainc, gammainc
 
 import sdegen
-from sdegen.processes.radial_noise import exponential_profile, tanh_profile
+from sdegen.processes.noise import tanh_profile
 
 KEY = jax.random.key(0)
-LAWS = {"tanh": tanh_profile, "exponential": exponential_profile}
+LAWS = {"tanh": tanh_profile, "exponential": lambda r: -jnp.expm1(-r)}
 
 
 def kernel(noise, d):

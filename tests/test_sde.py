@@ -17,7 +17,7 @@ from oracle import PROCESSES, process
 from scipy import stats
 
 import sdegen
-from sdegen.processes.dense_table import evaluate
+from sdegen.processes.linear_sde import evaluate
 from sdegen.typing import Scalar, number
 
 BETA_MIN, BETA_MAX = 0.1, 20.0

@@ -1,12 +1,12 @@
 """Random changes of training images: pure functions `(key, x) -> x` of one image.
 
-x is (h, w, c), uint8 or floating; shape and dtype are kept. A training step applies one
-to a batch as `jax.vmap(augment)(keys, x)`, with a key for each row. The functions
-compare equal when their numbers do, so making one anew never compiles anew.
+x is (h, w, c), uint8 or floating; shape and dtype are kept. Apply one to a batch by
+`jax.vmap(augment)(keys, x)`. Functions made with equal arguments are equal, so making
+one again does not compile again.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -14,18 +14,27 @@ import jax.numpy as jnp
 
 from ..typing import RandomKey
 
+Augment: TypeAlias = Callable[[RandomKey, Any], Any]
+
 
 def flip(key: RandomKey, x: Any) -> jax.Array:
-    """The image, or with probability one half its mirror image (left and right)."""
+    """The image, or with probability one half its mirror image (left and right).
+
+    **Arguments:**
+    - `key`: the random key.
+    - `x`: the image, (h, w, c).
+    """
     x = _image(x)
     return jnp.where(jax.random.bernoulli(key), x[:, ::-1], x)
 
 
-def shift(pixels: int, padding: str = "reflect") -> Callable[[RandomKey, Any], Any]:
-    """Moves an image by -pixels to pixels along each side, uniformly.
+def shift(pixels: int, padding: str = "reflect") -> Augment:
+    """An augmentation that moves an image uniformly along both sides.
 
-    `padding` is what comes in at the border: "reflect", the image mirrored about its
-    outermost pixels, or "zero" (black for uint8, grey for images in [-1, 1]).
+    **Arguments:**
+    - `pixels`: the largest move, in either direction.
+    - `padding`: what enters at the border, "reflect" (the default), the image mirrored
+      about its outermost pixels, or "zero" (black for uint8, grey for [-1, 1]).
     """
     if pixels < 0 or padding not in ("reflect", "zero"):
         raise ValueError(
@@ -35,10 +44,8 @@ def shift(pixels: int, padding: str = "reflect") -> Callable[[RandomKey, Any], A
     return eqx.Partial(_shift, pixels, padding)
 
 
-def compose(
-    *augments: Callable[[RandomKey, Any], Any],
-) -> Callable[[RandomKey, Any], Any]:
-    """One augmentation after the other, each with a key of its own."""
+def compose(*augments: Augment) -> Augment:
+    """The `augments` one after the other, each with a key of its own."""
     return eqx.Partial(_compose, augments)
 
 

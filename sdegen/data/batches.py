@@ -14,10 +14,18 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 def batch_indices(
     seed: int, step: int, count: int, *, n: int, batch_size: int
 ) -> Int[np.ndarray, "count batch"]:
-    """The rows of the data for `count` steps from `step` on, by epochs in random order.
+    """The rows of the data for some steps, by epochs in random order.
 
-    Batches run on across the end of an epoch, so every row is seen equally often and
+    Batches continue across the end of an epoch, so every row is used equally often and
     `batch_size` may exceed `n`.
+
+    **Arguments:**
+    - `seed`: of the order.
+    - `step`, `count`: the first step and the number of steps.
+    - `n`: rows of the data.
+    - `batch_size`: rows of a batch.
+
+    **Returns:** the numbers of the rows, (count, batch_size).
     """
     start = step * batch_size
     flat = np.arange(start, start + count * batch_size)

@@ -26,7 +26,7 @@ class Files(AbstractStream):
       `array_records(...)`, `tfds.data_source(...)` or a list.
     - `decode`: from an item of the source to `x` or `(x, cond)`, default the identity.
       Samples of one batch must have one shape.
-    - `threads`: reading and decoding at the same time, default 16; 0 for data in memory.
+    - `threads`: that read and decode at the same time, default 16; 0 for memory.
     - `workers`: processes, for a `decode` that holds the interpreter's lock, default 0.
       The start of the program must then be under `if __name__ == "__main__":`.
 

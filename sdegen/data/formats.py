@@ -1,7 +1,6 @@
 """File formats of the classic image sets: idx, npz, CIFAR's pickled batches.
 
-Each reader checks what it reads; a file that is damaged, or is something else, is
-answered with a ValueError that says what was expected and what to do.
+Readers raise a ValueError for a file that is damaged or of another kind.
 """
 
 import gzip
@@ -21,7 +20,7 @@ CIFAR_BATCHES = {"train": _TRAIN, "test": ("test_batch",)}
 
 
 def damaged(path: Path | str, expected: str, error: object) -> ValueError:
-    """The sentence about a file that cannot be read."""
+    """The error about a file that cannot be read."""
     why = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else error
     return ValueError(
         f"{path} cannot be read as {expected} ({why}): it is truncated, damaged or "
@@ -85,7 +84,7 @@ def read_cifar_folder(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def read_cifar_archive(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The same from `cifar-10-python.tar.gz`, of which nothing is unpacked on disk."""
+    """The same from `cifar-10-python.tar.gz`; nothing is unpacked to disk."""
     found = {}
     try:
         with tarfile.open(path, "r|gz") as archive:
@@ -142,10 +141,7 @@ _CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _CIFARUnpickler(pickle.Unpickler):
-    """Reads bytes arrays, lists, strings and numbers.
-
-    A pickle is a program: an ordinary unpickler runs whatever function it names.
-    """
+    """Reads arrays of bytes, lists, strings and numbers, and runs no other function."""
 
     def find_class(self, module, name):
         try:

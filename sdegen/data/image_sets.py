@@ -1,7 +1,13 @@
-"""Classic image sets from the disk: MNIST, Fashion-MNIST, CIFAR-10.
+"""Classic image sets from the disk: MNIST, Fashion-MNIST, CIFAR-10; no downloads.
 
-They are looked for in a folder that holds one sub-folder per set: the argument
-`directory`, else the environment variable SDEGEN_DATA. Nothing is downloaded.
+**Arguments** of each:
+- `split`: "train" (the default) or "test".
+- `directory`: the folder with one sub-folder per set, default $SDEGEN_DATA.
+
+**Returns:** images (n, h, w, c), uint8, and labels (n,), int32.
+
+**Raises:** `FileNotFoundError` if the files are missing, `ValueError` if they are
+damaged.
 """
 
 import os
@@ -26,11 +32,8 @@ def mnist(
     """Handwritten digits 0 to 9: 60,000 (train) or 10,000 (test) images (28, 28, 1).
 
     0 is the background, 255 is ink. In `mnist/` (or torchvision's `MNIST/raw/`): the
-    idx files, as they are or with `.gz`, or `mnist.npz` with `x_train`, `y_train`,
-    `x_test`, `y_test`. LeCun, Cortes and Burges 1998.
-
-    **Raises:** `FileNotFoundError` if they are not there, `ValueError` if they are
-    damaged.
+    idx files, plain or with `.gz`, or `mnist.npz` with `x_train`, `y_train`, `x_test`,
+    `y_test`. Arguments as above. LeCun, Cortes and Burges 1998.
     """
     return _ink("mnist", ("mnist", "MNIST/raw"), split, directory)
 
@@ -38,11 +41,11 @@ def mnist(
 def fashion_mnist(
     split: str = "train", directory: str | Path | None = None
 ) -> tuple[Images, Labels]:
-    """Garments of ten kinds, in the sizes and the formats of `mnist`.
+    """Ten classes of clothes, in the sizes and the formats of `mnist`.
 
-    In `fashion-mnist/` (or `FashionMNIST/raw/`), or as `fashion-mnist.npz` there.
-    0 T-shirt, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker,
-    8 bag, 9 ankle boot. Xiao, Rasul and Vollgraf 2017.
+    In `fashion-mnist/` (or `FashionMNIST/raw/`), or as `fashion-mnist.npz` there. 0
+    T-shirt, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8
+    bag, 9 ankle boot. Arguments as above. Xiao, Rasul and Vollgraf 2017.
     """
     folders = ("fashion-mnist", "FashionMNIST/raw")
     return _ink("fashion-mnist", folders, split, directory)
@@ -54,16 +57,16 @@ def cifar10(
     *,
     cache: str | Path | None = None,
 ) -> tuple[Images, Labels]:
-    """Photographs of ten kinds: 50,000 (train) or 10,000 (test) images (32, 32, 3).
+    """Photographs of ten classes: 50,000 (train) or 10,000 (test) images (32, 32, 3).
 
     In `cifar10/`, or in the folder itself: `cifar-10-batches-py/`,
     `cifar-10-python.tar.gz`, or `cifar10.npz` with `x_train`, `y_train`, `x_test`,
     `y_test`. 0 airplane, 1 automobile, 2 bird, 3 cat, 4 deer, 5 dog, 6 frog, 7 horse,
     8 ship, 9 truck. Krizhevsky 2009.
 
-    `cache` is a folder for an uncompressed copy, for files that are slow to
-    decompress: the first call writes it (184 MB for both splits), later ones read it.
-    Without it nothing is written anywhere.
+    **Arguments:** as above, and
+    - `cache`: a folder for an uncompressed copy (184 MB for both splits), which the
+      first call writes and later ones read; default none.
     """
 
     def layouts(folder: Path) -> Iterator[Found]:
@@ -123,8 +126,8 @@ def _find(name, folders, files, layouts, split, directory) -> Found:
             "Nothing is downloaded."
         )
     root = Path(given).expanduser()
-    # The folder of the set itself will do, if its name says which set it is: the
-    # files of MNIST and Fashion-MNIST have the same names.
+    # Accept the folder of the set itself if it has the name of the set: the files of
+    # MNIST and Fashion-MNIST have the same names.
     own = [root] if root.name == folders[0] else []
     places = [*own, *(root / folder for folder in folders)]
     for place in places:

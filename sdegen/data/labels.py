@@ -1,4 +1,4 @@
-"""Labels as networks take them."""
+"""Labels as condition vectors."""
 
 import numpy as np
 from jaxtyping import Float32
@@ -7,10 +7,14 @@ from jaxtyping import Float32
 def one_hot(
     labels: int | np.integer | np.ndarray, classes: int
 ) -> Float32[np.ndarray, "*shape classes"]:
-    """1 at the label and 0 elsewhere, on the host; (...,) becomes (..., classes).
+    """1 at the label and 0 elsewhere, as a NumPy array (*shape, classes).
 
-    Raises a ValueError for a label outside 0 to classes - 1 (`jax.nn.one_hot` gives
-    zeros there).
+    **Arguments:**
+    - `labels`: whole numbers, of any shape.
+    - `classes`: the number of classes.
+
+    **Raises:** `ValueError` for a label that is not 0 to classes - 1 (where
+    `jax.nn.one_hot` gives zeros).
     """
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu" or classes < 1:

@@ -1,4 +1,6 @@
-"""Laws whose density, score and denoiser are known exactly: Gaussian mixtures."""
+"""Gaussian mixtures, whose density and denoiser are known exactly."""
+
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -9,14 +11,17 @@ from ..models.denoiser import PosteriorMean
 from ..processes.path import AbstractPath
 from ..typing import RandomKey, Scalar, ScalarLike, float_array
 
+Point: TypeAlias = Float[Array, " d"]
+
 
 class Mixture(eqx.Module):
     """A mixture of isotropic Gaussians in d dimensions, exact under every path.
 
     Under x_t = alpha x0 + sigma z component k is N(alpha mu_k, alpha^2 s_k^2 +
-    sigma^2). Methods take one sample x of shape (d,) and a scalar t.
+    sigma^2). Methods take a path, a scalar t and one sample x of shape (d,).
 
-    **Arguments:** `weights` (k,), `means` (k, d), `stds` (k,).
+    **Arguments:**
+    - `weights`, `means`, `stds`: of the components, (k,), (k, d) and (k,).
     """
 
     weights: Float[Array, " k"] = eqx.field(converter=float_array)
@@ -41,15 +46,11 @@ class Mixture(eqx.Module):
         )
         return log_joint, alpha, variance
 
-    def log_prob(
-        self, path: AbstractPath, t: ScalarLike, x: Float[Array, " d"]
-    ) -> Scalar:
+    def log_prob(self, path: AbstractPath, t: ScalarLike, x: Point) -> Scalar:
         """log p_t(x), in nats."""
         return jax.nn.logsumexp(self._responsibilities(path, t, x)[0])
 
-    def denoise(
-        self, path: AbstractPath, t: ScalarLike, x: Float[Array, " d"]
-    ) -> Float[Array, " d"]:
+    def denoise(self, path: AbstractPath, t: ScalarLike, x: Point) -> Point:
         """E[x0 given x_t = x]."""
         log_joint, alpha, variance = self._responsibilities(path, t, x)
         # Component k has the posterior mean (alpha s_k^2 x + sigma^2 mu_k) / variance.
@@ -74,9 +75,10 @@ class _Exact(eqx.Module):
 
 
 def ring(modes: int = 8, radius: float = 2.0, std: float = 0.1) -> Mixture:
-    """`modes` Gaussians on a circle, with weights that rise from 1 to 2 around it.
+    """Gaussians on a circle, with weights that rise from 1 to 2 around it.
 
-    The weights are unequal on purpose: equal ones hide errors that a symmetry cancels.
+    Equal weights would hide errors that a symmetry cancels. `std` is the standard
+    deviation of each Gaussian.
     """
     angle = 2 * jnp.pi * jnp.arange(modes) / modes
     weights = 1 + jnp.arange(modes) / max(modes - 1, 1)

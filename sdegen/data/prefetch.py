@@ -7,18 +7,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 _PATIENCE = 10.0
-"""Seconds that `close` waits for a read that is under way."""
+"""Seconds that `close` waits for a read in progress."""
 
 
 def prefetch(
     iterator: Iterator[Any], put: Callable[[Any], Any], depth: int = 2
 ) -> "Prefetch":
-    """`put(batch)` of every batch, up to `depth` of them ahead of their use.
+    """`put(batch)` of every batch, made ahead of use by a background thread.
 
-    A background thread reads `iterator` and calls `put` (for instance
-    `jax.device_put`), from now on. An exception of either is raised where its batch
-    would have come. The thread ends with the iterator, with `close()`, at the end of
-    a `with` block, or when the result is dropped; it then closes the iterator too.
+    The thread starts at once. It ends with the iterator, with `close()`, at the end of
+    a `with` block, or when the result is dropped, and closes the iterator. An exception
+    in it is raised in the place of its batch.
+
+    **Arguments:**
+    - `iterator`: the batches.
+    - `put`: applied to each, for instance `jax.device_put`.
+    - `depth`: the most batches ahead of their use, default 2.
     """
     if depth < 1:
         raise ValueError(f"prefetch needs depth >= 1, got {depth}.")
@@ -26,14 +30,13 @@ def prefetch(
 
 
 class Prefetch(Iterator[Any]):
-    """An iterator over what a background thread has put; made by `prefetch`."""
+    """The iterator that `prefetch` returns."""
 
     def __init__(self, iterator: Iterator[Any], put: Callable, depth: int):
         self._ready: queue.SimpleQueue = queue.SimpleQueue()
         self._room = threading.Semaphore(depth)
         stop = threading.Event()
-        # The thread knows the queue and not this object, so that dropping the object
-        # ends the thread.
+        # The thread does not refer to this object, so dropping the object ends it.
         thread = threading.Thread(
             target=_work,
             args=(iter(iterator), put, self._ready, self._room, stop),
@@ -54,10 +57,7 @@ class Prefetch(Iterator[Any]):
         return item
 
     def close(self) -> None:
-        """End the thread and drop what it has put; a second call does nothing.
-
-        Waits for the read that is under way, at most ten seconds.
-        """
+        """End the thread; waits at most ten seconds for a read in progress."""
         self._end()
 
     def __enter__(self) -> "Prefetch":

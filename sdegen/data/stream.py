@@ -1,9 +1,8 @@
 """Batches of data that are not held on the device, as a function of (seed, step).
 
-Nothing is remembered between batches, so a run that stops goes on exactly where it was,
-from the number of its step, on any number of processes. The order is shuffled first and
-divided among the processes after: the concatenation of what they read is the same
-global batch, however many they are.
+There is no other state, so a run continues exactly from the number of its step, on any
+number of processes. The order is shuffled first and then divided among the processes:
+together they read the same global batch for any number of processes.
 """
 
 import abc
@@ -22,10 +21,7 @@ Batch: TypeAlias = tuple[Shaped[np.ndarray, "rows ..."], Any]
 
 
 class AbstractStream(abc.ABC):
-    """Samples on the host, in an order for every seed.
-
-    `__len__` is the number of samples in an epoch; `shape` is that of one sample.
-    """
+    """Samples on the host, in an order for every seed; `len` is that of an epoch."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -39,12 +35,18 @@ class AbstractStream(abc.ABC):
     def batches(
         self, seed: int, start: int, *, batch_size: int, rows: slice
     ) -> Iterator[Batch]:
-        """(x, cond) for step = start, start + 1, ... without end.
+        """The batches of the steps start, start + 1, ... without end.
 
-        x, (rows, ...), uint8 or floating, is the part `rows` of the global batch of
-        `batch_size` samples of that step; cond is a pytree with the same leading axis,
-        or None. Epochs run on across batches; each holds every sample once, in an
-        order of its own.
+        Epochs continue across batches; each holds every sample once, in its own order.
+
+        **Arguments:**
+        - `seed`: of the order.
+        - `start`: the first step.
+        - `batch_size`: samples of the global batch of a step.
+        - `rows`: the part of the global batch that is wanted.
+
+        **Returns:** pairs (x, cond): x, (rows, ...), uint8 or floating; cond, a pytree
+        with the same leading axis, or None.
         """
 
 
@@ -52,11 +54,11 @@ class AbstractStream(abc.ABC):
 class Arrays(AbstractStream):
     """NumPy arrays on the host, which may be memory-mapped (`np.load(mmap_mode="r")`).
 
-    The order is that of `batch_indices`: the order in which `fit` sees an array that is
-    held on the device.
+    The order is that of `batch_indices`, as for arrays that `fit` holds on the device.
 
-    **Arguments:** `x`, (n, ...), uint8 or floating; `cond`, a pytree of arrays with
-    leading axis n, or None.
+    **Arguments:**
+    - `x`: the data, (n, ...), uint8 or floating.
+    - `cond`: a pytree of arrays with leading axis n, default None.
     """
 
     x: Any
@@ -100,7 +102,7 @@ class Arrays(AbstractStream):
 
 
 def row_numbers(start, batch_size, rows) -> Int[np.ndarray, " rows"]:
-    """The numbers of the rows of the global batch that are asked for."""
+    """The numbers of the wanted rows of the global batch."""
     chosen = np.arange(max(batch_size, 0))[rows]
     if start < 0 or not len(chosen):
         raise ValueError(
@@ -115,5 +117,5 @@ def _host(leaf):
 
 
 def is_data(dtype) -> bool:
-    """Whether training takes numbers of this kind: bytes or floating point."""
+    """Whether training takes numbers of this dtype: bytes or floating point."""
     return dtype == np.uint8 or jax.numpy.issubdtype(dtype, jax.numpy.floating)

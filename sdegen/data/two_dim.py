@@ -1,10 +1,10 @@
-"""The laws of the plane on which couplings are compared, as public code draws them.
+"""Distributions of the plane on which couplings are compared, as public code has them.
 
-Each is a map from uniform numbers to a point, so a set of points is drawn at random, or
-`stratified`: from one shifted lattice of uniform numbers (Roberts 2018, "The
-unreasonable effectiveness of quasirandom sequences"), which fills the law evenly. Two
-random sets are apart by their counts, and where modes are far apart that is all that W2
-sees: between 2,048 and 2,048 points of eight Gaussians .53, stratified .16.
+Each maps uniform numbers to a point. Points are drawn at random, or `stratified`: from
+one shifted lattice of uniform numbers (Roberts 2018, "The unreasonable effectiveness of
+quasirandom sequences"), which fills the distribution evenly. Where modes are far apart
+W2 between random sets measures the counts in the modes: 0.53 between 2,048 and 2,048
+points of eight Gaussians, 0.16 if stratified.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,12 @@ from ..typing import RandomKey
 
 
 class Planar(eqx.Module):
-    """A law of the plane: `point` maps `size` uniform numbers to a point."""
+    """A distribution of the plane.
+
+    **Arguments:**
+    - `point`: from uniform numbers, (size,), to a point, (2,).
+    - `size`: how many uniform numbers a point takes.
+    """
 
     point: Callable = eqx.field(static=True)
     size: int = eqx.field(static=True)
@@ -28,7 +33,7 @@ class Planar(eqx.Module):
     def sample(
         self, key: RandomKey, n: int, stratified: bool = False
     ) -> Float[Array, "n 2"]:
-        """`n` points, independent or stratified (then in an order of no meaning)."""
+        """`n` points, independent (the default) or stratified, in no useful order."""
         if not stratified:
             u = jax.random.uniform(key, (n, self.size))
         else:
@@ -52,10 +57,10 @@ def gaussian() -> Planar:
 
 
 def eight_gaussians(radius: float = 5.0, std: float = 0.1**0.25) -> Planar:
-    """Eight Gaussians of equal weight on a circle.
+    """Eight Gaussians of equal weight on a circle, of standard deviation `std`.
 
-    Tong et al. 2024 write a variance of .1; their code gives sqrt(.1) to a sampler that
-    takes a covariance, and so do all results that were made with it: std = .1^(1/4).
+    Tong et al. 2024 write a variance of 0.1; their code, and so all results made with
+    it, gives sqrt(0.1) to a sampler that takes a covariance: std = 0.1^(1/4).
     """
 
     def point(u):
@@ -67,12 +72,11 @@ def eight_gaussians(radius: float = 5.0, std: float = 0.1**0.25) -> Planar:
 
 
 def moons(noise: float = 0.2, scale: float = 3.0, shift: float = -1.0) -> Planar:
-    """Two half circles, scaled by 3 and shifted by -1, thickened along the diagonal.
+    """Two half circles times `scale` plus `shift`, thickened along the diagonal.
 
-    The code that results on "moons" are made with (torchdyn's generator, called by
-    torchcfm) adds one uniform number in [0, noise] to both coordinates, where
-    scikit-learn adds normal noise to each. It lays the angles on a grid; here they are
-    drawn, so that a set of points is a sample.
+    Published results on "moons" use torchdyn's generator (called by torchcfm), which
+    adds one uniform number in [0, `noise`] to both coordinates; scikit-learn adds
+    normal noise to each. It puts the angles on a grid; here they are drawn.
     """
 
     def point(u):
@@ -85,9 +89,9 @@ def moons(noise: float = 0.2, scale: float = 3.0, shift: float = -1.0) -> Planar
 
 
 def s_curve(noise: float = 0.1) -> Planar:
-    """The first and the last coordinate of scikit-learn's S curve, with normal noise.
+    """Two coordinates of scikit-learn's S curve, with normal noise of this deviation.
 
-    As it is; some public code scales it to a standard deviation of 7.
+    Some public code scales it to a standard deviation of 7.
     """
 
     def point(u):

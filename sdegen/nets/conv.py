@@ -1,10 +1,9 @@
 """Convolution whose gradients keep the layout that every backend runs fast.
 
 XLA's CPU backend brings a convolution into its fast layout only at the top level of a
-program. Inside a loop, where a scan of training steps or a differentiated sampler
-lives, the gradients of an ordinary convolution fall back to code that was measured 50
-to 100 times slower. Here both transposes are written as convolutions that are in that
-layout already:
+program. Inside a loop (a scan of training steps, a differentiated sampler) the
+gradients of an ordinary convolution were measured to be 50 to 100 times slower. Here
+both transposes are convolutions in the fast layout:
 
     y = x * w,    dx = dy * flip(w)^T,    dw = x^T * dy^T
 

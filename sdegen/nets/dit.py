@@ -51,13 +51,10 @@ def patches(x: Float[Array, "batch h w c"], p: int) -> Float[Array, "batch n fea
     return x.reshape(b, (h // p) * (w // p), p * p * c)
 
 
-def image(
-    h: Float[Array, "batch n features"], rows: int, columns: int, p: int
-) -> Float[Array, "batch h w c"]:
+def image(h: Array, rows: int, columns: int, p: int) -> Float[Array, "batch h w c"]:
     """The inverse of `patches`."""
-    b = h.shape[0]
-    h = h.reshape(b, rows, columns, p, p, -1).swapaxes(2, 3)
-    return h.reshape(b, rows * p, columns * p, -1)
+    h = h.reshape(len(h), rows, columns, p, p, -1).swapaxes(2, 3)
+    return h.reshape(len(h), rows * p, columns * p, -1)
 
 
 class DiTBlock(nnx.Module):

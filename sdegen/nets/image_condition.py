@@ -29,14 +29,11 @@ class ImageConditioned(eqx.Module):
         *,
         key: DropoutKey | None = None,
     ) -> Float[Array, "batch ... c"]:
-        """The prediction for x, given the image.
+        """The prediction for x; other arguments as in `AbstractNetwork.__call__`.
 
         **Arguments:**
-        - `t`, `x`, `key`: as in `AbstractNetwork.__call__`.
         - `cond`: a dictionary with "image", (batch, h, w, k), and, where the network
           takes a condition vector, "vector".
-
-        **Raises:** `ValueError` for any other condition.
         """
         image = cond.get("image") if isinstance(cond, dict) else None
         if image is None or not set(cond) <= {"image", "vector"}:

@@ -1,7 +1,7 @@
-"""What the image networks share: resampling, dropout, attention, rematerialisation.
+"""What the networks share: resampling, dropout, attention, rematerialisation.
 
-Halving and doubling the resolution are means over 2 x 2 pixels and repeats, or the
-filter f = [1, 3, 3, 1] / 8 each way (StyleGAN2's, Karras et al. 2020, as in NCSN++):
+The resolution is halved by means over 2 x 2 pixels and doubled by repeats, or both by
+the filter f = [1, 3, 3, 1] / 8 (StyleGAN2's, Karras et al. 2020, as in NCSN++):
 
     down:  y_i = sum_k f_k x_{2i + k - 1},   k = 0 .. 3                             (1)
     up:    y_{2i} = (3 x_i + x_{i-1}) / 4,   y_{2i+1} = (3 x_i + x_{i+1}) / 4       (2)
@@ -9,12 +9,16 @@ filter f = [1, 3, 3, 1] / 8 each way (StyleGAN2's, Karras et al. 2020, as in NCS
 with zeros beyond the border.
 """
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from ..typing import DropoutKey
+
+Image: TypeAlias = Float[Array, "batch _h _w c"]
 
 
 def check_sides(network, shape: tuple[int, ...], halvings: int) -> None:
@@ -27,12 +31,10 @@ def check_sides(network, shape: tuple[int, ...], halvings: int) -> None:
         )
 
 
-def down(
-    x: Float[Array, "batch h w c"], fir: bool = False, *, padded: bool = False
-) -> Float[Array, "batch _h _w c"]:
+def down(x: Image, fir: bool = False, *, padded: bool = False) -> Image:
     """Half the resolution: means over 2 x 2 pixels, or (1) if `fir`.
 
-    With `padded`, x has the one pixel beyond each border that the filter looks at.
+    With `padded`, x includes the one pixel beyond each border that the filter needs.
     """
     if not fir:
         b, h, w, c = x.shape
@@ -45,9 +47,7 @@ def down(
     return x
 
 
-def up(
-    x: Float[Array, "batch h w c"], fir: bool = False
-) -> Float[Array, "batch _h _w c"]:
+def up(x: Image, fir: bool = False) -> Image:
     """Twice the resolution: every pixel four times, or (2) if `fir`."""
     for axis in (1, 2):
         if fir:
@@ -64,22 +64,15 @@ def _pad(x, axis):
     return jnp.pad(x, [(int(a == axis),) * 2 for a in range(x.ndim)])
 
 
-def resample(x: Float[Array, "batch h w c"], mode: str, fir: bool = False) -> Array:
+def resample(x: Image, mode: str, fir: bool = False) -> Image:
     """x at half ("down"), twice ("up") or the same ("keep") resolution."""
-    return {
-        "keep": lambda x: x,
-        "down": lambda x: down(x, fir),
-        "up": lambda x: up(x, fir),
-    }[mode](x)
+    return x if mode == "keep" else {"down": down, "up": up}[mode](x, fir)
 
 
-def dropout(
-    x: Float[Array, "..."], rate: float, key: DropoutKey | None
-) -> Float[Array, "..."]:
-    """x with a share `rate` of its numbers set to zero and the others raised to match.
+def dropout(x: Array, rate: float, key: DropoutKey | None) -> Array:
+    """x with a share `rate` of its numbers set to zero and the others scaled up.
 
-    Without a key, x: evaluation. Sample i of a batch loses the same numbers whatever
-    the size of the batch.
+    Without a key, x. The draw of sample i does not depend on the size of the batch.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"dropout must be at least 0 and less than 1, got {rate}.")
@@ -107,10 +100,8 @@ def call(block, *arguments, remat: bool):
     return jax.checkpoint(lambda block, *a: block(*a))(block, *arguments)
 
 
-def attend(
-    qkv: Float[Array, "batch length 3 heads d"],
-) -> Float[Array, "batch length features"]:
-    """softmax(q k / sqrt(d)) v for every head, the softmax in float32."""
+def attend(qkv: Float[Array, "batch length 3 heads d"]) -> Array:
+    """softmax(q k / sqrt(d)) v for every head, (batch, length, heads * d)."""
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     out = jax.nn.dot_product_attention(q, k, v)
     return out.reshape(*out.shape[:2], -1)

@@ -1,4 +1,4 @@
-"""Layers that keep the magnitude of what passes through them, for EDM2.
+"""Layers that preserve the magnitude of their inputs, for EDM2.
 
 Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models".
 Magnitude is the root mean square. Independent inputs of magnitude 1 give outputs of
@@ -13,8 +13,8 @@ magnitude 1 (numbers of the equations in the paper):
     sqrt(2) cos(w t + p)                                   Fourier, eq. 75        (5)
 
 In the paper v is also set to its normalised value before every step ("forced", eq. 66),
-so that its length, which (1) takes no notice of, does not grow and slow the learning
-down. Networks here are pure: apply `normalise_weights` after each update.
+so that its length, on which (1) does not depend, does not grow and slow the training.
+Networks here are pure: apply `normalise_weights` after each update.
 """
 
 import math
@@ -50,7 +50,7 @@ def mp_sum(a: Float[Array, "..."], b: Float[Array, "..."], m: float = 0.5) -> Ar
 
 
 def mp_cat(a: Float[Array, "... na"], b: Float[Array, "... nb"], m: float = 0.5):
-    """Equation (4), along the last axis: both count by `m`, not by their length."""
+    """Equation (4), along the last axis."""
     na, nb = a.shape[-1], b.shape[-1]
     scale = math.sqrt(na + nb) / math.hypot(1 - m, m)
     parts = [(1 - m) * scale / math.sqrt(na) * a, m * scale / math.sqrt(nb) * b]
@@ -68,14 +68,16 @@ def mp_fourier(t: Time, features: int) -> Float[Array, "... features"]:
 
 
 class Weight(nnx.Param):
-    """A parameter (..., outputs) that counts by its direction for each output."""
+    """A parameter (..., outputs) of which only the direction matters."""
 
 
 def normalise_weights(network: PyTree) -> PyTree:
     """The same function with every EDM2 weight at magnitude 1 for each output.
 
-    Karras et al. 2024, eq. 66. Apply it after every update of the optimiser. `network`
-    is any pytree that holds such weights, a denoiser for example; all else stays.
+    Apply it after every update of the optimiser. Karras et al. 2024, eq. 66.
+
+    **Arguments:**
+    - `network`: any pytree that holds such weights, a denoiser for example.
     """
 
     def is_weight(leaf):

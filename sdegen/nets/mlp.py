@@ -63,10 +63,6 @@ class MLP(AbstractNetwork):
         zeros = nnx.initializers.zeros
         self.last = nnx.Linear(width, size, kernel_init=zeros, **options)
 
-    def embed(self, t, cond):
-        """The embedding of time and condition."""
-        return self.embedding(t, cond)
-
     def predict(self, x, emb, key):
         """The prediction for x."""
         h, run = self.first(x.reshape(x.shape[0], -1)), self.runner(emb, key)

@@ -14,23 +14,25 @@ from jaxtyping import Array, Float
 
 from .. import mesh as meshes
 from ..typing import DropoutKey, Time
+from .embeddings import Embedding
 from .layers import call, fold_in
 
 
 class AbstractNetwork(nnx.Module):
     """(t, x, cond) -> an array of the shape of x, for samples of one shape.
 
-    A subclass sets these fields and writes `embed` and `predict`. Any callable with the
-    signature of `__call__` is a network too; it need not be a subclass.
+    A subclass sets these fields and writes `predict`, and `embed` or an `embedding`.
+    Any callable with the signature of `__call__` is a network too.
     """
 
     shape: tuple[int, ...]
     cond_dim: int
     remat: bool
+    embedding: Embedding
 
-    @abc.abstractmethod
     def embed(self, t: Time, cond: Array | None) -> Float[Array, "... width"]:
         """Time and condition as one vector: (width,) or (batch, width)."""
+        return self.embedding(t, cond)
 
     @abc.abstractmethod
     def predict(
@@ -46,15 +48,13 @@ class AbstractNetwork(nnx.Module):
         *,
         key: DropoutKey | None = None,
     ) -> Float[Array, "batch ..."]:
-        """The prediction.
+        """The prediction, of the shape of x, in the dtype of the layers.
 
         **Arguments:**
         - `t`: times of order one, () for the whole batch or (batch,).
         - `x`: samples, (batch, *shape), channels last.
         - `cond`: conditions, (batch, cond_dim); None (the default) if `cond_dim` is 0.
         - `key`: turns dropout on; () for the batch or (batch,), one for each sample.
-
-        **Returns:** an array of the shape of x, in the dtype of the layers.
 
         **Raises:** `ValueError` for an x or a cond of another shape.
         """
@@ -108,8 +108,6 @@ def init(
     - `key`: the random key; equal keys give equal networks.
     - `mesh`: the mesh on which the parameters are created sharded, as
       `sdegen.mesh.parameter_sharding` says; default one device.
-
-    **Returns:** the network.
     """
 
     def network(key):
@@ -148,13 +146,11 @@ class AbstractNetworkConfig(abc.ABC):
         return {k: v for k, v in vars(self).items() if k not in common}
 
     def make(self, shape: tuple[int, ...], **options: Any) -> nnx.Module:
-        """The network, made without `jit`.
+        """The network, made without `jit`, with default `dropout`, `remat`, `dtype`.
 
         **Arguments:**
         - `shape`: of one sample, channels last.
         - `options`: other arguments of `network`, such as `rngs` and `cond_dim`.
-
-        **Returns:** the network, with default `dropout`, `remat` and `dtype`.
         """
         return self.network(shape, **self.sizes(), **options)
 
@@ -173,8 +169,6 @@ class AbstractNetworkConfig(abc.ABC):
         - `key`: the random key; equal keys give equal networks.
         - `cond_dim`: the length of the condition vector, default 0 for none.
         - `mesh`: the mesh on which the parameters are created sharded, default none.
-
-        **Returns:** the network.
         """
         options = {"cond_dim": cond_dim, "dropout": self.dropout, "remat": self.remat}
         options["dtype"] = {"float32": None, "bfloat16": jnp.bfloat16}[self.dtype]

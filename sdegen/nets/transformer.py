@@ -88,13 +88,7 @@ class TokenTransformer(nnx.Module):
     def __call__(
         self, t: Time, x: Int[Array, "batch length"], cond: Array | None = None
     ) -> Float[Array, "batch length vocabulary"]:
-        """The logits, (batch, length, vocabulary).
-
-        **Arguments:**
-        - `t`: times, () or (batch,).
-        - `x`: tokens, (batch, length).
-        - `cond`: conditions, (batch, cond_dim), or None.
-        """
+        """The logits of tokens x at times t, () or (batch,)."""
         check_shape(self, x, self.shape)
         check_condition(cond, self.cond_dim)
         emb = self.embedding(t, cond)

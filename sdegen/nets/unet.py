@@ -124,10 +124,6 @@ class UNet(AbstractNetwork):
         self.norm = nnx.LayerNorm(features, dtype=dtype, rngs=rngs)
         self.last = conv(features, shape[-1], kernel_init=nnx.initializers.zeros)
 
-    def embed(self, t, cond):
-        """The embedding of time and condition."""
-        return self.embedding(t, cond)
-
     def predict(self, x, emb, key):
         """The prediction for x."""
         run, h = self.runner(emb, key), self.first(x)

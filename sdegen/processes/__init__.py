@@ -10,12 +10,12 @@ from .cld import CLD as CLD
 from .custom_sde import CustomSDE as CustomSDE
 from .flow_matching import FlowMatching as FlowMatching
 from .flow_matching import RectifiedFlow as RectifiedFlow
-from .green import GreenFlow as GreenFlow
-from .green import StraightFlow as StraightFlow
+from .flow_matching import StraightFlow as StraightFlow
 from .interpolant import StochasticInterpolant as StochasticInterpolant
 from .learned_schedule import Gamma as Gamma
 from .learned_schedule import LearnedSchedule as LearnedSchedule
 from .linear_sde import LinearSDE as LinearSDE
+from .poisson import GreenFlow as GreenFlow
 from .poisson import PoissonFlow as PoissonFlow
 from .ve import EDM as EDM
 from .ve import VE as VE

@@ -49,8 +49,6 @@ class DCT(AbstractBasis):
     **Arguments:**
     - `axes`: the axes to transform, counted from the end, default (-3, -2): those of an
       image (height, width, channels).
-
-    **Raises:** `ValueError` for axes that are not negative, or that an array lacks.
     """
 
     axes: tuple[int, ...] = eqx.field(default=(-3, -2), static=True)
@@ -96,14 +94,11 @@ def laplacian(shape: tuple[int, ...], axes: tuple[int, ...] = (-3, -2)) -> np.nd
     """Minus the eigenvalues of the Laplacian on the unit pixel grid, in the DCT.
 
     lambda_k = sum over axes of (pi k / n)^2 (Rissanen et al. 2023, "Generative
-    modelling with inverse heat dissipation", eq. 6).
+    modelling with inverse heat dissipation", eq. 6), to broadcast against coordinates.
 
     **Arguments:**
     - `shape`: of one sample.
     - `axes`: the axes that are space, counted from the end, default (-3, -2).
-
-    **Returns:** an array of `shape` with 1 in place of all other axes; it broadcasts
-    against the coordinates.
     """
     total = np.zeros([1] * len(shape))
     for axis in axes:

@@ -26,7 +26,6 @@ class Blurring(AbstractLinearSDE):
     - `floor`: the part of every frequency that is not blurred, so that alpha does not
       vanish before t_max; default 1e-3.
     - `axes`: the axes that are space, counted from the end, default (-3, -2).
-    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 1e-3, 1 and `Gaussian()`.
     """
 
     frequencies: Float[Array, "..."]

@@ -44,7 +44,6 @@ class CLD(AbstractBlockSDE):
     - `beta`, `slope`: beta(t) = beta + slope t, defaults 4 and 0.
     - `inverse_mass`: 1 / M, default 4.
     - `gamma`: the variance of the first velocities in units of M, default 0.04.
-    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 1e-3, 1 and `Gaussian()`.
     """
 
     beta: Scalar = number(4.0)

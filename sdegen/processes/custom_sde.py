@@ -19,7 +19,6 @@ class CustomSDE(AbstractSDE):
       `AbstractSDE`. Default: f = -1/2 g^2 x + g g' with g^2 = 1 + sin(x)^2 in each
       coordinate, whose noise depends on the state and which keeps N(0, I).
     - `params`: any pytree of numbers, default None.
-    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 0, 4 and `Gaussian()`.
     """
 
     _drift: Callable = eqx.field(static=True)

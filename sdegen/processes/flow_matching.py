@@ -6,47 +6,13 @@ Papers and code of this family run time the other way; v here is minus theirs at
 import equinox as eqx
 
 from ..typing import Scalar, number
-from .noise import AbstractNoise, Gaussian
+from .noise import AbstractNoise, Box, Gaussian
+from .path import AbstractPath
 from .sde import AbstractLinearSDE
 
 
-class FlowMatching(AbstractLinearSDE):
-    """alpha = 1 - t, sigma = sigma_min + (1 - sigma_min) t: the optimal-transport path.
-
-    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20-22.
-
-    **Arguments:**
-    - `sigma_min`: the noise at t = 0, default 1e-3.
-    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 0, 1 and `Gaussian()`.
-    """
-
-    sigma_min: Scalar = number(1e-3)
-    t_min: Scalar = number(0.0)
-    t_max: Scalar = number(1.0)
-    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
-
-    def alpha(self, t):
-        """1 - t."""
-        return 1 - t
-
-    def sigma(self, t):
-        """sigma_min + (1 - sigma_min) t."""
-        return self.sigma_min + (1 - self.sigma_min) * t
-
-
-class RectifiedFlow(AbstractLinearSDE):
-    """alpha = 1 - t, sigma = t.
-
-    Liu et al. 2023, "Flow straight and fast", eq. 1.
-
-    **Arguments:**
-    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 1e-3, as in the authors'
-      code, 1 and `Gaussian()`.
-    """
-
-    t_min: Scalar = number(1e-3)
-    t_max: Scalar = number(1.0)
-    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
+class AbstractStraight(AbstractPath):
+    """alpha = 1 - t, sigma = t."""
 
     def alpha(self, t):
         """1 - t."""
@@ -55,3 +21,45 @@ class RectifiedFlow(AbstractLinearSDE):
     def sigma(self, t):
         """t."""
         return 1.0 * t
+
+
+class FlowMatching(AbstractStraight, AbstractLinearSDE):
+    """alpha = 1 - t, sigma = sigma_min + (1 - sigma_min) t: the optimal-transport path.
+
+    Lipman et al. 2023, "Flow matching for generative modeling", eq. 20-22.
+
+    **Arguments:**
+    - `sigma_min`: the noise at t = 0, default 1e-3.
+    """
+
+    sigma_min: Scalar = number(1e-3)
+    t_min: Scalar = number(0.0)
+    t_max: Scalar = number(1.0)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
+
+    def sigma(self, t):
+        """sigma_min + (1 - sigma_min) t."""
+        return self.sigma_min + (1 - self.sigma_min) * t
+
+
+class RectifiedFlow(AbstractStraight, AbstractLinearSDE):
+    """alpha = 1 - t, sigma = t, from t_min = 1e-3, as in the authors' code.
+
+    Liu et al. 2023, "Flow straight and fast", eq. 1.
+    """
+
+    t_min: Scalar = number(1e-3)
+    t_max: Scalar = number(1.0)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
+
+
+class StraightFlow(AbstractStraight):
+    """alpha = 1 - t, sigma = t from any noise, default `Box()`.
+
+    With Gaussian noise use `RectifiedFlow`. Su 2022, "Constructing diffusion ODEs by
+    characteristics".
+    """
+
+    t_min: Scalar = number(1e-3)
+    t_max: Scalar = number(1.0)
+    noise: AbstractNoise = eqx.field(default_factory=Box)

@@ -19,6 +19,7 @@ time the other way.
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -51,30 +52,23 @@ class AbstractInterpolant(eqx.Module):
     def gamma(self, t: ScalarLike) -> Scalar | None:
         """The scale of the latent noise; None where there is none."""
 
-    def point(
-        self,
-        t: ScalarLike,
-        x0: Float[Array, "..."],
-        x1: Float[Array, "..."],
-        z: Float[Array, "..."] | float = 0.0,
-    ) -> Float[Array, "..."]:
-        """x_t, equation (1)."""
+    def point(self, t: ScalarLike, x0: Array, x1: Array, z: Any = 0.0) -> Array:
+        """x_t, equation (1).
+
+        **Arguments:**
+        - `t`: the time, a scalar.
+        - `x0`, `x1`, `z`: data, other data or noise, and latent noise, of one shape.
+        """
         t = float_array(t)
         gamma = self.gamma(t)
         mean = self.interpolate(t, x0, x1)
         return mean if gamma is None else mean + gamma * z
 
-    def velocity(
-        self,
-        t: ScalarLike,
-        x0: Float[Array, "..."],
-        x1: Float[Array, "..."],
-        z: Float[Array, "..."] | float = 0.0,
-    ) -> Float[Array, "..."]:
-        """dx_t/dt for fixed x0, x1 and z, equation (2)."""
+    def velocity(self, t: ScalarLike, x0: Array, x1: Array, z: Any = 0.0) -> Array:
+        """dx_t/dt for fixed x0, x1 and z, equation (2). Arguments as for `point`."""
         t = float_array(t)
-        move = lambda t: self.point(t, x0, x1, z)  # noqa: E731
-        return jax.jvp(move, (t,), (jnp.ones_like(t),))[1]
+        one = jnp.ones_like(t)
+        return jax.jvp(lambda t: self.point(t, x0, x1, z), (t,), (one,))[1]
 
     def __check_init__(self):
         if is_traced((self.t_min, self.t_max)):

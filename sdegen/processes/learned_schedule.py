@@ -21,9 +21,13 @@ from .sde import AbstractLinearSDE
 _STEPS = 32
 
 
+def _trained(make):
+    return eqx.field(default_factory=make, converter=float_array)
+
+
 def _before_softplus(value):
     """`_STEPS` times what softplus maps to `value`."""
-    return lambda: jnp.full(_STEPS, math.log(math.expm1(value)))
+    return _trained(lambda: jnp.full(_STEPS, math.log(math.expm1(value))))
 
 
 class Gamma(eqx.Module):
@@ -36,15 +40,10 @@ class Gamma(eqx.Module):
     """
 
     ends: Float[Array, "2"] = number((-13.3, 6.5))
-    heights: Float[Array, " steps"] = eqx.field(
-        default_factory=_before_softplus(0.1 / _STEPS), converter=float_array
-    )
-    slopes: Float[Array, " steps"] = eqx.field(
-        default_factory=_before_softplus(_STEPS / 4), converter=float_array
-    )
-    places: Float[Array, " steps"] = eqx.field(
-        default_factory=lambda: (jnp.arange(_STEPS) + 0.5) / _STEPS,
-        converter=float_array,
+    heights: Float[Array, " steps"] = _before_softplus(0.1 / _STEPS)
+    slopes: Float[Array, " steps"] = _before_softplus(_STEPS / 4)
+    places: Float[Array, " steps"] = _trained(
+        lambda: (jnp.arange(_STEPS) + 0.5) / _STEPS
     )
 
     def __call__(self, t: ScalarLike) -> Scalar:
@@ -69,7 +68,6 @@ class LearnedSchedule(AbstractLinearSDE):
     **Arguments:**
     - `gamma`: minus the log-SNR. The default is nearly linear, from a log-SNR of 13.3
       to -6.5; at the paper's -5 the signal that is left would be 8 % of the noise.
-    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 0, 1 and `Gaussian()`.
     """
 
     gamma: Gamma = eqx.field(default_factory=Gamma)

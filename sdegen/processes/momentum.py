@@ -1,4 +1,4 @@
-"""Linear SDEs of a state with momentum: the data, and rows that only help to move them.
+"""Linear SDEs of a state with momentum: the data and auxiliary rows.
 
 The state u has the shape (k, *data): row 0 is the data, the others (a velocity, an
 acceleration) start as N(0, C), independent of x0. F (k, k) and G (k,) act on the rows:
@@ -6,7 +6,7 @@ acceleration) start as N(0, C), independent of x0. F (k, k) and G (k,) act on th
     du = F(t) u dt + G(t) dw,    u_t = a x0 + L z,    S = L L^T                    (1)
     a' = F a, a(0) = e_0,    S' = F S + S F^T + G G^T, S(0) = diag(0, C)           (2)
 
-All that u_t says about x0 is in one array of the shape of the data,
+One array of the shape of the data holds all that u_t says about x0,
 
     y = a^T S^-1 u / snr ~ N(x0, 1 / snr),    snr = a^T S^-1 a,                    (3)
 
@@ -15,18 +15,19 @@ so E[x0 given u_t] = E[x0 given y], and to a denoiser the process is the path of
     alpha = sqrt(snr / (1 + snr)),  sigma = 1 / sqrt(1 + snr),
     statistic = alpha y = alpha x0 + sigma z                                       (4)
 
-It falls along t (to forget is all that noise can do), exactly by
+The snr falls with t by exactly
 
     (log snr)' = -|G^T S^-1 a|^2 / snr,                                            (5)
 
-and the score of the state needs nothing but the denoised point:
+and the score of the state follows from the denoised point:
 
     score(u) = -S^-1 (u - a E[x0 given u])                                         (6)
 
-Nothing here subtracts what is nearly equal: S is only ever met as its factor L.
+Only the factor L of S is used, so no nearly equal numbers are subtracted.
 """
 
 import abc
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -38,30 +39,37 @@ from ..typing import RandomKey, ScalarLike, float_array
 from .path import AbstractPath
 from .sde import AbstractSDE
 
+Data: TypeAlias = Float[Array, "..."]
+Rows: TypeAlias = Float[Array, "k ..."]
+Square: TypeAlias = Float[Array, "k k"]
+
 
 class AbstractBlockSDE(AbstractPath, AbstractSDE):
     """du = F u dt + G dw on a state of k rows, equation (1); as a path, (4).
 
-    A subclass writes `matrix` (F), `noise` (G) and `moments` (a and L). Denoisers,
-    losses, samplers and likelihoods see the path of the statistic; `drift` and
-    `diffusion` are of the state, which is what `reverse` and `simulate` run.
+    A subclass writes `matrix`, `noise_scale` and `moments`. Denoisers, losses, samplers
+    and likelihoods use the path of the statistic; `drift` and `diffusion` are of the
+    state, for `reverse` and `simulate`.
 
     Marginalising the auxiliary rows is the hybrid score matching of Dockhorn et al.
     2022, "Score-based generative modeling with critically-damped Langevin diffusion",
     section 3.2; with general matrices it is the setting of Zhang et al. 2022, "gDDIM".
+
+    **Arguments** of the methods: `t`, the time, a scalar; `u`, a state, (k, ...); `x0`,
+    data, (...); `key`, a random key; `shape`, of one sample.
     """
 
     @abc.abstractmethod
-    def matrix(self, t: ScalarLike) -> Float[Array, "k k"]:
+    def matrix(self, t: ScalarLike) -> Square:
         """F(t)."""
 
     @abc.abstractmethod
     def noise_scale(self, t: ScalarLike) -> Float[Array, " k"]:
-        """G(t): the strength of the noise in each row."""
+        """G(t): the scale of the noise in each row."""
 
     @abc.abstractmethod
-    def moments(self, t: ScalarLike) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
-        """a and the lower Cholesky factor L of the law (1) at time t."""
+    def moments(self, t: ScalarLike) -> tuple[Float[Array, " k"], Square]:
+        """a and the lower Cholesky factor L of (1) at time t."""
 
     @property
     def size(self) -> int:
@@ -84,31 +92,23 @@ class AbstractBlockSDE(AbstractPath, AbstractSDE):
         """G, of the shape of the state."""
         return jnp.broadcast_to(column(self.noise_scale(t), x.ndim), x.shape)
 
-    def statistic(self, t: ScalarLike, u: Float[Array, "k ..."]) -> Float[Array, "..."]:
-        """alpha x0 + sigma z as the state u has it, equation (4)."""
-        a, factor = self.moments(t)
-        direction = _unit(solve_lower(factor, a))[0]
-        weights = solve_upper(factor, direction)
-        return self.sigma(t) * mix(weights, u)
+    def statistic(self, t: ScalarLike, u: Rows) -> Data:
+        """alpha x0 + sigma z of the state u, equation (4)."""
+        direction, _, factor = _direction(t, self)
+        return self.sigma(t) * mix(solve_upper(factor, direction), u)
 
-    def corrupt(
-        self, key: RandomKey, t: ScalarLike, x0: Float[Array, "..."]
-    ) -> Float[Array, "k ..."]:
+    def corrupt(self, key: RandomKey, t: ScalarLike, x0: Data) -> Rows:
         """A draw of the state at time t for the data x0, equation (1)."""
         a, factor = self.moments(t)
         z = jax.random.normal(key, (len(a), *x0.shape), x0.dtype)
         return column(a, z.ndim) * x0 + mix(factor, z)
 
-    def prior(
-        self, key: RandomKey, shape: tuple[int, ...], dtype=None
-    ) -> Float[Array, "k ..."]:
-        """A draw of the state at t_max, where the data are taken to be forgotten."""
+    def prior(self, key: RandomKey, shape: tuple[int, ...], dtype=None) -> Rows:
+        """A draw of the state at t_max for x0 = 0."""
         zero = jnp.zeros(shape, dtype or jnp.result_type(float))
         return self.corrupt(key, self.t_max, zero)
 
-    def score(
-        self, t: ScalarLike, u: Float[Array, "k ..."], x0: Float[Array, "..."]
-    ) -> Float[Array, "k ..."]:
+    def score(self, t: ScalarLike, u: Rows, x0: Data) -> Rows:
         """The score of the state u whose denoised point is `x0`, equation (6)."""
         a, factor = self.moments(t)
         return -solve_upper(factor, solve_lower(factor, u - column(a, u.ndim) * x0))
@@ -134,20 +134,18 @@ class AbstractBlockSDE(AbstractPath, AbstractSDE):
                 )
 
 
-def column(v: Float[Array, " k"], ndim: int) -> Float[Array, "k ..."]:
+def column(v: Float[Array, " k"], ndim: int) -> Rows:
     """One number for each row, shaped to broadcast against a state of `ndim` axes."""
     return v.reshape(v.shape + (1,) * (ndim - 1))
 
 
-def mix(matrix: Float[Array, "*k k"], u: Float[Array, "k ..."]) -> Float[Array, "..."]:
+def mix(matrix: Float[Array, "*k k"], u: Rows) -> Data:
     """The rows of u mixed by a matrix (or a vector), in full precision."""
     return jnp.tensordot(matrix, u, 1, precision="highest").astype(u.dtype)
 
 
-def solve_lower(
-    factor: Float[Array, "k k"], b: Float[Array, "k ..."]
-) -> Float[Array, "k ..."]:
-    """L^-1 b. Written out, because k is small: it fuses with what is around it."""
+def solve_lower(factor: Square, b: Rows) -> Rows:
+    """L^-1 b. Written out, because k is small: it fuses with its neighbours."""
     rows = []
     for i in range(len(factor)):
         known = sum((factor[i, j] * rows[j] for j in range(i)), start=0.0)
@@ -155,19 +153,19 @@ def solve_lower(
     return jnp.stack(rows).astype(b.dtype)
 
 
-def solve_upper(
-    factor: Float[Array, "k k"], b: Float[Array, "k ..."]
-) -> Float[Array, "k ..."]:
+def solve_upper(factor: Square, b: Rows) -> Rows:
     """L^-T b."""
     return solve_lower(factor[::-1, ::-1].T, b[::-1])[::-1]
 
 
-def _unit(w):
-    """w / |w| and log |w|, without squares that overflow."""
+def _direction(t, process):
+    """w / |w| and log |w| for w = L^-1 a, without squares that overflow, and L."""
+    a, factor = process.moments(t)
+    w = solve_lower(factor, a)
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(w)))
     w = w / scale
     norm = jnp.sqrt(jnp.sum(w**2))
-    return w / norm, jnp.log(norm) + jnp.log(scale)
+    return w / norm, jnp.log(norm) + jnp.log(scale), factor
 
 
 @eqx.filter_jit
@@ -178,29 +176,22 @@ def _root_sigmoid(t, process, sign):
 
 @eqx.filter_custom_jvp
 def _log_snr(t, process):
-    """log(a^T S^-1 a); its derivative in t is (5), whatever `moments` is made of."""
-    a, factor = process.moments(t)
-    return 2 * _unit(solve_lower(factor, a))[1]
+    """log(a^T S^-1 a); its derivative in t is (5) for any `moments`."""
+    return 2 * _direction(t, process)[1]
 
 
 @_log_snr.def_jvp
 def _log_snr_jvp(primals, tangents):
     t, process = primals
     t_dot, process_dot = tangents
-    a, factor = process.moments(t)
-    direction, half = _unit(solve_lower(factor, a))
+    direction, half, factor = _direction(t, process)
     out_dot = jnp.zeros_like(half)
     if t_dot is not None:
         pull = process.noise_scale(t) * solve_upper(factor, direction)
         out_dot -= t_dot * jnp.sum(pull**2)
     if any(leaf is not None for leaf in jax.tree.leaves(process_dot)):
-
-        def at(process):
-            a, factor = process.moments(t)
-            return 2 * _unit(solve_lower(factor, a))[1]
-
-        own = eqx.filter_jvp(at, (process,), (process_dot,))[1]
-        out_dot += 0 if own is None else own
+        own = eqx.filter_jvp(lambda p: _direction(t, p)[1], (process,), (process_dot,))
+        out_dot += 0 if own[1] is None else 2 * own[1]
     return 2 * half, out_dot
 
 
@@ -223,16 +214,16 @@ _NODES, _WEIGHTS, _INTEGRALS = _collocation(8)
 
 def transition(
     matrix: Float[Array, "nodes k k"], noise: Float[Array, "nodes k"]
-) -> tuple[Float[Array, "k k"], Float[Array, "nodes_k k"]]:
+) -> tuple[Square, Float[Array, "nodes_k k"]]:
     """(E, N): u_1 = E u_0 + N^T z for du = F u dr + G dw on 0 <= r <= 1.
 
-    `matrix` and `noise` are F and G at the times `NODES`. With Y(r) the transition from
-    r to 1,
+    `matrix` and `noise` are F and G at the times `transition_nodes`. With Y(r) the
+    transition from r to 1,
 
         Y = 1 + int_r^1 Y F,    E = Y(0),    N^T N = int Y G G^T Y^T,              (7)
 
     by Gauss's method of order 16: exact to rounding where F is of order one. N holds
-    the columns of the quadrature itself, so that no covariance is ever formed.
+    the columns of the quadrature, so no covariance is formed.
     """
     n, k, dtype = len(_NODES), matrix.shape[-1], matrix.dtype
     inner, weights = jnp.asarray(_INTEGRALS, dtype), jnp.asarray(_WEIGHTS, dtype)
@@ -246,8 +237,8 @@ def transition(
     system = jnp.eye(n * k, dtype=dtype) - blocks
     y = jnp.linalg.solve(system, jnp.tile(one, (n, 1))).reshape(n, k, k)
     y = jnp.swapaxes(y, 1, 2)
-    # The solve is precise for the whole; a sweep of (7) for each row makes it so for
-    # every entry, however small: x moves by v h, by the acceleration times h^2 / 2.
+    # The solve is precise in norm; a sweep of (7) for each row makes every entry so,
+    # also small ones: x moves by v h, by the acceleration times h^2 / 2.
     for _ in range(k):
         y = sweep(y, inner)
     spread = jnp.sqrt(weights)[:, None, None] * noise[:, :, None]
@@ -255,11 +246,11 @@ def transition(
 
 
 def transition_nodes(dtype) -> Float[Array, " nodes"]:
-    """The times r at which `transition` wants its F and G."""
+    """The times r at which `transition` needs F and G."""
     return jnp.asarray(_NODES, dtype)
 
 
-def lower(rows: Float[Array, "n k"]) -> Float[Array, "k k"]:
-    """The Cholesky factor of rows^T rows, by QR: no square is formed."""
+def lower(rows: Float[Array, "n k"]) -> Square:
+    """The Cholesky factor of rows^T rows, by QR without a square."""
     upper = jnp.linalg.qr(rows, mode="r")
     return (upper * jnp.where(jnp.diagonal(upper) < 0, -1, 1)[:, None]).T

@@ -1,23 +1,44 @@
-"""Poisson flows: data as charges in a space of D more dimensions.
+"""Flows by Green's functions: Poisson flows and general radial kernels.
 
-With N data dimensions, D more and r = sigma sqrt(D), the electric field of the data at
-height r is that of the kernel
+Mass at one point spreads with a radial distribution function psi_t(r) and the velocity
+-(d_t psi / d_r psi) (x - x0) / r, so that dp/dt + div(p v) = 0 (Su 2022, "Constructing
+diffusion ODEs by Green's functions"). If psi_t(r) = psi(r / t), the velocity is
+(x - x0) / t for every psi, and
 
-    p_r(x | x0) ~ (|x - x0|^2 + r^2)^(-(N + D) / 2)                                (1)
+    x_t = x0 + t z,    z distributed as `Radial(psi)`                              (1)
+
+In Poisson flows data are charges in a space of D more dimensions. With N data
+dimensions and r = sigma sqrt(D), the electric field of the data at height r is that of
+the kernel
+
+    p_r(x | x0) ~ (|x - x0|^2 + r^2)^(-(N + D) / 2)                                (2)
 
 which is the distribution of x = x0 + sigma z with z of a multivariate Student
 distribution with D degrees of freedom. A field line obeys dx/dsigma = (x - E[x0 | x]) /
 sigma: it is the probability flow of that path.
 """
 
+import equinox as eqx
 import jax.numpy as jnp
 
-from ..typing import Scalar, ScalarLike, float_array, is_traced
-from .noise import StudentT
-from .path import AbstractPath
+from ..typing import Scalar, ScalarLike, float_array, is_traced, number
+from .noise import AbstractNoise, Radial, StudentT
+from .ve import AbstractNoiseTime
 
 
-class PoissonFlow(AbstractPath):
+class GreenFlow(AbstractNoiseTime):
+    """Equation (1), by default with psi = tanh(r / t).
+
+    Other kernels: `GreenFlow(noise=Radial(lambda r: 1 - jnp.exp(-r)))`, Poisson's
+    `PoissonFlow(1)`, the heat kernel `EDM()`.
+    """
+
+    t_min: Scalar = number(1e-3)
+    t_max: Scalar = number(40.0)
+    noise: AbstractNoise = eqx.field(default_factory=Radial)
+
+
+class PoissonFlow(AbstractNoiseTime):
     """alpha = 1, sigma = t with Student noise of `dof` degrees of freedom: PFGM++.
 
     Xu et al. 2023, "PFGM++: Unlocking the potential of physics-inspired generative
@@ -26,7 +47,7 @@ class PoissonFlow(AbstractPath):
     no variance for dof <= 2: a network then needs `sdegen.nets.HeavyTailed` around it.
 
     **Arguments:**
-    - `dof`: D in (1), default 128.
+    - `dof`: D in (2), default 128.
     - `t_min`, `t_max`: see `AbstractSDE`; defaults 1e-3 and 40 (PFGM's) for dof < 2,
       0.002 and 80 (EDM's) for more.
     """
@@ -48,21 +69,13 @@ class PoissonFlow(AbstractPath):
                 "PoissonFlow needs a positive number dof of more dimensions, got "
                 f"{float(self.dof):g}. 1 is PFGM, 128 a good choice for images."
             )
-        one = self.dof < 2
-        self.t_min = float_array(
-            jnp.where(one, 1e-3, 0.002) if t_min is None else t_min
+        first, last = jnp.where(
+            self.dof < 2, jnp.array([1e-3, 40]), jnp.array([2e-3, 80])
         )
-        self.t_max = float_array(jnp.where(one, 40.0, 80.0) if t_max is None else t_max)
+        self.t_min = float_array(first if t_min is None else t_min)
+        self.t_max = float_array(last if t_max is None else t_max)
 
     @property
     def noise(self):
         """The Student distribution of z."""
         return StudentT(self.dof)
-
-    def alpha(self, t):
-        """1."""
-        return jnp.ones_like(t)
-
-    def sigma(self, t):
-        """t."""
-        return 1.0 * t

@@ -17,7 +17,7 @@ from which every published loss weight follows, EDM's included.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -25,6 +25,8 @@ from jaxtyping import Array, Float
 from .._compat import renamed as _renamed
 from ..typing import Levels, PyTree, ScalarLike, Time
 from .path import AbstractPath
+
+Batch: TypeAlias = Float[Array, "batch ..."]
 
 
 @runtime_checkable
@@ -38,13 +40,11 @@ class PosteriorMeans(Protocol):
     path: AbstractPath
 
     def posterior_means(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
+        self, t: Time, x: Batch, cond: PyTree = None
+    ) -> tuple[Batch, Batch]:
         """(E[x0 given x_t], E[z given x_t])."""
 
-    def eps(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> Float[Array, "batch ..."]:
+    def eps(self, t: Time, x: Batch, cond: PyTree = None) -> Batch:
         """E[z given x_t]."""
 
 
@@ -64,9 +64,7 @@ class Prediction:
     def __repr__(self):
         return self.name
 
-    def det(
-        self, path: AbstractPath, t: ScalarLike, sigma_data: Levels
-    ) -> Float[Array, "..."]:
+    def det(self, path: AbstractPath, t: ScalarLike, sigma_data: Levels) -> Array:
         """The determinant of (1), for a scalar t; its square scales squared errors."""
         a, b = self.row(path, t, sigma_data)
         return path.alpha(t) * b - path.sigma(t) * a
@@ -121,15 +119,11 @@ edm = Prediction("edm", _edm)
 
 
 def posterior_means(
-    row: tuple[Array, Array],
-    alpha: Array,
-    sigma: Array,
-    x: Float[Array, "..."],
-    prediction: Float[Array, "..."],
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """(x0, z) by the solution of (1).
+    row: tuple[Array, Array], alpha: Array, sigma: Array, x: Array, prediction: Array
+) -> tuple[Array, Array]:
+    """(x0, z) by the solution of (1); all arguments broadcast.
 
-    **Arguments** (all broadcast):
+    **Arguments:**
     - `row`: (a, b) of the prediction.
     - `alpha`, `sigma`: the scales of the path.
     - `x`, `prediction`: the state x_t and what the network predicts at it.

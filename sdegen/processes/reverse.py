@@ -18,6 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ..typing import Scalar, ScalarLike, is_traced, number
 from .path import AbstractPath
@@ -58,19 +59,33 @@ def _time(sde, s):
     return t, scale * _CLOCK * jnp.exp(_CLOCK * (1 - s))
 
 
-def _pull(sde, score, t, x):
-    """div D + D score, the term of the reverse drift."""
-    g = sde.diffusion(t, x)
-    if g.ndim and g.shape != x.shape:
-        raise ValueError(
-            f"diffusion must return a scalar or an array of the shape of x, {x.shape}, "
-            f"got {g.shape}. Noise that mixes coordinates cannot be reversed here."
-        )
-    return _divergence(sde, t, x) + g**2 * score(t, x)
+class AbstractReversal(eqx.Module):
+    """A process on a rising clock s from 0 (noise) to 1 (data), by equation (1)."""
 
+    sde: AbstractSDE
+    score: Callable
 
-def _check_coefficients(sde):
-    if isinstance(sde, AbstractPath) and not is_traced(sde):
+    def time(self, s: ScalarLike) -> Scalar:
+        """The time t of the forward process at clock s, equation (2)."""
+        return _time(self.sde, s)[0]
+
+    def move(self, s: ScalarLike, x: Array, weight: ScalarLike) -> Array:
+        """The factor of ds in (1), with `weight` in place of (1 + lambda^2)/2."""
+        t, rate = _time(self.sde, s)
+        g = self.sde.diffusion(t, x)
+        if g.ndim and g.shape != x.shape:
+            raise ValueError(
+                "diffusion must return a scalar or an array of the shape of x, "
+                f"{x.shape}, got {g.shape}. Noise that mixes coordinates cannot be "
+                "reversed here."
+            )
+        pull = _divergence(self.sde, t, x) + g**2 * self.score(t, x)
+        return rate * (-self.sde.drift(t, x) + weight * pull)
+
+    def __check_init__(self):
+        sde = self.sde
+        if not isinstance(sde, AbstractPath) or is_traced(sde):
+            return
         with jax.ensure_compile_time_eval():
             alpha = sde.alpha(sde.t_max)
         if (np.asarray(alpha) == 0).any():
@@ -81,15 +96,9 @@ def _check_coefficients(sde):
             )
 
 
-class ReverseSDE(AbstractSDE):
-    """Equation (1): a process on a rising clock s from 0 (noise) to 1 (data).
+class ReverseSDE(AbstractReversal, AbstractSDE):
+    """Equation (1), which Diffrax integrates forward in s. Made by `reverse`."""
 
-    Diffrax integrates `drift(s, x)` and `diffusion(s, x)` forward in s. Made by
-    `reverse`.
-    """
-
-    sde: AbstractSDE
-    score: Callable
     stochasticity: Scalar = number()
     t_min: Scalar = number(0.0)
     t_max: Scalar = number(1.0)
@@ -99,16 +108,9 @@ class ReverseSDE(AbstractSDE):
         """The noise of the forward process."""
         return self.sde.noise
 
-    def time(self, s: ScalarLike) -> Scalar:
-        """The time t of the forward process at clock s, equation (2)."""
-        return _time(self.sde, s)[0]
-
     def drift(self, t, x):
         """The drift of (1), in the clock s (called t, as for every process)."""
-        time, rate = _time(self.sde, t)
-        weight = 0.5 * (1 + self.stochasticity**2)
-        pull = _pull(self.sde, self.score, time, x)
-        return rate * (-self.sde.drift(time, x) + weight * pull)
+        return self.move(t, x, 0.5 * (1 + self.stochasticity**2))
 
     def diffusion(self, t, x):
         """The noise of (1), in the clock s (called t, as for every process)."""
@@ -121,32 +123,20 @@ class ReverseSDE(AbstractSDE):
                 "stochasticity must be >= 0 (0 is the flow, 1 Anderson's reverse SDE), "
                 f"got {float(self.stochasticity):g}."
             )
-        _check_coefficients(self.sde)
 
 
-class ProbabilityFlow(eqx.Module):
-    """Equation (1) with lambda = 0: an ODE on a clock s from 0 (noise) to 1 (data).
+class ProbabilityFlow(AbstractReversal):
+    """Equation (1) with lambda = 0, an ODE. Made by `probability_flow`.
 
     Callable as (s, x, args): `diffrax.ODETerm(probability_flow(sde, score))`.
     """
 
-    sde: AbstractSDE
-    score: Callable
     t_min: Scalar = number(0.0)
     t_max: Scalar = number(1.0)
 
-    def time(self, s: ScalarLike) -> Scalar:
-        """The time t of the forward process at clock s, equation (2)."""
-        return _time(self.sde, s)[0]
-
     def __call__(self, s, x, args=None):
         """dx/ds."""
-        time, rate = _time(self.sde, s)
-        pull = _pull(self.sde, self.score, time, x)
-        return rate * (-self.sde.drift(time, x) + 0.5 * pull)
-
-    def __check_init__(self):
-        _check_coefficients(self.sde)
+        return self.move(s, x, 0.5)
 
 
 def reverse(

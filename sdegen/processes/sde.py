@@ -27,10 +27,10 @@ _TINY = 1e-30  # t = 0 stands for this time, where sigma' may be infinite but (2
 class AbstractSDE(eqx.Module):
     """A forward Ito process dx = f dt + G dw, for one sample and a scalar time.
 
-    **Arguments** (fields of every subclass):
+    **Arguments** (of every subclass, with its own defaults):
     - `t_min`, `t_max`: the range of times; t = 0 is data and t rises to noise.
-    - `noise`: the distribution of z in x_t = alpha x0 + sigma z, or, of processes
-      without such a path, about that of x at t_max.
+    - `noise`: the distribution of z in x_t = alpha x0 + sigma z, or, for a process
+      without such a path, about that of x at t_max. Default `Gaussian()`.
     """
 
     t_min: eqx.AbstractVar[Scalar]
@@ -48,10 +48,7 @@ class AbstractSDE(eqx.Module):
 
     @abc.abstractmethod
     def diffusion(self, t: ScalarLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """G(t, x): a scalar, or one number for each coordinate of x.
-
-        Arguments as for `drift`.
-        """
+        """G(t, x), arguments as for `drift`: a scalar, or one number per coordinate."""
 
     def terms(self, brownian: dfx.AbstractBrownianPath) -> dfx.MultiTerm:
         """The equation of one sample, driven by `brownian`, for Diffrax."""

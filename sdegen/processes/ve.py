@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ..typing import Scalar, number
 from .noise import AbstractNoise, Gaussian
+from .path import AbstractPath
 from .sde import AbstractLinearSDE
 
 
@@ -16,7 +17,6 @@ class VE(AbstractLinearSDE):
 
     **Arguments:**
     - `sigma_min`, `sigma_max`: the noise at t = 0 and 1, defaults 0.01 and 50.
-    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 0, 1 and `Gaussian()`.
     """
 
     sigma_min: Scalar = number(0.01)
@@ -34,19 +34,8 @@ class VE(AbstractLinearSDE):
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
 
-class EDM(AbstractLinearSDE):
-    """alpha = 1, sigma = t: time is the noise level.
-
-    Karras et al. 2022, "Elucidating the design space of diffusion-based generative
-    models", table 1.
-
-    **Arguments:**
-    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 0.002, 80 and `Gaussian()`.
-    """
-
-    t_min: Scalar = number(0.002)
-    t_max: Scalar = number(80.0)
-    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
+class AbstractNoiseTime(AbstractPath):
+    """alpha = 1, sigma = t: time is the noise level."""
 
     def alpha(self, t):
         """1."""
@@ -55,3 +44,15 @@ class EDM(AbstractLinearSDE):
     def sigma(self, t):
         """t."""
         return 1.0 * t
+
+
+class EDM(AbstractNoiseTime, AbstractLinearSDE):
+    """alpha = 1, sigma = t: time is the noise level.
+
+    Karras et al. 2022, "Elucidating the design space of diffusion-based generative
+    models", table 1.
+    """
+
+    t_min: Scalar = number(0.002)
+    t_max: Scalar = number(80.0)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)

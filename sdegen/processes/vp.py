@@ -18,7 +18,6 @@ class AbstractVP(AbstractLinearSDE):
 
     **Arguments:**
     - `beta_min`, `beta_max`: beta at t = 0 and 1, defaults 0.1 and 20.
-    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 1e-3, 1 and `Gaussian()`.
     """
 
     beta_min: Scalar = number(0.1)
@@ -40,7 +39,6 @@ class VP(AbstractVP):
     """dx = -beta/2 x dt + sqrt(beta) dw: alpha^2 = exp(-B), sigma^2 = 1 - exp(-B).
 
     Song et al. 2021, "Score-based generative modeling through SDEs", eq. 11 and 33.
-    Arguments as in `AbstractVP`.
     """
 
     def sigma(self, t):
@@ -52,7 +50,6 @@ class SubVP(AbstractVP):
     """The sub-VP process: alpha as in VP, sigma = 1 - exp(-B), a standard deviation.
 
     Song et al. 2021, "Score-based generative modeling through SDEs", eq. 15 and 29.
-    Arguments as in `AbstractVP`.
     """
 
     def sigma(self, t):
@@ -65,9 +62,6 @@ class Cosine(AbstractLinearSDE):
 
     Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq.
     17, without its offset; Hoogeboom et al. 2023, "simple diffusion", eq. 4.
-
-    **Arguments:**
-    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 1e-3, 1 and `Gaussian()`.
     """
 
     t_min: Scalar = number(1e-3)
@@ -93,8 +87,7 @@ class DDPM(AbstractLinearSDE):
     **Arguments:**
     - `betas`: the variances, (T,), between 0 and 1; default the paper's 1000 from 1e-4
       to 0.02.
-    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; defaults 1 / T, the first step, 1
-      and `Gaussian()`.
+    - `t_min`, `t_max`, `noise`: see `AbstractSDE`; t_min is 1 / T, the first step.
     """
 
     betas: Float[Array, " steps"]
