@@ -41,8 +41,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, coupling, metrics, nets, prediction, times
 from sdegen.data import digits
-from sdegen.runs import plots
-from sdegen.runs.recorder import Recorder, table
+from sdegen.runs import Recorder, plots, table
 
 FINE = 32  # steps of the default solver: the flow itself
 
@@ -83,7 +82,7 @@ def solved(config: Config, model, shape, counts) -> dict[int, np.ndarray]:
     for n in counts:
         how = {"grid": FINE}
         if n != FINE:
-            how = {"solver": diffrax.Euler(), "grid": times.UniformGrid(n)}
+            how = {"solver": diffrax.Euler(), "grid": sdegen.UniformGrid(n)}
         draws = []
         for draw in range(config.draws):
             key = jax.random.key(config.seed + 1 + draw)
@@ -95,11 +94,11 @@ def solved(config: Config, model, shape, counts) -> dict[int, np.ndarray]:
     return sets
 
 
-def figures(sets, held, ends=None) -> dict[str, float]:
-    """W2, MMD^2 and its standard error, and how far from where the flow ends."""
+def figures(sets, held, targets=None) -> dict[str, float]:
+    """W2, MMD^2 and its standard error, and how far from where the flow goes."""
     off = float("nan")
-    if ends is not None:
-        gaps = (sets - ends).reshape(len(sets) * len(held), -1)
+    if targets is not None:
+        gaps = (sets - targets).reshape(len(sets) * len(held), -1)
         off = float(np.linalg.norm(gaps, axis=1).mean())
     sets = np.clip(sets, -1, 1)
     mmd2 = [
@@ -123,10 +122,8 @@ def picture(path: Path, blocks: dict[str, dict[int, np.ndarray]], columns: int =
     axes = figure.subplots(len(blocks), 1, height_ratios=lines)
     for axis, (name, block) in zip(axes, blocks.items(), strict=True):
         images = np.stack([sets[0, :columns] for sets in block.values()])
-        margin = np.pad(
-            images, [(0, 0)] * 2 + [(1, 1)] * 2 + [(0, 0)], constant_values=-1
-        )
-        grid = 255 - plots.tile(margin)
+        border = [(0, 0)] * 2 + [(1, 1)] * 2 + [(0, 0)]
+        grid = 255 - plots.tile(np.pad(images, border, constant_values=-1))
         axis.imshow(grid)
         axis.set_title(name, loc="left", fontweight="bold")
         middles = (np.arange(len(block)) + 0.5) * len(grid) / len(block)
@@ -148,9 +145,8 @@ def main(config: Config) -> None:
     )
     how = {"steps": config.steps, "batch_size": config.batch_size, "ema": config.ema}
     how |= {"optimizer": config.optimizer, "seed": config.seed}
-    first = coupling.independent
-    if config.coupling == "exact":
-        first = coupling.ExactOT()
+    exact = config.coupling == "exact"
+    first = coupling.ExactOT() if exact else coupling.independent
     moved = {"cost": float("nan"), "straightness": float("nan")}
     rows = [{"flow": "real half", "steps": 0} | figures(train[None], held) | moved]
     blocks = {}
@@ -168,14 +164,12 @@ def main(config: Config) -> None:
             rows.append(row | {"cost": cost, "straightness": bend})
         blocks[f"{number}-rectified flow"] = sets
     # The last model and its pairs: only the velocity at the start of a path is learned.
-    loss = eqx.Partial(
-        sdegen.denoising_loss, coupling=coupling.paired, times=times.EulerTimes(1)
-    )
+    pairing = {"coupling": coupling.paired, "times": times.EulerTimes(1)}
+    loss = eqx.Partial(sdegen.denoising_loss, **pairing)
     student = sdegen.fit(model, pairs.stream, loss=loss, **how).model
     one = solved(config, student, held.shape, (1,))
-    rows.append(
-        {"flow": "distilled", "steps": 1} | figures(one[1], held, sets[FINE]) | moved
-    )
+    last = {"flow": "distilled", "steps": 1}
+    rows.append(last | figures(one[1], held, sets[FINE]) | moved)
     blocks["one-step distillation of the 2-rectified flow"] = one
     with Recorder(config.out, config) as recorder:
         for row in rows:

@@ -15,7 +15,7 @@ import scipy.fft
 import scipy.ndimage
 
 import sdegen
-from sdegen import prediction, solvers, times
+from sdegen import prediction, solvers
 from sdegen.checks.per_coordinate import Coordinate
 from sdegen.processes.basis import laplacian
 
@@ -317,10 +317,10 @@ def test_grids_and_draws_use_the_mean_noise_level():
         rate = jax.jvp(inverse.local, (mean,), (jnp.ones(()),))[1]
         assert np.abs(inverse.local_rate(mean) - rate).max() < 1e-6
     for grid in (
-        times.CosineGrid(9),
-        times.KarrasGrid(9),
-        times.LogSNRGrid(9),
-        times.FlowTimeGrid(9),
+        sdegen.CosineGrid(9),
+        sdegen.KarrasGrid(9),
+        sdegen.LogSNRGrid(9),
+        sdegen.FlowTimeGrid(9),
     ):
         ts = grid(path)
         assert np.all(np.diff(ts) < 0) and ts[0] == path.t_max and ts[-1] == path.t_min
@@ -353,7 +353,7 @@ def test_a_check_looks_at_the_coordinates():
         path: sdegen.AbstractPath
         t_min: jax.Array = sdegen.number(1e-3)
         t_max: jax.Array = sdegen.number(0.9)
-        base: sdegen.AbstractNoise = sdegen.Gaussian()
+        noise: sdegen.AbstractNoise = sdegen.Gaussian()
 
         def alpha(self, t):
             return self.path.alpha(t)

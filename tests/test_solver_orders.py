@@ -172,7 +172,7 @@ def raw_flow(name, solver, tolerance):
     )
     error = jnp.sqrt(jnp.mean((solution.ys[-1] - end) ** 2))
     ok = solution.result == dfx.RESULTS.successful
-    return jnp.where(ok, error, jnp.inf), solution.steps
+    return jnp.where(ok, error, jnp.inf), solution.stats["num_steps"]
 
 
 @pytest.mark.parametrize("name", ["VP", "EDM"])

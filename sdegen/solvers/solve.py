@@ -18,8 +18,10 @@ from jaxtyping import Array, Float, Int, Key
 from ..processes.brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
 from ..typing import PyTree, Scalar
 from .grids import Adaptive
+from .pinned_euler import PinnedEuler
 from .semilinear import SemilinearTerm
 from .solver import AbstractSemilinearSolver
+from .sscs import SSCS
 
 _FRAMES = 33  # frames of an adaptive trajectory
 _TREE = 1e-5  # resolution of the Brownian tree, in units of the clock's range
@@ -80,7 +82,7 @@ def evaluations(solver: dfx.AbstractSolver, steps: Int[Array, ""]) -> Array:
         return 1 * steps
     if isinstance(solver, dfx.ReversibleHeun):
         return steps + 1
-    if hasattr(solver, "calls"):
+    if isinstance(solver, PinnedEuler | SSCS):
         return solver.calls * steps
     return jnp.full_like(steps, -1)
 

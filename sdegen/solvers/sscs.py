@@ -21,7 +21,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ..processes.momentum import (
     AbstractBlockSDE,
@@ -99,9 +99,10 @@ class SSCS(dfx.AbstractItoSolver):
         """The strong order for the additive noise of the reverse SDE."""
         return 1
 
-    def evaluations(self, steps: Int[Array, ""]) -> Int[Array, ""]:
-        """Network evaluations in `steps` steps."""
-        return steps * (1 + self.midpoint)
+    @property
+    def calls(self) -> int:
+        """Network evaluations of one step."""
+        return 1 + self.midpoint
 
     def check(self, process: Any) -> None:
         """Refuse a process that has no linear part to split off."""
