@@ -35,7 +35,7 @@ class Linear(eqx.Module):
 
 
 def flat(network, noise=None):
-    base = sdegen.Gaussian() if base is None else base
+    base = sdegen.Gaussian() if noise is None else noise
     interpolant = sdegen.StochasticInterpolant(latent=None, noise=base)
     return sdegen.VelocityModel(network, interpolant)
 
