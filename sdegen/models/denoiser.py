@@ -2,9 +2,8 @@
 
     score = -z_hat / sigma,   velocity = alpha' x0_hat + sigma' z_hat               (1)
 
-where (x0_hat, z_hat) are the posterior means of both ends, from `prediction.posterior_means`.
-Nothing here divides by alpha near the noise or by sigma near the data unless the kind
-itself does.
+where (x0_hat, z_hat) are the posterior means E[x0], E[z] given x_t. Nothing here
+divides by alpha near the noise or by sigma near the data unless the prediction does.
 
 Inputs of the network (Karras et al. 2022, table 1, for any path): x / sqrt(sigma^2 +
 (alpha sigma_data)^2), which has unit variance, and the time log(sigma / alpha) / 4.
@@ -23,7 +22,7 @@ from jaxtyping import Array, Float, Key
 
 from ..losses.denoising import denoising_loss
 from ..processes import prediction
-from ..processes.path import AbstractPath, basis_of, batched
+from ..processes.path import AbstractPath, basis_of, batched, level_of
 from ..processes.prediction import Prediction
 from ..typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced, number
 from .model import AbstractModel
@@ -32,10 +31,10 @@ from .path_problem import path_problem
 
 def edm_inputs(path, t, sigma_data) -> tuple[Scalar, Float[Array, "..."]]:
     """(c_noise, c_in): log(sigma/alpha) / 4 and the scale to unit variance."""
-    alpha, sigma = path.level(t)
-    # alpha may be 0 at the noise end: beyond sigma/alpha = 1000 all times look alike.
-    log_ratio = jnp.log(sigma) - jnp.log(jnp.maximum(alpha, 1e-3 * sigma))
     alpha, sigma = path.scales(t)
+    a, s = level_of(alpha, sigma)
+    # alpha may be 0 at the noise end: beyond sigma/alpha = 1000 all times look alike.
+    log_ratio = jnp.log(s) - jnp.log(jnp.maximum(a, 1e-3 * s))
     return log_ratio / 4, 1 / jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)
 
 
@@ -107,7 +106,8 @@ class AbstractDenoiser(AbstractModel):
         if not self.path.noise.gaussian:
             raise ValueError(
                 "the score is -z / sigma only for Gaussian noise, but "
-                f"{type(self.path).__name__} has noise={type(self.path.noise).__name__}."
+                f"{type(self.path).__name__} has noise="
+                f"{type(self.path.noise).__name__}."
             )
         return -self.posterior_means(t, x, cond)[1] / batched(
             self.path.sigma, float_array(t), x
@@ -191,9 +191,8 @@ class Denoiser(AbstractDenoiser):
                 f"(batch,), got x of shape {x.shape} and t of shape {t.shape}."
             )
         inputs = lambda t: self.inputs(self.path, t, self.sigma_data)  # noqa: E731
-        time = inputs(t)[0] if t.ndim == 0 else jax.vmap(lambda t: inputs(t)[0])(t)
-        time = jnp.broadcast_to(time, x.shape[:1])
-        scale, basis = batched(lambda t: inputs(t)[1], t, x), basis_of(self.path)
+        time, scale = batched(inputs, t, x)
+        time, basis = jnp.broadcast_to(time.ravel(), x.shape[:1]), basis_of(self.path)
         data = basis.data((scale * x).astype(x.dtype))
         dropout = {} if keys is None or not takes_key(self.network) else {"key": keys}
         out = self.network(time, data, cond, **dropout)
@@ -210,13 +209,9 @@ class Denoiser(AbstractDenoiser):
         path = self.path
 
         def coefficients(t):
-            return (
-                self.prediction.row(path, t, self.sigma_data),
-                path.alpha(t),
-                path.sigma(t),
-            )
+            return self.prediction.row(path, t, self.sigma_data), path.scales(t)
 
-        row, alpha, sigma = batched(coefficients, t, x)
+        row, (alpha, sigma) = batched(coefficients, t, x)
         return prediction.posterior_means(
             row, alpha, sigma, x, self.predict(t, x, cond)
         )
@@ -233,8 +228,8 @@ class Denoiser(AbstractDenoiser):
                 k for k, o in vars(prediction).items() if type(o) is Prediction
             )
             raise ValueError(
-                f"kind must be a row of sdegen.prediction ({known}), got "
-                f"{self.prediction!r}. For example: prediction=sdegen.prediction.velocity."
+                f"prediction must be a row of sdegen.prediction ({known}), got "
+                f"{self.prediction!r}. For example: sdegen.prediction.velocity."
             )
         # Refuses a score on a base that is not Gaussian, before anything is traced.
         jax.eval_shape(self.prediction.row, self.path, self.path.t_min, self.sigma_data)
@@ -245,8 +240,8 @@ class Denoiser(AbstractDenoiser):
                 det = self.prediction.det(self.path, t, self.sigma_data)
             if not np.all(np.asarray(det)):
                 raise ValueError(
-                    f"a prediction of kind {self.prediction} says nothing about x0 at t="
-                    f"{float(t):g} on {type(self.path).__name__}, where alpha or sigma "
-                    f"is 0. Use velocity, v, x0 or edm, or give "
-                    "the path a smaller t_max."
+                    f"the prediction {self.prediction} says nothing about x0 at "
+                    f"t={float(t):g} on {type(self.path).__name__}, where alpha or "
+                    "sigma is 0. Use velocity, v, x0 or edm, or give the path a "
+                    "smaller t_max."
                 )

@@ -1,4 +1,4 @@
-"""Networks that learn the velocity of a track, and the equations they then drive.
+"""Networks that learn the velocity of an interpolant, and the equations they drive.
 
     x_t = I(t, x0, x1) + gamma z,    b = E[dI/dt + gamma' z | x_t]                 (1)
     L = 1/2 sum_+- |b(x_+-) - dI/dt|^2 - gamma' (b(x_+) - b(x_-)) . z              (2)
@@ -95,7 +95,7 @@ class AbstractVelocityModel(AbstractGenerator):
 
 
 class VelocityModel(AbstractVelocityModel):
-    """A network with the interpolant whose velocity it predicts; `fit` and `sample` take it.
+    """A network with the interpolant whose velocity it predicts.
 
     **Arguments:**
 
@@ -189,14 +189,16 @@ def call_network(network, t, x, cond):
 
 
 class Forward(AbstractGenerator):
-    """The same process the other way: from the data, `noise`, up to the law of x1.
+    """The same process from the data to the other end, x1.
 
     `sample(key, Forward(model, Empirical(x0)), shape)`, or with `start=x0` for given
-    data. By the flow it is the inverse of sampling; with a stochasticity the process
-    has the same law of paths as the one down, in the other direction of time.
+    data. The flow is the inverse of sampling. With a stochasticity the process has the
+    distribution of paths of the one from x1, in the other direction of time.
 
-    **Arguments:** `model`, a `VelocityModel` or a `SchroedingerBridge`; `noise`, the law
-    of x0, from which it starts without `start`.
+    **Arguments:**
+
+    - `model`: a `VelocityModel` or a `SchroedingerBridge`.
+    - `noise`: the distribution of x0, from which it starts without `start`.
     """
 
     model: AbstractVelocityModel

@@ -4,6 +4,7 @@ Papers and code of this family run time the other way; v here is minus theirs at
 """
 
 import equinox as eqx
+import jax.numpy as jnp
 
 from ..typing import Scalar, number
 from .noise import AbstractNoise, Box, Gaussian
@@ -21,6 +22,10 @@ class AbstractStraight(AbstractPath):
     def sigma(self, t):
         """t."""
         return 1.0 * t
+
+    def closed_inverse(self, h):
+        """t = tau."""
+        return jnp.exp(-h)
 
 
 class FlowMatching(AbstractStraight, AbstractLinearSDE):
@@ -40,6 +45,11 @@ class FlowMatching(AbstractStraight, AbstractLinearSDE):
     def sigma(self, t):
         """sigma_min + (1 - sigma_min) t."""
         return self.sigma_min + (1 - self.sigma_min) * t
+
+    def closed_inverse(self, h):
+        """From alpha / sigma = exp(h) - 1, a linear equation for t."""
+        ratio = jnp.expm1(h)
+        return (1 - ratio * self.sigma_min) / (1 + ratio * (1 - self.sigma_min))
 
 
 class RectifiedFlow(AbstractStraight, AbstractLinearSDE):

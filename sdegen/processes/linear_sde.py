@@ -104,17 +104,21 @@ class LinearSDE(AbstractLinearSDE):
 
     def alpha(self, t):
         """exp(int f), from (1)."""
-        log_alpha = self._moments(t)[0]
+        return self.scales(t)[0]
+
+    def sigma(self, t):
+        """The standard deviation of x_t given x0, from (1)."""
+        return self.scales(t)[1]
+
+    def scales(self, t):
+        """(alpha, sigma), from one look at the table."""
+        log_alpha, log_variance = self._moments(t)
         if log_alpha.ndim:
             # Fast coordinates vanish long before slow ones. A floor on their alpha
             # keeps alpha' / alpha = f at all times.
             lift = jnp.maximum(log_alpha, _GONE) - log_alpha
             log_alpha = log_alpha + jax.lax.stop_gradient(lift)
-        return jnp.exp(log_alpha)
-
-    def sigma(self, t):
-        """The standard deviation of x_t given x0, from (1)."""
-        return jnp.exp(0.5 * self._moments(t)[1])
+        return jnp.exp(log_alpha), jnp.exp(0.5 * log_variance)
 
     def _moments(self, t):
         coefficients = eqx.Partial(_coefficients, self.f, self.g, self.params)

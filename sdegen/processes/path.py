@@ -83,11 +83,7 @@ class AbstractPath(eqx.Module):
 
     def level(self, t: ScalarLike) -> tuple[Scalar, Scalar]:
         """(alpha, sigma) of the scalar path that is as noisy: the mean of (4)."""
-        alpha, sigma = self.scales(t)
-        if alpha.ndim == 0:
-            return alpha, sigma
-        size = jnp.sqrt(jnp.mean(sigma**2))
-        return jnp.expm1(jnp.mean(jnp.log1p(alpha / sigma))) * size, size
+        return level_of(*self.scales(t))
 
     def logsnr(self, t: ScalarLike) -> Scalar:
         """log(alpha^2 / sigma^2), equation (2): twice the lambda of DPM-Solver."""
@@ -102,6 +98,10 @@ class AbstractPath(eqx.Module):
     def time(self, logsnr: ScalarLike) -> Scalar:
         """The time with the given log-SNR; beyond the ends, the end."""
         return self.inverse()(jax.nn.softplus(float_array(logsnr) / 2))
+
+    def closed_inverse(self, h: ScalarLike) -> Scalar | None:
+        """The time with -log tau = h, where a final has a formula for it."""
+        return None
 
     def inverse(self) -> "NoiseInverse":
         """The inverse of (4), tabulated; make it once and call it many times."""
@@ -165,6 +165,14 @@ def _where(j, scales):
     return f" in the coordinate {index}" if shape else ""
 
 
+def level_of(alpha: Array, sigma: Array) -> tuple[Scalar, Scalar]:
+    """The one (alpha, sigma) that is as noisy as these: the mean of (4)."""
+    if alpha.ndim == 0:
+        return alpha, sigma
+    size = jnp.sqrt(jnp.mean(sigma**2))
+    return jnp.expm1(jnp.mean(jnp.log1p(alpha / sigma))) * size, size
+
+
 def basis_of(path: AbstractPath) -> AbstractBasis:
     """The basis in which x_t is held: the path's, or the data as they are."""
     return getattr(path, "basis", Standard())
@@ -203,11 +211,13 @@ class NoiseInverse(eqx.Module):
     """
 
     path: AbstractPath
-    ts: Float[Array, " nodes"]
-    hs: Float[Array, " nodes"]
+    ts: Float[Array, " nodes"] | None
+    hs: Float[Array, " nodes"] | None
 
     def __init__(self, path: AbstractPath):
-        self.path = path
+        self.path, self.ts, self.hs = path, None, None
+        if path.closed_inverse(jnp.ones(())) is not None:
+            return
         t_min, t_max = float_array(path.t_min), float_array(path.t_max)
         ts = t_min + (t_max - t_min) * jnp.asarray(_NODES, t_min.dtype)
         self.ts = jax.lax.stop_gradient(ts)
@@ -225,6 +235,9 @@ class NoiseInverse(eqx.Module):
     def __call__(self, h: ScalarLike) -> Scalar:
         """The time t in [t_min, t_max] with -log tau(t) = h."""
         h = float_array(h)
+        if self.hs is None:
+            t = self.path.closed_inverse(h)
+            return jnp.clip(t, self.path.t_min, self.path.t_max)
         target = jax.lax.stop_gradient(h)
         i = jnp.clip(jnp.sum(self.hs > target), 1, len(_NODES) - 1)
         lo, hi, h_lo, h_hi = self.ts[i - 1], self.ts[i], self.hs[i - 1], self.hs[i]

@@ -33,6 +33,11 @@ class VE(AbstractLinearSDE):
         """sigma_min (sigma_max / sigma_min)^t."""
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
+    def closed_inverse(self, h):
+        """From sigma = 1 / (exp(h) - 1)."""
+        ratio = jnp.log(self.sigma_max / self.sigma_min)
+        return -jnp.log(self.sigma_min * jnp.expm1(h)) / ratio
+
 
 class AbstractNoiseTime(AbstractPath):
     """alpha = 1, sigma = t: time is the noise level."""
@@ -44,6 +49,10 @@ class AbstractNoiseTime(AbstractPath):
     def sigma(self, t):
         """t."""
         return 1.0 * t
+
+    def closed_inverse(self, h):
+        """t = sigma."""
+        return 1 / jnp.expm1(h)
 
 
 class EDM(AbstractNoiseTime, AbstractLinearSDE):

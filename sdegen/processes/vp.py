@@ -45,6 +45,12 @@ class VP(AbstractVP):
         """sqrt(1 - exp(-B))."""
         return jnp.sqrt(-jnp.expm1(-self.integrated_beta(t)))
 
+    def closed_inverse(self, h):
+        """From alpha / sigma = exp(h) - 1: B, and the root of (1)."""
+        b = jnp.log1p(jnp.expm1(h) ** -2)
+        slope = 2 * (self.beta_max - self.beta_min)
+        return 2 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + slope * b))
+
 
 class SubVP(AbstractVP):
     """The sub-VP process: alpha as in VP, sigma = 1 - exp(-B), a standard deviation.
@@ -75,6 +81,10 @@ class Cosine(AbstractLinearSDE):
     def sigma(self, t):
         """sin(pi t / 2)."""
         return jnp.sin(0.5 * jnp.pi * t)
+
+    def closed_inverse(self, h):
+        """arctan(sigma / alpha) 2 / pi."""
+        return 2 / jnp.pi * jnp.arctan2(jnp.ones_like(h), jnp.expm1(h))
 
 
 class DDPM(AbstractLinearSDE):
