@@ -352,6 +352,23 @@ def test_repaint_keeps_what_is_known_and_resampling_brings_the_rest_nearer():
     assert errors[12] < errors[1] / 2
 
 
+def test_repaint_takes_a_start_keeps_its_trajectory_and_denoises():
+    path, mask = process("VP"), Measurement(known_part, np.zeros(3), 0.0)
+    start = jnp.tile(jnp.array([[3.0, 0.0, -1.0]]), (4, 1))
+    times = sdegen.LogSNRGrid(6)(path)
+    options = {"grid": times, "start": start}
+    run = functools.partial(RePaint(2), jax.random.key(0), gaussian(path), mask, (4, 3))
+    out = run(trajectory=True, **options)
+    assert out.trajectory.shape == (7, 4, 3) and (out.times == times).all()
+    np.testing.assert_allclose(out.trajectory[0], start)
+    np.testing.assert_allclose(out.trajectory[-1], out.x)
+    clean = run(denoise=True, **options)
+    np.testing.assert_allclose(clean.x, gaussian(path)(path.t_min, out.x))
+    assert (out.evaluations, clean.evaluations) == (12, 13)
+    spread = run(**options, sharding=batch_sharding(data_mesh(4)))
+    np.testing.assert_allclose(spread.x, out.x, atol=1e-12)
+
+
 def test_an_operator_may_be_any_function():
     """y = |x|^2 of a Gaussian in the plane: the posterior is a ring, by quadrature."""
     ring = Measurement(lambda x: jnp.sum(x**2), jnp.array(4.0), 0.3)
@@ -433,6 +450,13 @@ def test_mistakes_are_answered_with_a_sentence():
         DDNM()(key, model, Measurement(lambda x: x**2, jnp.zeros(3)), (4, 3))
     with say(match="must be a mask"):
         RePaint()(key, model, MEASURED, (4, 3))
+    mask = Measurement(known_part, np.zeros(3))
+    with say(match=r"start must have the shape \(4, 3\)"):
+        RePaint()(key, model, mask, (4, 3), start=jnp.zeros((2, 3)))
+    with say(match="RePaint takes its steps on a fixed grid"):
+        RePaint()(key, model, mask, (4, 3), grid=sdegen.Adaptive())
+    with say(match="keeps no trajectory"):
+        TwistedParticles()(key, model, MEASURED, (4, 3), trajectory=True)
     with say(match="must be finite"):
         PiGDM(weight=jnp.inf)
     run = functools.partial(sdegen.sample_tilted, key, model)

@@ -1,13 +1,12 @@
 """What every guidance shares: a denoiser made from denoisers.
 
 With x_t = alpha x0 + sigma z and Gaussian noise, a term G added to the score moves both
-ends of the path and leaves x_t where it is:
+posterior means and leaves x_t where it is:
 
     x0_hat + S,    z_hat - (alpha / sigma) S,    S = (sigma^2 / alpha) G            (1)
 
-Guided in this way a denoiser is again a denoiser, so it goes wherever one goes: every
-process, solver and likelihood. Which law is sampled then is another matter: see
-docs/conditional.md.
+A guided denoiser is again a denoiser: it works with every process, solver and
+likelihood. Which distribution is sampled is another matter: see docs/conditional.md.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float
 
 from ..models.denoiser import AbstractDenoiser
 from ..processes.path import LOGSNR_FLOOR, AbstractPath, batched
-from ..typing import PyTree, Scalar, Time, float_array, is_traced
+from ..typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced
 
 Means: TypeAlias = tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]
 
@@ -43,15 +42,23 @@ class AbstractGuidance(AbstractDenoiser):
 
     @property
     def sigma_data(self) -> Float[Array, "..."]:
-        """The standard deviation of the data, where the denoiser inside knows it."""
-        return self.denoiser.sigma_data  # an AttributeError where it does not
+        """That of the denoiser inside, if it has one."""
+        return self.denoiser.sigma_data
+
+    @property
+    def overall_sigma_data(self) -> Array:
+        """That of the denoiser inside."""
+        return self.denoiser.overall_sigma_data
 
 
 class Unconditional(AbstractGuidance):
-    """A denoiser that is always given `null`, the condition that stands for none.
+    """A denoiser that ignores its condition and gets `null` instead.
 
-    `null` is the marker for one sample, without the batch axis, or None for a network
-    that takes no condition; what it is called with is left to the guidance around it.
+    **Arguments:**
+
+    - `denoiser`: the denoiser inside.
+    - `null`: the condition of one sample, without the batch axis, that stands for none;
+      None for a network that takes no condition.
     """
 
     denoiser: AbstractDenoiser
@@ -63,9 +70,10 @@ class Unconditional(AbstractGuidance):
 
 
 class Interval(eqx.Module):
-    """The noise levels sigma / alpha in which guidance acts, both ends included.
+    """The noise levels sigma / alpha in which guidance acts, `low` to `high`.
 
-    Kynkaanniemi et al. 2024, "Applying guidance in a limited interval".
+    Kynkaanniemi et al. 2024, "Applying guidance in a limited interval". Both limits are
+    included; by default they are 0 and infinity.
     """
 
     low: Scalar = eqx.field(default=0.0, converter=float_array)
@@ -92,7 +100,7 @@ def guidance_weight(
 
 
 def moved(path: AbstractPath, t: Time, means: Means, shift: Array, x: Array) -> Means:
-    """Both ends after a shift S of the denoised point, equation (1)."""
+    """Both means after a shift S of x0_hat, equation (1)."""
     ratio = batched(lambda t: path.alpha(t) / path.sigma(t), t, x)
     return means[0] + shift, (means[1] - ratio * shift).astype(x.dtype)
 
@@ -107,17 +115,22 @@ def noise_gain(path: AbstractPath, t: Time, x: Array) -> Float[Array, "..."]:
     return batched(gain, t, x)
 
 
-def off_noise(path: AbstractPath, t: Time) -> Time:
-    """t, or where alpha / sigma is below 1e-3 the time when it is that.
+def remaining_variance(alpha: Array, sigma: Array, sigma_data: ScalarLike) -> Array:
+    """r_t^2, the variance of x0 given x_t for Gaussian data of this deviation."""
+    return (sigma_data * sigma) ** 2 / ((alpha * sigma_data) ** 2 + sigma**2)
 
-    At alpha = 0 the state says nothing about the data, the gradient in x is 0 and its
-    gain in (1) infinite; their product has a limit, from which this is 1e-3 away.
+
+def off_noise(path: AbstractPath, t: Time) -> Time:
+    """t, or the time of alpha / sigma = 1e-3 where it is below.
+
+    At alpha = 0 the gradient in x is 0 and its gain in (1) infinite; their product has
+    a limit, from which this is 1e-3 away.
     """
     return jnp.minimum(t, path.time(LOGSNR_FLOOR).astype(t.dtype))
 
 
 def carried(path: AbstractPath, t: Time, early: Time, means: Means, x: Array) -> Means:
-    """The ends at t with the denoised point of the time `early`: x stays what it is."""
+    """The means at t with the x0_hat of the time `early`, for the same x."""
 
     def coefficients(t, early):
         (a, s), (b, r) = path.scales(t), path.scales(early)
@@ -142,7 +155,7 @@ def spread_null(null: PyTree, batch: int) -> PyTree:
 
 
 def check_alike(cond: PyTree, null: PyTree, batch: int) -> None:
-    """Refuse a condition that is not built like the marker, with a leading batch."""
+    """Refuse a condition without the structure of the marker and a batch axis."""
     here, there = jax.tree.structure(cond), jax.tree.structure(null)
     if here != there or not jax.tree.leaves(null):
         raise ValueError(
@@ -165,7 +178,7 @@ def check_weight(weight: Array, name: str = "weight") -> None:
 
 
 def check_gaussian(path: AbstractPath) -> None:
-    """Refuse a base on which (1) does not hold."""
+    """Refuse noise for which (1) does not hold."""
     if not path.noise.gaussian:
         raise ValueError(
             "a gradient moves the denoised point by sigma^2 / alpha only for Gaussian "

@@ -1,9 +1,9 @@
-"""Sampling a tilted law exp(r(x0)) p(x0) / Z by particles: exact in the limit.
+"""Sampling a tilted distribution exp(r(x0)) p(x0) / Z by particles: exact in the limit.
 
-A guided sampler follows neither this law nor a name that it could be given. Sequential
-Monte Carlo repairs it (Wu et al. 2023, "Practical and asymptotically exact conditional
+Guided samplers do not sample this distribution; theirs has no closed form. Sequential
+Monte Carlo does (Wu et al. 2023, "Practical and asymptotically exact conditional
 sampling in diffusion models", algorithm 1): particles move by the guided ancestral step
-q, which knows of r through a twist, and weights carry what q is wrong by:
+q, which depends on r through a twist, and weights correct the error of q:
 
     psi_t(x) = exp(k_t r(x0_hat(x))),   k = 1 at the end                            (1)
     w_s = psi_s(x_s) p(x_s | x_t) / (psi_t(x_t) q(x_s | x_t)),    w_T = psi_T(x_T)  (2)
@@ -13,8 +13,8 @@ k_t is. Where the weights have become unequal, particles are drawn anew in propo
 them (systematic resampling), when their effective number 1 / sum w^2 is below a share
 of them all. The mean weight estimates Z, the evidence, without bias.
 
-p is the law of the ancestral sampler on the grid, not of the data: the answer is exact
-for many particles *and* steps (or, for Gaussian data, with `variance`).
+p is the distribution of the ancestral sampler on the grid, not of the data: the answer
+is exact for many particles *and* steps (or, for Gaussian data, with `variance`).
 """
 
 import operator
@@ -28,24 +28,35 @@ from jaxtyping import Array, Float, Int
 from ..models.denoiser import AbstractDenoiser
 from ..processes.path import AbstractPath, basis_of, check_sample
 from ..sampling.ancestral import Transition, draws
+from ..sampling.drive import check_sharding, constrain, sample_keys
 from ..solvers.ddim import Variance
 from ..solvers.grids import Adaptive, Grid, LogSNRGrid, check_grid
 from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
 from .classifier import rewarded
-from .guidance import carried, check_gaussian, noise_gain, off_noise
+from .guidance import (
+    carried,
+    check_gaussian,
+    noise_gain,
+    off_noise,
+    remaining_variance,
+)
 
 
 class Particles(eqx.Module):
-    """Weighted samples of a tilted law.
+    """Weighted samples of a tilted distribution.
 
-    `x` is (particles, ...); `log_weights` sum to 1 as weights; `log_evidence` is log Z,
-    in nats, whose standard error `log_evidence_error` is estimated from the particles'
-    ancestors (Lee and Whiteley 2018, "Variance estimation in the particle filter",
-    eq. 5; inf where all of them have one), and knows only of what they have met: a mode
-    that none reached is in neither; `ess`, the effective number of particles at every
-    time of the grid; `resampled`, how often they were drawn anew; `evaluations`, of the
-    network, each with one vector-Jacobian product, on all particles; `ok`, whether all
-    is finite.
+    - `x`: the particles, (particles, ...).
+    - `log_weights`: their exponentials sum to 1.
+    - `log_evidence`: log Z, in nats.
+    - `log_evidence_error`: its standard error, estimated from the ancestors of the
+      particles (Lee and Whiteley 2018, "Variance estimation in the particle filter",
+      eq. 5; inf where all of them have one). A mode that no particle reached is in
+      neither number.
+    - `ess`: the effective number of particles at every time of the grid.
+    - `resampled`: how often they were drawn anew.
+    - `evaluations`: of the network on all particles, each with one vector-Jacobian
+      product.
+    - `ok`: whether all is finite.
     """
 
     x: Float[Array, "particles ..."]
@@ -86,64 +97,63 @@ def sample_tilted(
 ) -> Particles:
     """Weighted samples of p(x0) exp(r(x0)) / Z, with `shape[0]` particles.
 
-    p is the law of the denoiser under `cond`, r any reward in nats: a log-likelihood,
-    a classifier's log p(c | x0), w log p(c | x0) for a guidance weight, a preference.
+    p is the distribution of the denoiser under `cond`, r any reward in nats: a
+    log-likelihood, a classifier's log p(c | x0), a preference.
 
-    **Arguments:** `reward(x0, cond)`, of each sample, (batch,), differentiable;
-    `shape`, (particles, ...); `grid`, of `sdegen.times`, an array of falling times, or
-    a number of steps of `LogSNRGrid` (default: 100); `stochasticity`, DDIM's eta, above
-    0 and at most 1; `temper(path, t)`, k_t in (1), from 0 to 1 (default:
-    `share_temper()`; a larger power for sharper rewards, 0 for k = 1);
-    `variance`, what x0_hat leaves out of a step (`sdegen.solvers.analytic_variance`),
-    with which far fewer steps will do; `threshold`, the share of particles below which
-    their effective number calls for drawing anew; `cond`, the one condition of all
-    particles, without a
-    batch axis; `sharding`, how to split the particle axis over devices.
+    **Arguments:**
+
+    - `key`: a random key; particle i draws from (key, i).
+    - `denoiser`: any, on a path with Gaussian noise.
+    - `reward`: (x0, cond) -> the r of each sample, (batch,), differentiable.
+    - `shape`: (particles, ...).
+    - `grid`: a grid such as `LogSNRGrid(100)`, an array of falling times, or a number
+      of steps equal in log-SNR; 100.
+    - `stochasticity`: DDIM's eta, above 0 and at most 1; 1.
+    - `temper`: (path, t) -> k_t in (1), from 0 to 1; `share_temper()`. A larger power
+      of it is for sharper rewards, the power 0 is k = 1.
+    - `variance`: what x0_hat leaves out of a step (`sdegen.solvers.analytic_variance`),
+      with which far fewer steps will do; none.
+    - `threshold`: the share of the particles below which their effective number calls
+      for drawing anew; 0.5.
+    - `cond`: the one condition of all particles, without a batch axis; none.
+    - `sharding`: how to split the particle axis over devices; none.
+
+    **Returns:** `Particles`.
+
+    **Raises:** a ValueError for noise that is not Gaussian, adaptive steps, fewer than
+    two particles, or a stochasticity of 0.
     """
-    shape = tuple(map(operator.index, shape))
-    _check(denoiser, shape, grid, stochasticity)
-    grid = fixed_grid(grid, 100, denoiser.path)
-    temper = share_temper() if temper is None else temper
-    return _run(
-        key,
-        denoiser,
-        reward,
-        cond,
-        grid,
-        float_array(stochasticity),
-        float_array(threshold),
-        temper,
-        variance,
-        shape,
-        sharding,
-    )
-
-
-def fixed_grid(grid, steps: int, path: AbstractPath):
-    """`grid`, or one of so many steps of equal log-SNR."""
-    if grid is None or isinstance(grid, int):
-        return LogSNRGrid(steps if grid is None else grid)
-    return check_grid(grid, path)
-
-
-def _check(denoiser, shape, grid, stochasticity):
-    check_gaussian(denoiser.path)
-    check_sample(denoiser.path, shape[1:])
+    given, shape = shape, tuple(map(operator.index, shape))
     if len(shape) < 2 or shape[0] < 2:
         raise ValueError(
             "particles need a shape (particles, ...) with two of them or more, got "
-            f"{shape}."
+            f"{given}."
         )
-    if isinstance(grid, Adaptive):
-        raise ValueError(
-            "particles walk together on a fixed grid, such as LogSNRGrid(100): their "
-            "weights compare the densities of the same steps."
-        )
+    check_gaussian(denoiser.path)
+    check_sample(denoiser.path, shape[1:])
+    check_sharding(sharding, shape)
+    grid = fixed_grid(grid, 100, denoiser.path, "sample_tilted")
     if not is_traced(stochasticity) and not 0 < float(stochasticity) <= 1:
         raise ValueError(
             "the stochasticity of particles is above 0 and at most 1, got "
             f"{float(stochasticity):g}: without noise a step has no density to weigh."
         )
+    temper = share_temper() if temper is None else temper
+    numbers = (float_array(stochasticity), float_array(threshold))
+    own = (temper, variance, shape, sharding)
+    return _run(key, denoiser, reward, cond, grid, *numbers, *own)
+
+
+def fixed_grid(grid, steps: int, path: AbstractPath, what: str):
+    """`grid`, or one of so many steps of equal log-SNR; adaptive steps are refused."""
+    if isinstance(grid, Adaptive):
+        raise ValueError(
+            f"{what} takes its steps on a fixed grid, such as LogSNRGrid({steps}): all "
+            "samples make the same steps, whose densities or noise levels it needs."
+        )
+    if grid is None or isinstance(grid, int):
+        return LogSNRGrid(steps if grid is None else grid)
+    return check_grid(grid, path)
 
 
 def systematic(
@@ -157,11 +167,18 @@ def systematic(
 
 
 def share_temper(power: ScalarLike = 4.0, sigma_data: ScalarLike = 1.0) -> Callable:
-    """k_t = (1 - Var[x0 | x_t] / s^2)^power, the share of x0 that x_t tells of.
+    """k_t = (1 - Var[x0 | x_t] / s^2)^power, a power of the share of x0 that is known.
 
-    For data of deviation s, 1 - Var / s^2 = alpha^2 s^2 / (alpha^2 s^2 + sigma^2). The
-    reward of a rough guess x0_hat is not to be believed: a curved one draws particles
-    to where no data are, and their weights cannot call them back.
+    For Gaussian data 1 - Var / s^2 = alpha^2 s^2 / (alpha^2 s^2 + sigma^2). The reward
+    of a rough x0_hat misleads: a curved one draws particles to where no data are, and
+    weights cannot bring them back.
+
+    **Arguments:**
+
+    - `power`: 4; larger for sharper rewards, 0 for k = 1.
+    - `sigma_data`: s, the standard deviation of the data; 1.
+
+    **Returns:** a `temper` for `sample_tilted`.
     """
     return eqx.Partial(_share, float_array(power), float_array(sigma_data))
 
@@ -173,18 +190,41 @@ def _share(power, sigma_data, path: AbstractPath, t):
 
 
 def gaussian_temper(std: ScalarLike, sigma_data: ScalarLike = 1.0) -> Callable:
-    """k_t = std^2 / (std^2 + r_t^2): for a Gaussian log-likelihood of deviation `std`.
+    """k_t = std^2 / (std^2 + r_t^2), for a Gaussian log-likelihood.
 
     r_t^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2) is the variance of x0 given x_t for
-    data of deviation s: what is unknown about x0 adds to the noise of the measurement.
+    Gaussian data: what is unknown about x0 adds to the noise of the measurement.
+
+    **Arguments:**
+
+    - `std`: the standard deviation of the measurement, in its units.
+    - `sigma_data`: s, the standard deviation of the data; 1.
+
+    **Returns:** a `temper` for `sample_tilted`.
     """
     return eqx.Partial(_temper, float_array(std), float_array(sigma_data))
 
 
 def _temper(std, sigma_data, path: AbstractPath, t):
-    alpha, sigma = path.level(t)
-    spread = (sigma_data * sigma) ** 2 / ((alpha * sigma_data) ** 2 + sigma**2)
-    return std**2 / (std**2 + spread)
+    return std**2 / (std**2 + remaining_variance(*path.level(t), sigma_data))
+
+
+class _Look(eqx.Module):
+    """The means at x, log psi there, and the shift of x0_hat that it asks for."""
+
+    denoiser: AbstractDenoiser
+    reward: Callable
+    temper: Callable
+    cond: PyTree
+
+    def __call__(self, x, t, last):
+        path, dtype = self.denoiser.path, x.dtype
+        early = off_noise(path, t)
+        means, value, slope = rewarded(self.denoiser, self.reward, early, x, self.cond)
+        k = jnp.where(last, 1.0, self.temper(path, t))
+        shift = k * noise_gain(path, early, x) * slope
+        means = carried(path, t, early, means, x)
+        return means, (k * value).astype(dtype), shift.astype(dtype)
 
 
 @eqx.filter_jit
@@ -193,30 +233,14 @@ def _run(
 ) -> Particles:
     path, n = denoiser.path, shape[0]
     ts = grid(path) if callable(grid) else grid
-    dtype, index = ts.dtype, jnp.arange(n)
-
-    def split(x):
-        if sharding is None:
-            return x
-        return jax.lax.with_sharding_constraint(x, sharding)
-
-    index = split(index)
+    dtype, split = ts.dtype, lambda x: constrain(x, sharding)
+    index, keys = split(jnp.arange(n)), sample_keys(key, n, sharding)
     cond = jax.tree.map(lambda c: jnp.broadcast_to(c, (n, *jnp.shape(c))), cond)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    look = _Look(denoiser, reward, temper, cond)
 
     def noise(step):
-        return draws(
-            jax.vmap(jax.random.fold_in, (0, None))(keys, step), shape[1:], path, dtype
-        )
-
-    def look(x, t, last):
-        """The ends at x, log psi there, and the shift that it asks for."""
-        early = off_noise(path, t)
-        means, value, slope = rewarded(denoiser, reward, early, x, cond)
-        k = jnp.where(last, 1.0, temper(path, t))
-        shift = k * noise_gain(path, early, x) * slope
-        means = carried(path, t, early, means, x)
-        return means, (k * value).astype(dtype), shift.astype(dtype)
+        fold = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        return draws(fold, shape[1:], path, dtype)
 
     def settle(log_weights, evidence):
         total = jax.nn.logsumexp(log_weights)

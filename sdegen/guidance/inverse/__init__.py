@@ -3,10 +3,10 @@
 from .guided import DDNM as DDNM
 from .guided import DPS as DPS
 from .guided import TMPD as TMPD
+from .guided import AbstractGuided as AbstractGuided
 from .guided import MeasurementGuided as MeasurementGuided
 from .guided import PiGDM as PiGDM
 from .measurement import Measurement as Measurement
-from .method import AbstractGuided as AbstractGuided
 from .method import AbstractMethod as AbstractMethod
 from .particles import TwistedParticles as TwistedParticles
 from .repaint import RePaint as RePaint

@@ -1,4 +1,4 @@
-"""Inverse problems as guidance: four methods, four beliefs about x0 given x_t.
+"""Inverse problems as guidance: four methods, four assumptions on x0 given x_t.
 
 If x0 given x_t had the mean x0_hat and the covariance C, and A were linear, then
 
@@ -18,14 +18,18 @@ r_t^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2). For an A that is not linear, A' a
 the brackets are its derivatives at x0_hat (Gauss and Newton).
 """
 
+import abc
+
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from ...models.denoiser import AbstractDenoiser
 from ...processes.path import basis_of, batched
-from ...typing import Scalar, float_array, number
+from ...sampling.sample import sample
+from ...typing import Scalar, ScalarLike, float_array, number
 from ..guidance import (
     AbstractGuidance,
     carried,
@@ -34,10 +38,60 @@ from ..guidance import (
     moved,
     noise_gain,
     off_noise,
+    remaining_variance,
 )
-from .linear import conjugate_gradients, inner
+from .linear import check_linear, conjugate_gradients, inner
 from .measurement import Measurement
-from .method import AbstractGuided
+from .method import AbstractMethod
+
+
+class AbstractGuided(AbstractMethod):
+    """A method that is a guidance: a denoiser from a denoiser and a measurement.
+
+    **Arguments** of all of them, by their names:
+
+    - `weight`: of the shift of x0_hat; 1.
+    - `solver`, `stochasticity`: as in `sample`; its default solver, and 0.
+    """
+
+    weight: Scalar = eqx.field(default=1.0, converter=float_array, kw_only=True)
+    solver: dfx.AbstractSolver | None = eqx.field(default=None, kw_only=True)
+    stochasticity: Scalar = eqx.field(default=0.0, converter=float_array, kw_only=True)
+    differentiates: eqx.AbstractClassVar[bool]
+    """Whether K is sigma^2/alpha J', a product with the network's derivative."""
+    linear: eqx.AbstractClassVar[bool]
+    """Whether it is for linear operators only."""
+    divides: eqx.AbstractClassVar[bool]
+    """Whether it divides by the noise of the measurement."""
+    sigma_data: eqx.AbstractVar[ScalarLike]
+
+    def guide(
+        self, denoiser: AbstractDenoiser, measurement: Measurement
+    ) -> "MeasurementGuided":
+        """The denoiser of x0 given x_t and y, as this method has it."""
+        if self.divides:
+            measurement.check_noise(type(self).__name__)
+        check_gaussian(denoiser.path)
+        return MeasurementGuided(denoiser, measurement, self)
+
+    def draw(self, key, denoiser, measurement, shape, options):
+        """Draws by `sample` from the guided denoiser."""
+        if self.linear:
+            check_linear(measurement.operator, shape[1:], type(self).__name__)
+        own = {"solver": self.solver, "stochasticity": self.stochasticity}
+        own |= options._asdict()
+        return sample(key, self.guide(denoiser, measurement), shape, **own)
+
+    @abc.abstractmethod
+    def solve(self, residual, forward, transpose, spread, prior, std) -> Array:
+        """(A C A' + std^2)^-1 of the residual, in the space of y.
+
+        `forward` and `transpose` are products with A and A', `spread` one with
+        sigma^2/alpha J' (None where it is not used), and `prior` is r_t^2.
+        """
+
+    def __check_init__(self):
+        check_weight(self.weight)
 
 
 class MeasurementGuided(AbstractGuidance):
@@ -49,71 +103,49 @@ class MeasurementGuided(AbstractGuidance):
 
     def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat) of x0 given x_t and y."""
-        t, path = float_array(t), self.path
+        t, path, rule = float_array(t), self.path, self.rule
         early, basis = off_noise(path, t), basis_of(path)
-
-        def denoise(x):
-            x0, z = self.denoiser.posterior_means(early, x, cond)
-            return x0, z
-
-        if self.rule.differentiates:
+        denoise = lambda x: tuple(self.denoiser.posterior_means(early, x, cond))  # noqa: E731
+        if rule.differentiates:
             x0, back, z = jax.vjp(denoise, x, has_aux=True)
             gain = noise_gain(path, early, x)
             spread = lambda u: (gain * back(u)[0]).astype(x.dtype)  # noqa: E731
         else:
             (x0, z), spread = denoise(x), None
-        prior = _prior_variance(path, early, x, self.rule.sigma_data)
+        variance = lambda t: remaining_variance(*path.scales(t), rule.sigma_data)  # noqa: E731
+        prior = batched(variance, early, x).astype(x.dtype)
         residual = self.measurement.residual(basis.data(x0))
         _, forward = jax.linearize(lambda u: self.measurement.apply(basis.data(u)), x0)
         transpose = jax.linear_transpose(forward, x0)
         back_to_x0 = lambda u: transpose(u)[0]  # noqa: E731
-        weights = self.rule.solve(
-            residual, forward, back_to_x0, spread, prior, self.measurement.std
-        )
+        std = self.measurement.std
+        weights = rule.solve(residual, forward, back_to_x0, spread, prior, std)
         pulled = back_to_x0(weights.astype(x.dtype))
         shift = prior * pulled if spread is None else spread(pulled)
-        shift = (self.rule.weight * shift).astype(x.dtype)
+        shift = (rule.weight * shift).astype(x.dtype)
         return moved(path, t, carried(path, t, early, (x0, z), x), shift, x)
-
-
-def _prior_variance(path, t, x, sigma_data):
-    """r_t^2, shaped to multiply x."""
-
-    def variance(t):
-        alpha, sigma = path.scales(t)
-        return (sigma_data * sigma) ** 2 / ((alpha * sigma_data) ** 2 + sigma**2)
-
-    return batched(variance, t, x).astype(x.dtype)
-
-
-def _guided(rule, denoiser, measurement):
-    check_gaussian(denoiser.path)
-    return MeasurementGuided(denoiser, measurement, rule)
 
 
 class DPS(AbstractGuided):
     """Diffusion posterior sampling: the likelihood of the denoised point itself.
 
-    Chung et al. 2023, eq. 16: (1) with C = 0. Far from the data it believes y far too
-    much. With `normalise` the noise of y is at least the residual's own mean square,
-    which is what their step size, divided by the norm of the residual, does: without
-    it, a small std makes the equation stiffer than any grid. One vector-Jacobian
-    product per evaluation.
+    Chung et al. 2023, "Diffusion posterior sampling for general noisy inverse
+    problems", eq. 16: (1) with C = 0. Far from the data it believes y far too much. One
+    vector-Jacobian product per evaluation.
+
+    **Arguments:**
+
+    - `normalise`: take at least the mean square of the residual for the noise of y, as
+      their step size does, divided by the norm of the residual. Without it a small std
+      makes the equation stiffer than any grid; yes.
     """
 
-    weight: Scalar = number(1.0)
     normalise: bool = eqx.field(default=True, static=True)
-    solver: dfx.AbstractSolver | None = None
-    stochasticity: Scalar = number(0.0)
 
     differentiates = True
     linear = False
+    divides = True
     sigma_data = 1.0
-
-    def guide(self, denoiser, measurement):
-        """The denoiser moved by the gradient of log p(y | x0_hat)."""
-        measurement.check_noise("DPS")
-        return _guided(self, denoiser, measurement)
 
     def solve(self, residual, forward, transpose, spread, prior, std):
         """The residual over the variance."""
@@ -123,63 +155,74 @@ class DPS(AbstractGuided):
             variance = jnp.maximum(variance, inner(residual, residual) / size)
         return residual / variance
 
-    def __check_init__(self):
-        check_weight(self.weight)
 
+class AbstractIsotropic(AbstractGuided):
+    """C = r_t^2: x0 given x_t is uncertain by r_t in every direction.
 
-class PiGDM(AbstractGuided):
-    """Pseudo-inverse guidance: x0 given x_t is uncertain by r_t in every direction.
+    **Arguments:**
 
-    Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", eq.
-    7 and 8, without their extra factor r_t^2. `sigma_data` is s in r_t; the inverse takes
-    `iterations` of conjugate gradients in y, each one product with A and A'. One
-    vector-Jacobian product of the network per evaluation.
+    - `sigma_data`: s in r_t, the standard deviation of the data; 1.
+    - `iterations`: of conjugate gradients in y, each one product with A and A'; 10.
     """
 
     sigma_data: Scalar = number(1.0)
     iterations: int = eqx.field(default=10, static=True)
-    weight: Scalar = number(1.0)
-    solver: dfx.AbstractSolver | None = None
-    stochasticity: Scalar = number(0.0)
+
+    divides = False
+
+    def solve(self, residual, forward, transpose, spread, prior, std):
+        """(r_t^2 A A' + std^2)^-1 of the residual."""
+
+        def matrix(u):
+            return forward(prior * transpose(u)) + std**2 * u
+
+        return conjugate_gradients(matrix, residual, self.iterations)
+
+
+class PiGDM(AbstractIsotropic):
+    """Pseudo-inverse guidance.
+
+    Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", eq.
+    7 and 8, without their extra factor r_t^2. One vector-Jacobian product of the
+    network per evaluation. The arguments are those of `AbstractIsotropic`.
+    """
 
     differentiates = True
     linear = False
 
-    def guide(self, denoiser, measurement):
-        """The denoiser moved by (1)."""
-        return _guided(self, denoiser, measurement)
 
-    def solve(self, residual, forward, transpose, spread, prior, std):
-        """(r_t^2 A A' + std^2)^-1 of the residual."""
-        return _isotropic(self, residual, forward, transpose, prior, std)
+class DDNM(AbstractIsotropic):
+    """Null-space model: what A sees is taken from y, the rest from the network.
 
-    def __check_init__(self):
-        check_weight(self.weight)
+    Wang et al. 2023, "Zero-shot image restoration using denoising diffusion null-space
+    model", eq. 13: x0_hat + A^+ (y - A x0_hat); with noise the pseudo-inverse becomes
+    the least-squares one of (1). For linear A; no derivative of the network. The
+    arguments are those of `AbstractIsotropic`.
+    """
+
+    differentiates = False
+    linear = True
 
 
 class TMPD(AbstractGuided):
     """Tweedie moment projection: the true covariance of x0 given x_t.
 
     Boys et al. 2024, "Tweedie moment projected diffusions for inverse problems", eq. 8
-    and 9. The inverse takes `iterations` of conjugate gradients, each one product with
-    the network's transposed Jacobian, which is never formed (as in Rozet et al. 2024);
-    0 is their diagonal approximation, the row sums of A C A'. Vector-Jacobian products
-    of the network per evaluation: iterations + 1, or 2.
+    and 9. Vector-Jacobian products of the network per evaluation: iterations + 1, or 2.
+
+    **Arguments:**
+
+    - `iterations`: of conjugate gradients, each one product with the network's
+      transposed Jacobian, which is never formed (as in Rozet et al. 2024); 0 is their
+      diagonal approximation, the row sums of A C A'; 5.
     """
 
     iterations: int = eqx.field(default=5, static=True)
-    weight: Scalar = number(1.0)
-    solver: dfx.AbstractSolver | None = None
-    stochasticity: Scalar = number(0.0)
 
     differentiates = True
     linear = False
+    divides = True
     sigma_data = 1.0
-
-    def guide(self, denoiser, measurement):
-        """The denoiser moved by (1)."""
-        measurement.check_noise("TMPD")
-        return _guided(self, denoiser, measurement)
 
     def solve(self, residual, forward, transpose, spread, prior, std):
         """(A C A' + std^2)^-1 of the residual."""
@@ -191,43 +234,3 @@ class TMPD(AbstractGuided):
             return conjugate_gradients(matrix, residual, self.iterations)
         # Row sums of a covariance may be negative; its diagonal is not.
         return residual / jnp.maximum(matrix(jnp.ones_like(residual)), std**2)
-
-    def __check_init__(self):
-        check_weight(self.weight)
-
-
-class DDNM(AbstractGuided):
-    """Null-space model: what A sees is taken from y, the rest from the network.
-
-    Wang et al. 2023, "Zero-shot image restoration using denoising diffusion null-space
-    model", eq. 13: x0_hat + A^+ (y - A x0_hat); with noise the pseudo-inverse becomes
-    the least-squares one of (1), by `iterations` of conjugate gradients. For linear A;
-    no derivative of the network.
-    """
-
-    sigma_data: Scalar = number(1.0)
-    iterations: int = eqx.field(default=10, static=True)
-    weight: Scalar = number(1.0)
-    solver: dfx.AbstractSolver | None = None
-    stochasticity: Scalar = number(0.0)
-
-    differentiates = False
-    linear = True
-
-    def guide(self, denoiser, measurement):
-        """The denoiser with what A sees replaced."""
-        return _guided(self, denoiser, measurement)
-
-    def solve(self, residual, forward, transpose, spread, prior, std):
-        """(r_t^2 A A' + std^2)^-1 of the residual."""
-        return _isotropic(self, residual, forward, transpose, prior, std)
-
-    def __check_init__(self):
-        check_weight(self.weight)
-
-
-def _isotropic(rule, residual, forward, transpose, prior, std):
-    def matrix(u):
-        return forward(prior * transpose(u)) + std**2 * u
-
-    return conjugate_gradients(matrix, residual, rule.iterations)

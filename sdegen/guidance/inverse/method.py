@@ -1,23 +1,34 @@
-"""One interface for all: a method draws from what it takes for p(x0 | y)."""
+"""One interface for all methods: draw from what a method takes for p(x0 | y)."""
 
 import abc
+from typing import NamedTuple
 
-import diffrax as dfx
 import equinox as eqx
 import jax
+from jaxtyping import Array, Float
 
 from ...models.denoiser import AbstractDenoiser
-from ...sampling.sample import sample
+from ...sampling.drive import check_sharding, whole_numbers
+from ...solvers.grids import Adaptive, Grid
 from ...solvers.solve import Solution
-from ...typing import PyTree, RandomKey, Scalar
-from .linear import check_linear
+from ...typing import PyTree, RandomKey
 from .measurement import Measurement
+
+
+class Options(NamedTuple):
+    """What a method takes of the arguments of `sample`."""
+
+    grid: Grid | Adaptive | Array | int | None
+    cond: PyTree
+    start: Float[Array, "batch ..."] | None
+    denoise: bool | None
+    trajectory: bool
+    sharding: jax.sharding.Sharding | None
 
 
 class AbstractMethod(eqx.Module):
     """A way to draw x0 given y = A(x0) + noise, from a denoiser of x0."""
 
-    @abc.abstractmethod
     def __call__(
         self,
         key: RandomKey,
@@ -25,52 +36,39 @@ class AbstractMethod(eqx.Module):
         measurement: Measurement,
         shape: tuple[int, ...],
         *,
-        grid=None,
+        grid: Grid | Adaptive | Array | int | None = None,
         cond: PyTree = None,
+        start: Float[Array, "batch ..."] | None = None,
+        denoise: bool | None = None,
+        trajectory: bool = False,
         sharding: jax.sharding.Sharding | None = None,
     ) -> Solution:
-        """`shape[0]` draws: of one posterior, or one for each y of the measurement."""
+        """`shape[0]` draws: of one posterior, or one for each y of the measurement.
 
+        **Arguments:**
 
-class AbstractGuided(AbstractMethod):
-    """A method that is a guidance: a denoiser from a denoiser and a measurement.
+        - `key`: a random key; draw i depends on (key, i).
+        - `denoiser`: that of x0 without y.
+        - `measurement`: y, and the operator that it comes from.
+        - `shape`: (batch, ...).
+        - `grid`, `cond`, `start`, `denoise`, `trajectory`, `sharding`: as in `sample`.
+          Methods that step by themselves take fixed grids alone.
 
-    `solver` and `stochasticity` are those of `sdegen.sample`; None is its default.
-    """
-
-    solver: eqx.AbstractVar[dfx.AbstractSolver | None]
-    stochasticity: eqx.AbstractVar[Scalar]
-    linear: eqx.AbstractClassVar[bool]
-    """Whether it is for linear operators only."""
+        **Returns:** a `Solution`.
+        """
+        shape = whole_numbers(shape)
+        measurement.check(shape)
+        check_sharding(sharding, shape)
+        options = Options(grid, cond, start, denoise, trajectory, sharding)
+        return self.draw(key, denoiser, measurement, shape, options)
 
     @abc.abstractmethod
-    def guide(
-        self, denoiser: AbstractDenoiser, measurement: Measurement
-    ) -> AbstractDenoiser:
-        """The denoiser of x0 given x_t and y, as this method has it."""
-
-    def __call__(
+    def draw(
         self,
-        key,
-        denoiser,
-        measurement,
-        shape,
-        *,
-        grid=None,
-        cond=None,
-        sharding=None,
-    ):
-        """Draws by `sdegen.sample` from the guided denoiser."""
-        measurement.check(tuple(shape))
-        if self.linear:
-            check_linear(measurement.operator, tuple(shape[1:]), type(self).__name__)
-        return sample(
-            key,
-            self.guide(denoiser, measurement),
-            shape,
-            solver=self.solver,
-            grid=grid,
-            stochasticity=self.stochasticity,
-            cond=cond,
-            sharding=sharding,
-        )
+        key: RandomKey,
+        denoiser: AbstractDenoiser,
+        measurement: Measurement,
+        shape: tuple[int, ...],
+        options: Options,
+    ) -> Solution:
+        """The draws; the shapes of y and of the samples have been checked."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from diffrax import RESULTS
 
+from ...sampling.drive import constrain
 from ...solvers.solve import Solution, checked
 from ...typing import Scalar, number
 from ..particles import gaussian_temper, sample_tilted
@@ -16,14 +17,19 @@ from .method import AbstractMethod
 class TwistedParticles(AbstractMethod):
     """`sample_tilted` with the log-likelihood of the measurement as its reward.
 
-    **Arguments:** `particles`, for each posterior: where every sample has a y of its
-    own, each has its own particles, and is one of them; where all share one y, the
-    samples are drawn from the same ones; `temper`, as in `sample_tilted` (default:
-    `gaussian_temper` with `sigma_data`, for operators that are about linear with a norm
-    about 1; for others `share_temper` with a power of 8 or 16); `stochasticity` and
-    `threshold` as there. For
-    the evidence log p(y) and the weights call `sample_tilted(key, denoiser,
+    Where every sample has a y of its own, each has its own particles, and is one of
+    them; where all share one y, the samples are drawn from the same particles. For the
+    evidence log p(y) and the weights call `sample_tilted(key, denoiser,
     measurement.log_prob, ...)` itself.
+
+    **Arguments:**
+
+    - `particles`: their number for each posterior; 256.
+    - `sigma_data`: the standard deviation of the data; 1.
+    - `temper`: as in `sample_tilted`; by default `gaussian_temper` with `sigma_data`,
+      for operators that are about linear with a norm about 1. For others take
+      `share_temper` with a power of 8 or 16.
+    - `stochasticity`, `threshold`: as in `sample_tilted`; 1 and 0.5.
     """
 
     particles: int = eqx.field(default=256, static=True)
@@ -32,25 +38,19 @@ class TwistedParticles(AbstractMethod):
     stochasticity: Scalar = number(1.0)
     threshold: Scalar = number(0.5)
 
-    def __call__(
-        self,
-        key,
-        denoiser,
-        measurement,
-        shape,
-        *,
-        grid=None,
-        cond=None,
-        sharding=None,
-    ):
+    def draw(self, key, denoiser, measurement, shape, options):
         """Draws from the particles, by their weights."""
-        shape = tuple(shape)
-        measurement.check(shape)
         measurement.check_noise("TwistedParticles")
+        grid, cond, start, denoise, trajectory, sharding = options
+        if start is not None or denoise is not None or trajectory:
+            raise ValueError(
+                "TwistedParticles starts from noise, returns the denoised point and "
+                "keeps no trajectory: leave start, denoise and trajectory out."
+            )
         temper = self.temper
         if temper is None:
             temper = gaussian_temper(measurement.std, self.sigma_data)
-        run, draw = jax.random.split(key)
+        run, pick = jax.random.split(key)
 
         def walk(key, reward, cond, sharding=None):
             return sample_tilted(
@@ -71,19 +71,18 @@ class TwistedParticles(AbstractMethod):
         )
         if measurement.y.shape == one.shape and cond is None:
             out = walk(run, measurement.log_prob, None, sharding)
-            x, evaluations = out.draw(draw, shape[0]), out.evaluations
+            x, evaluations = out.draw(pick, shape[0]), out.evaluations
         else:
             y = jnp.broadcast_to(measurement.y, (shape[0], *one.shape))
 
             def each(i, y, cond):
                 own = eqx.tree_at(lambda m: m.y, measurement, y)
-                keys = (jax.random.fold_in(k, i) for k in (run, draw))
+                keys = (jax.random.fold_in(k, i) for k in (run, pick))
                 out = walk(next(keys), own.log_prob, cond)
                 return out.draw(next(keys), 1)[0], out.evaluations
 
-            index = jnp.arange(shape[0])
-            if sharding is not None:  # of posteriors, not of one's particles
-                index, y = jax.lax.with_sharding_constraint((index, y), sharding)
+            # sharding splits the posteriors, not the particles of one
+            index, y = (constrain(a, sharding) for a in (jnp.arange(shape[0]), y))
             x, evaluations = jax.vmap(each)(index, y, cond)
             evaluations = evaluations[0]
         return Solution(x, evaluations, checked(RESULTS.successful, x))

@@ -7,7 +7,7 @@ With A' A a projection (a mask, or rows that are orthonormal), after every step 
 (Song et al. 2021, appendix I.2). The unknown part has then been drawn without regard to
 the known one of that level; RePaint (Lugmayr et al. 2022, algorithm 1, with jumps of
 one step) noises x_s back to t and steps again, `resamples` times in all, so that both
-agree. Neither is exact: the step itself never hears of y.
+agree. Neither is exact: the step itself does not depend on y.
 """
 
 import equinox as eqx
@@ -17,7 +17,7 @@ from diffrax import RESULTS
 
 from ...processes.path import basis_of, check_one_level, check_sample
 from ...sampling.ancestral import Transition, draws, renoise
-from ...solvers.grids import Adaptive
+from ...sampling.drive import constrain, sample_keys
 from ...solvers.solve import Solution, checked
 from ...typing import Scalar, number
 from ..particles import fixed_grid
@@ -28,9 +28,13 @@ from .method import AbstractMethod
 class RePaint(AbstractMethod):
     """Equation (1) at every step of the ancestral sampler; 1 resample is replacement.
 
-    **Arguments:** `resamples`, evaluations of each step; `stochasticity`, DDIM's eta.
     The default grid is `LogSNRGrid(50)`. The operator must be linear with A A' A = A,
-    as a mask has it.
+    as a mask is.
+
+    **Arguments:**
+
+    - `resamples`: evaluations of each step; 10.
+    - `stochasticity`: DDIM's eta, from 0 to 1; 1.
     """
 
     resamples: int = eqx.field(default=10, static=True)
@@ -42,37 +46,36 @@ class RePaint(AbstractMethod):
                 f"resamples is a whole number >= 1, got {self.resamples!r}."
             )
 
-    def __call__(
-        self,
-        key,
-        denoiser,
-        measurement,
-        shape,
-        *,
-        grid=None,
-        cond=None,
-        sharding=None,
-    ):
+    def draw(self, key, denoiser, measurement, shape, options):
         """Draws in which A x0 is y up to its noise."""
-        shape = tuple(shape)
-        measurement.check(shape)
         check_sample(denoiser.path, shape[1:])
         check_one_level(denoiser.path, "RePaint")
         check_projection(measurement.operator, shape[1:], "RePaint")
-        if isinstance(grid, Adaptive):
-            raise ValueError("RePaint walks on a fixed grid, such as LogSNRGrid(50).")
-        grid = fixed_grid(grid, 50, denoiser.path)
-        return _repaint(self, key, denoiser, measurement, cond, grid, shape, sharding)
+        if options.start is not None and options.start.shape != shape:
+            raise ValueError(
+                f"start must have the shape {shape}, got {options.start.shape}."
+            )
+        grid = fixed_grid(options.grid, 50, denoiser.path, "RePaint")
+        return _repaint(key, self, denoiser, measurement, shape, grid, *options[1:])
 
 
 @eqx.filter_jit
-def _repaint(method, key, denoiser, measurement, cond, grid, shape, sharding):
+def _repaint(
+    key,
+    method,
+    denoiser,
+    measurement,
+    shape,
+    grid,
+    cond,
+    start,
+    denoise,
+    trajectory,
+    sharding,
+):
     path, basis = denoiser.path, basis_of(denoiser.path)
     ts = grid(path) if callable(grid) else grid
-    dtype, index = ts.dtype, jnp.arange(shape[0])
-    if sharding is not None:
-        index = jax.lax.with_sharding_constraint(index, sharding)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    keys, dtype = sample_keys(key, shape[0], sharding), ts.dtype
     transpose = jax.linear_transpose(
         measurement.apply, jax.ShapeDtypeStruct(shape, dtype)
     )
@@ -101,11 +104,18 @@ def _repaint(method, key, denoiser, measurement, cond, grid, shape, sharding):
             x = move(*denoiser.posterior_means(t, x, cond), noise(first + 1))
             return known(x, s, noise(first + 2))
 
-        return jax.lax.fori_loop(0, method.resamples, once, x), None
+        x = jax.lax.fori_loop(0, method.resamples, once, x)
+        return x, x if trajectory else None
 
-    start = (path.sigma(ts[0]) * noise(2**31 - 1)).astype(dtype)
+    if start is None:
+        x = (path.sigma(ts[0]) * noise(2**31 - 1)).astype(dtype)
+    else:
+        x = constrain(basis.coordinates(start.astype(dtype)), sharding)
     now = (ts[:-1], ts[1:], jnp.arange(len(ts) - 1))
-    x, _ = jax.lax.scan(step, start, now)
-    x = basis.data(x)
-    count = jnp.asarray((len(ts) - 1) * method.resamples)
-    return Solution(x, count, checked(RESULTS.successful, x))
+    end, frames = jax.lax.scan(step, x, now)
+    if trajectory:
+        frames = jax.vmap(basis.data)(jnp.concatenate([x[None], frames]))
+    x = basis.data(denoiser(ts[-1], end, cond) if denoise else end)
+    count = jnp.asarray((len(ts) - 1) * method.resamples + bool(denoise))
+    result = checked(RESULTS.successful, x)
+    return Solution(x, count, result, ts if trajectory else None, frames)
