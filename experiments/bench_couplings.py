@@ -31,7 +31,7 @@ from two_dim import Plain  # noqa: E402
 
 import sdegen  # noqa: E402
 from sdegen import cli, coupling, data
-from sdegen.runs.recorder import table
+from sdegen.runs import table
 from sdegen.training import Feed, make_call
 
 
@@ -51,14 +51,12 @@ class Config:
 
 def ours(config, plan):
     """A function that runs `config.steps` steps."""
-    key = jax.random.key(0)
-    x0, x1 = (
-        np.asarray(law.sample(key, 100_000), np.float32)
-        for law in (data.moons(), data.eight_gaussians())
-    )
+    sets = data.moons(), data.eight_gaussians()
+    drawn = (each.sample(jax.random.key(0), 100_000) for each in sets)
+    x0, x1 = (np.asarray(x, np.float32) for x in drawn)
     network = Plain(config.width, x0.std(), rngs=nnx.Rngs(0))
-    base = sdegen.Empirical(x1)
-    interpolant = sdegen.StochasticInterpolant(latent=None, noise=base)
+    noise = sdegen.Empirical(x1)
+    interpolant = sdegen.StochasticInterpolant(latent=None, noise=noise)
     loss = eqx.Partial(sdegen.velocity_loss, coupling=plan)
     feed = Feed(x0, None, batch_size=config.batch_size, seed=0, mesh=None)
     model = sdegen.VelocityModel(network, interpolant)

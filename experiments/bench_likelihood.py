@@ -24,7 +24,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, nets
 from sdegen.data import Mixture
-from sdegen.runs.recorder import table
+from sdegen.runs import table
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ def settings(quick):
 def errors(config):
     """A row per problem, tolerance and way to take the divergence."""
     path, key = sdegen.RectifiedFlow(), jax.random.key(0)
-    for name, (law, points) in mixtures().items():
+    for name, (mixture, points) in mixtures().items():
         t, (data, noise) = path.t_min, jax.random.split(key)
-        x0 = law.sample(data, points)
+        x0 = mixture.sample(data, points)
         x = path.alpha(t) * x0 + path.sigma(t) * jax.random.normal(noise, x0.shape)
-        truth = jax.vmap(lambda x: law.log_prob(path, path.t_min, x))(x)  # noqa: B023
-        denoiser = law.denoiser(path)
+        truth = jax.vmap(lambda x: mixture.log_prob(path, t, x))(x)  # noqa: B023
+        denoiser = mixture.denoiser(path)
         for tolerance, probes, solver in settings(config.quick):
             options = {"grid": sdegen.Adaptive(tolerance, tolerance)}
             options |= {"solver": solver, "probes": probes, "key": key}
@@ -84,7 +84,7 @@ def errors(config):
             seconds, out = clock(run)
             gap = np.asarray(out.value - truth)
             yield {
-                "law": name,
+                "mixture": name,
                 "tolerance": f"{tolerance:g}",
                 "divergence": "exact" if probes == "exact" else f"{probes} probes",
                 "solver": type(solver).__name__,
@@ -123,14 +123,8 @@ def costs(config):
         for kind in probes[: 1 if config.quick else None]:
 
             def run(kind=kind, x=x, denoiser=denoiser):
-                return sdegen.log_likelihood(
-                    denoiser,
-                    x,
-                    key=key,
-                    probes=kind,
-                    solver=diffrax.Tsit5(),
-                    grid=config.steps,
-                )
+                how = {"solver": diffrax.Tsit5(), "grid": config.steps}
+                return sdegen.log_likelihood(denoiser, x, key=key, probes=kind, **how)
 
             count, ratios = int(run().evaluations), []
             one()

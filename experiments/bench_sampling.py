@@ -21,7 +21,7 @@ import numpy as np
 
 import sdegen
 from sdegen import cli, nets, prediction, solvers
-from sdegen.runs.recorder import table
+from sdegen.runs import table
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,8 @@ def main(config: Config) -> None:
     shape, key = (config.batch_size, 8, 8, 1), jax.random.key(0)
     network = config.network(shape[1:], key)
     grid, cases = sdegen.LogSNRGrid(config.steps), {}
-    flow, vp = (
-        sdegen.Denoiser(network, process)
-        for process in (sdegen.RectifiedFlow(), sdegen.VP())
-    )
+    processes = sdegen.RectifiedFlow(), sdegen.VP()
+    flow, vp = (sdegen.Denoiser(network, process) for process in processes)
     adaptive = sdegen.Adaptive(1e-3, 1e-3)
 
     def case(denoiser, solver, steps=grid, stochasticity=0.0, **options):
@@ -98,14 +96,8 @@ def main(config: Config) -> None:
     rows = []
     for name, values in ratios.items():
         low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
-        rows.append(
-            {
-                "sampler": name,
-                "evaluations": counts[name],
-                "ratio": median,
-                "quartiles": f"{low:.3f} to {high:.3f}",
-            }
-        )
+        row = {"sampler": name, "evaluations": counts[name], "ratio": median}
+        rows.append(row | {"quartiles": f"{low:.3f} to {high:.3f}"})
     print(f"one network call: {1e3 * np.median(unit):.2f} ms of CPU time")
     print(table(rows))
     print("\n" + table(compile_and_memory(config, network, shape)))

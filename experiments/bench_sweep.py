@@ -55,11 +55,8 @@ def trial(key, rate, config):
     from sdegen.sweeps import Training
 
     data = np.random.default_rng(0).normal(size=(4096, 2)).astype(np.float32)
-    model = sdegen.Denoiser(
-        nets.MLPConfig(width=config.width, depth=2)((2,), key),
-        sdegen.RectifiedFlow(),
-        prediction.velocity,
-    )
+    network = nets.MLPConfig(width=config.width, depth=2)((2,), key)
+    model = sdegen.Denoiser(network, sdegen.RectifiedFlow(), prediction.velocity)
     return Training(
         model,
         data,
@@ -151,9 +148,8 @@ def timed(what, config, number=0, devices=1):
     command += [word for k, v in options.items() for word in (f"--{k}", str(v))]
     command += ["--quick"] if config.quick else []
     began = time.perf_counter()
-    done = subprocess.run(
-        command, env=environment, check=True, capture_output=True, text=True
-    )
+    how = {"env": environment, "check": True, "capture_output": True, "text": True}
+    done = subprocess.run(command, **how)
     return time.perf_counter() - began, done.stdout
 
 

@@ -22,15 +22,13 @@ import numpy as np
 
 import sdegen
 from sdegen import cli, nets, prediction
-from sdegen.runs.recorder import table
+from sdegen.runs import table
 from sdegen.training import Feed, make_call
 
 
 @dataclass(frozen=True)
 class Config:
-    network: nets.UNetConfig = nets.UNetConfig(
-        channels=32, multiples=(1, 2, 3), blocks=1
-    )
+    network: nets.UNetConfig = nets.UNetConfig(32, multiples=(1, 2, 3), blocks=1)
     """The structure of both."""
     batch_size: int = 64
     """Images per call."""
@@ -199,17 +197,13 @@ def main(config: Config) -> None:
         return
     cpu = jax.default_backend() == "cpu" and not torch.cuda.is_available()
     clock = time.process_time if cpu else time.perf_counter
-    (evaluate, train, size), (other, other_train, other_size) = (
-        ours(config),
-        theirs(config, torch),
-    )
+    evaluate, train, size = ours(config)
+    other, other_train, other_size = theirs(config, torch)
     if size != other_size:
         raise ValueError(f"the networks differ: {size} and {other_size} parameters.")
     rows = []
-    for what, pair in {
-        "evaluation": (evaluate, other),
-        "training step": (train, other_train),
-    }.items():
+    pairs = {"evaluation": (evaluate, other), "training step": (train, other_train)}
+    for what, pair in pairs.items():
         for run in pair:
             run()  # compiles
         seconds = np.zeros((config.rounds, 2))

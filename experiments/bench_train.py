@@ -6,7 +6,7 @@
 Both train the same MLP on the same batches (rectified flow, velocity, AdamW with
 clipping and EMA), many steps to a compiled call, in turn in one process; the ratio is
 of process CPU time, round by round. The hand-written loop has no notion of processes,
-kinds, weights or non-finite steps. Expect a median of at most 1.03.
+predictions, weights or non-finite steps. Expect a median of at most 1.03.
 """
 
 import time
@@ -20,7 +20,7 @@ import optax
 import sdegen
 from sdegen import cli, nets, prediction
 from sdegen.data import batch_indices, ring
-from sdegen.runs.recorder import table
+from sdegen.runs import table
 from sdegen.training import Feed, make_call
 
 
@@ -40,9 +40,8 @@ class Config:
 
 def hand_written(network, data, config):
     """A scan as one would write it for this one model and nothing else."""
-    transform = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=1e-2)
-    )
+    adam = optax.adamw(1e-3, weight_decay=1e-2)
+    transform = optax.chain(optax.clip_by_global_norm(1.0), adam)
     leaves, structure = jax.tree.flatten(network)
     state = (leaves, leaves, transform.init(leaves), jnp.zeros((), jnp.int32))
     key = jax.random.key(0)
@@ -62,9 +61,8 @@ def hand_written(network, data, config):
 
     def body(state, rows):
         leaves, ema, opt, step = state
-        value, grads = jax.value_and_grad(loss)(
-            leaves, data[rows], jax.random.fold_in(key, step)
-        )
+        own = jax.random.fold_in(key, step)
+        value, grads = jax.value_and_grad(loss)(leaves, data[rows], own)
         updates, opt = transform.update(grads, opt, leaves)
         leaves = optax.apply_updates(leaves, updates)
         decay = jnp.minimum(0.999, (1 + step) / (10 + step))
@@ -79,28 +77,19 @@ def main(config: Config) -> None:
     config = cli.shrink(config, steps_per_call=5, rounds=3)
     images = isinstance(config.network, nets.UNetConfig)
     shape, key = (32, 32, 1) if images else (2,), jax.random.key(0)
-    data = ring().sample(key, 10_000)
-    if images:
-        data = jax.random.normal(key, (512, *shape))
-    network = config.network(shape, jax.random.key(1))
-    denoiser = sdegen.Denoiser(
-        network, sdegen.RectifiedFlow(), prediction.velocity, sigma_data=1.4
-    )
+    points = jax.random.normal(key, (512, *shape))
+    data = points if images else ring().sample(key, 10_000)
+    network, path = config.network(shape, jax.random.key(1)), sdegen.RectifiedFlow()
+    denoiser = sdegen.Denoiser(network, path, prediction.velocity, sigma_data=1.4)
     optimizer = sdegen.AdamW(warmup=0, decay=False)
     feed = Feed(data, None, batch_size=config.batch_size, seed=0, mesh=None)
     ours, our_state, _ = make_call(denoiser, feed, steps=10**6, optimizer=optimizer)
     hand, hand_state = hand_written(network, data, config)
 
     def index(call):
-        return jnp.asarray(
-            batch_indices(
-                0,
-                call * config.steps_per_call,
-                config.steps_per_call,
-                n=len(data),
-                batch_size=config.batch_size,
-            )
-        )
+        steps, sizes = config.steps_per_call, {"n": len(data)}
+        sizes["batch_size"] = config.batch_size
+        return jnp.asarray(batch_indices(0, call * steps, steps, **sizes))
 
     ratios, costs = [], []
     for call in range(config.rounds + 1):  # the first compiles

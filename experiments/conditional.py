@@ -7,8 +7,8 @@ One network learns digits (8x8) with and without their class. Guidance: for each
 w (0 is the class alone) the table gives `agreement`, the share of images in which a
 support-vector machine trained on the other half of the real digits sees the class asked
 for; `diversity`, the mean distance between two images of a class over that of real
-ones; and `W2`, exact, to the class's held-out images, the mean over classes. The law
-that is sampled is not p(x | c)^(1+w) p(x)^-w: see docs/conditional.md.
+ones; and `W2`, exact, to the class's held-out images, the mean over classes. Guidance
+does not sample p(x | c)^(1+w) p(x)^-w: see docs/conditional.md.
 
 Inverse problems: held-out digits with their lower half missing, or blurred, restored by
 every method; PSNR in dB (of images in [-1, 1]) of one draw and of the mean of several.
@@ -35,8 +35,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, data, inverse, metrics, nets, prediction
 from sdegen.guidance import ClassifierFree, Interval, LabelDropout, Unconditional
-from sdegen.runs import plots
-from sdegen.runs.recorder import Recorder, table
+from sdegen.runs import Recorder, plots, table
 
 METHODS = {
     "replacement": lambda particles: inverse.RePaint(1),
@@ -98,10 +97,9 @@ NULL = np.zeros(10, np.float32)  # no class: a marker that no class has
 def train(config, images, labels, recorder):
     key = jax.random.key(config.seed)
     network = config.network(images.shape[1:], key, cond_dim=10)
+    velocity = prediction.velocity
     return sdegen.fit(
-        sdegen.Denoiser(
-            network, config.process, prediction.velocity, sigma_data=images.std()
-        ),
+        sdegen.Denoiser(network, config.process, velocity, images.std()),
         images,
         cond=data.one_hot(labels, 10),
         steps=config.steps,
@@ -127,10 +125,9 @@ def by_class(images, labels, judge, real, real_labels):
     own = {c: images[labels == c] for c in kinds}
     real = {c: real[real_labels == c] for c in kinds}
     ratios = [spread(own[c]) / spread(real[c]) for c in kinds]
+    seen = judge.predict(images.reshape(len(images), -1))
     return {
-        "agreement": float(
-            np.mean(judge.predict(images.reshape(len(images), -1)) == labels)
-        ),
+        "agreement": float(np.mean(seen == labels)),
         "diversity": float(np.mean(ratios)),
         "W2": float(np.mean([metrics.w2(own[c], real[c]) for c in kinds])),
     }
@@ -147,13 +144,9 @@ def guided(config, denoiser, images, labels, held, held_labels):
     everywhere = [(w, (0.0, np.inf)) for w in config.weights]
     for w, levels in [*everywhere, (max(config.weights), config.interval)]:
         model = ClassifierFree(denoiser, NULL, w, Interval(*levels))
-        out = sdegen.sample(
-            jax.random.key(config.seed + 1),
-            model,
-            (len(wanted), *images.shape[1:]),
-            grid=config.sampling_steps,
-            cond=cond,
-        )
+        how = {"grid": config.sampling_steps, "cond": cond}
+        key, shape = jax.random.key(config.seed + 1), (len(wanted), *images.shape[1:])
+        out = sdegen.sample(key, model, shape, **how)
         x = np.clip(np.asarray(out.x), -1, 1)
         name = f"w = {w:g}" + (", some levels" if np.isfinite(levels[1]) else "")
         rows.append({"w": name} | by_class(x, wanted, judge, held, held_labels))
@@ -170,10 +163,8 @@ def half(image):
 def blur(image):
     """Gaussian blur of one pixel, with reflecting borders."""
     kernel = jnp.exp(-0.5 * jnp.arange(-3, 4) ** 2.0)
-    matrix = jax.vmap(
-        lambda e: jnp.convolve(jnp.pad(e, 3, "symmetric"), kernel, "valid")
-    )
-    mix = matrix(jnp.eye(8)).T / kernel.sum()
+    rows = [jnp.pad(e, 3, "symmetric") for e in jnp.eye(8)]
+    mix = jnp.stack([jnp.convolve(e, kernel, "valid") for e in rows], 1) / kernel.sum()
     return jnp.einsum("ab,bcd,ec->aed", mix, image, mix)
 
 
@@ -191,9 +182,8 @@ def restored(config, denoiser, truth):
         noise = std * jax.random.normal(key, clean.shape)
         y = clean + (noise if operator is blur else jax.vmap(half)(noise))
         grids = {"real": truth, "measured": np.asarray(y)}
-        measurement = inverse.Measurement(
-            operator, jnp.tile(y, (config.draws, 1, 1, 1)), std
-        )
+        measured = jnp.tile(y, (config.draws, 1, 1, 1))
+        measurement = inverse.Measurement(operator, measured, std)
         shape = (config.draws * len(truth), *truth.shape[1:])
         for name in config.methods:
             method = METHODS[name](config.particles)
@@ -211,7 +201,7 @@ def restored(config, denoiser, truth):
     return rows
 
 
-LAW = data.Mixture(
+PRIOR = data.Mixture(
     [0.2, 0.5, 0.3],
     [[1.5, 0.0, -1.0, 0.5], [-0.5, 1.0, 0.5, -1.0], [0.0, -1.5, 1.0, 1.0]],
     [0.3, 0.5, 0.4],
@@ -223,9 +213,8 @@ STD = 0.3
 def exact_posterior(y, n, random):
     """Draws of x0 given y, and its mean and deviation, component by component."""
     logs, parts = [], []
-    for w, mean, s in zip(
-        *map(np.asarray, (LAW.weights, LAW.means, LAW.stds)), strict=True
-    ):
+    components = map(np.asarray, (PRIOR.weights, PRIOR.means, PRIOR.stds))
+    for w, mean, s in zip(*components, strict=True):
         inside = s**2 * SEEN @ SEEN.T + STD**2 * np.eye(2)
         gain, error = s**2 * SEEN.T @ np.linalg.inv(inside), y - SEEN @ mean
         logs.append(
@@ -236,9 +225,8 @@ def exact_posterior(y, n, random):
         parts.append((mean + gain @ error, s**2 * (np.eye(4) - gain @ SEEN)))
     share = np.exp(logs - np.max(logs))
     share /= share.sum()
-    draws = np.stack(
-        [random.multivariate_normal(*parts[k]) for k in random.choice(3, n, p=share)]
-    )
+    chosen = random.choice(3, n, p=share)
+    draws = np.stack([random.multivariate_normal(*parts[k]) for k in chosen])
     mean = sum(p * m for p, (m, _) in zip(share, parts, strict=True))
     second = sum(
         p * (np.diag(c) + m**2) for p, (m, c) in zip(share, parts, strict=True)
@@ -247,14 +235,14 @@ def exact_posterior(y, n, random):
 
 
 def coverage(config):
-    """Methods for any linear operator on LAW, against the exact posterior."""
+    """Methods for any linear operator on PRIOR, against the exact posterior."""
     random, n, draws = np.random.default_rng(config.seed), config.problems, 64
-    truth = np.asarray(LAW.sample(jax.random.key(config.seed), n), np.float64)
+    truth = np.asarray(PRIOR.sample(jax.random.key(config.seed), n), np.float64)
     y = truth @ SEEN.T + STD * random.standard_normal((n, 2))
     exact = [exact_posterior(each, draws, random) for each in y]
     own, mean, std = (np.stack(parts) for parts in zip(*exact, strict=True))
     found = {"exact": own}
-    model = LAW.denoiser(config.process)
+    model = PRIOR.denoiser(config.process)
     seen = jnp.asarray(SEEN, jnp.float32)
     for name in config.methods:
         method = METHODS[name](8 * config.particles)
@@ -272,14 +260,9 @@ def coverage(config):
     for name, x in found.items():
         low, high = np.quantile(x, [0.05, 0.95], axis=1)
         gap = (x.mean(1) - mean) / std
-        rows.append(
-            {
-                "posterior": name,
-                "mean": float(np.sqrt(np.mean(gap**2))),
-                "std": float(np.mean(x.std(1) / std)),
-                "coverage": float(np.mean((truth > low) & (truth < high))),
-            }
-        )
+        row = {"posterior": name, "mean": float(np.sqrt(np.mean(gap**2)))}
+        row |= {"std": float(np.mean(x.std(1) / std))}
+        rows.append(row | {"coverage": float(np.mean((truth > low) & (truth < high)))})
     return rows
 
 

@@ -7,7 +7,7 @@
 The data are looked for in --data-dir or $SDEGEN_DATA (docs/data.md). A run that was
 stopped, by SIGTERM (code 75), kill or power, goes on where it was when the same command
 is given again, on any number of devices: config.json, rows.jsonl, checkpoints and
-samples are in --out. `python -m sdegen.report` compares runs.
+samples are in --out. `sdegen report` compares runs.
 
 Sampling is by the probability-flow ODE from the averaged network. `agreement` is the
 share of images whose class, by the nearest of 10,000 training images, is the one asked
@@ -16,10 +16,9 @@ training images against real test images.
 
 Expect on two CPU cores, 1,400 steps of 64 images in 24 minutes (read at a glance after
 15): `mnist` W2 13.2 (floor 12.9), agreement .89 (real test images .92); `fashion-mnist`
-W2 12.4 (floor 10.8), agreement .61 (.80).
-`cifar10` is EDM's network for a machine with accelerators
-(200 million images, as in the paper, whose FID is 1.97 without classes and 1.79 with
-them); it has not been run here.
+W2 12.4 (floor 10.8), agreement .61 (.80). `cifar10` is EDM's network for a machine with
+accelerators (200 million images, as in the paper, whose FID is 1.97 without classes and
+1.79 with them); it has not been run here.
 """
 
 from dataclasses import dataclass, field
@@ -34,8 +33,7 @@ import sdegen
 from sdegen import cli, data, metrics, nets, prediction, times
 from sdegen.data import augment
 from sdegen.mesh import batch_sharding, make_mesh, to_host
-from sdegen.runs import plots, report, writers
-from sdegen.runs.recorder import table
+from sdegen.runs import plots, report, table, writers
 from sdegen.training import ema as average
 
 
@@ -195,7 +193,7 @@ def main(config: Config) -> None:
         prediction.velocity if straight else prediction.edm,
         sigma_data=float(floats(train[:10_000]).std()),
     )
-    law = times.Uniform() if straight else times.LogNormal()
+    draws = times.Uniform() if straight else times.LogNormal()
     size = sum(leaf.size for leaf in jax.tree.leaves(network))
     name = type(config.process).__name__
     print(
@@ -232,7 +230,7 @@ def main(config: Config) -> None:
             batch_size=config.batch_size,
             seed=config.seed,
             optimizer=config.optimizer,
-            loss=eqx.Partial(sdegen.denoising_loss, times=law),
+            loss=eqx.Partial(sdegen.denoising_loss, times=draws),
             ema=[average.Power(config.ema), average.Power(config.ema / 2)],
             augment=augment.flip if config.flip else None,
             accumulate=config.accumulate,
@@ -267,10 +265,8 @@ def main(config: Config) -> None:
     if jax.process_index() == 0:
         pairs = [(r["step"], r["loss"]) for r in report.read(config.out)["rows"]]
         steps, losses = np.array(pairs).T
-        curve, smooth = {"loss": (steps, losses)}, max(1, len(steps) // 50)
-        plots.curves(
-            config.out / "loss.png", curve, xlabel="step", ylabel="loss", smooth=smooth
-        )
+        how = {"xlabel": "step", "ylabel": "loss", "smooth": max(1, len(steps) // 50)}
+        plots.curves(config.out / "loss.png", {"loss": (steps, losses)}, **how)
     print("\n" + table(rows))
     print(f"pictures: {config.out}/samples/*.png, loss.png; rows: rows.jsonl")
 

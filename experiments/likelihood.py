@@ -29,8 +29,7 @@ from scipy.stats import multivariate_normal
 import sdegen
 from sdegen import cli, metrics, nets, prediction
 from sdegen.data import Mixture, digits
-from sdegen.runs import plots
-from sdegen.runs.recorder import Recorder, table
+from sdegen.runs import Recorder, plots, table
 
 LEVELS = 17  # the digits' pixels are 0 to 16
 
@@ -67,25 +66,21 @@ def mean(values, bars=None) -> dict[str, object]:
 
 
 def plane(config, recorder):
-    law = Mixture(
+    mixture = Mixture(
         [0.3, 0.5, 0.2], [[-1.0, 0.3], [0.7, 0.2], [0.1, -0.8]], [0.3, 0.2, 0.35]
     )
     key = jax.random.key(config.seed)
     keys = jax.random.split(key, 8)
-    data, x = law.sample(keys[0], 20_000), law.sample(keys[1], config.points)
+    data, x = map(mixture.sample, keys[:2], (20_000, config.points))
     path = sdegen.RectifiedFlow()
     network = nets.MLPConfig()((2,), keys[2])
-    denoiser = sdegen.Denoiser(
-        network, path, prediction.velocity, sigma_data=data.std()
-    )
-    fit = sdegen.fit(
-        denoiser, data, steps=config.steps, batch_size=512, seed=config.seed
-    )
-    model, exact = fit.model, law.denoiser(path)
-    truth = jax.vmap(lambda x: law.log_prob(path, path.t_min, x))(x)
+    model = sdegen.Denoiser(network, path, prediction.velocity, data.std())
+    how = {"steps": config.steps, "batch_size": 512, "seed": config.seed}
+    model, exact = sdegen.fit(model, data, **how).model, mixture.denoiser(path)
+    truth = jax.vmap(lambda x: mixture.log_prob(path, path.t_min, x))(x)
     ours = sdegen.log_likelihood(model, x)
     # Gaussian probes: in the plane those of signs have only two values, up to sign
-    options = {"probes": 16, "probe_law": "gaussian"}
+    options = {"probes": 16, "probe_noise": "gaussian"}
     probed = sdegen.log_likelihood(model, x, key=keys[3], **options)
     bound = sdegen.variational_bound(model, x, key=keys[4], draws=64)
     perfect = sdegen.log_likelihood(exact, x)
@@ -115,22 +110,17 @@ def plane(config, recorder):
     z, rows = jax.random.normal(keys[6], x.shape), []
     start = path.alpha(path.t_max) * x + path.sigma(path.t_max) * z
     samplers = {"flow": 0.0, "reverse SDE": 1.0}
-    for name, strength in list(samplers.items())[: 1 if config.quick else None]:
-        limit = sdegen.wasserstein_bound(model, exact, x, z, stochasticity=strength)
-        options = {
-            "start": start,
-            "stochasticity": strength,
-            "grid": sdegen.LogSNRGrid(200),
-        }
+    for name, level in list(samplers.items())[: 1 if config.quick else None]:
+        limit = sdegen.wasserstein_bound(model, exact, x, z, stochasticity=level)
+        options = {"start": start, "stochasticity": level}
+        options |= {"grid": sdegen.LogSNRGrid(200)}
         drawn, true = (
             sdegen.sample(keys[7], one, x.shape, **options).x for one in (model, exact)
         )
         row = {
             "sampler": name,
             "W2 model, exact": metrics.w2(drawn, true),
-            "of the same starts": float(
-                np.sqrt(np.mean(np.sum((drawn - true) ** 2, axis=1)))
-            ),
+            "of the same starts": np.sqrt(((drawn - true) ** 2).sum(1).mean()).item(),
             "the bound": float(limit.value),
             "I(T)": float(limit.growth),
         }
@@ -139,14 +129,9 @@ def plane(config, recorder):
     print("\n" + table(rows))
     print("W2 of two sets has a floor; the distance of the same starts is above W2")
     score = (probed.value - ours.value) / probed.standard_error
-    plots.calibration(
-        config.out / "plane.png",
-        truth,
-        ours.value,
-        score,
-        xlabel="true log p, nats",
-        ylabel="the model's",
-    )
+    labels = {"xlabel": "true log p, nats", "ylabel": "the model's"}
+    file = config.out / "plane.png"
+    plots.calibration(file, *map(np.asarray, (truth, ours.value, score)), **labels)
 
 
 def dequantised_loss(denoiser, key, images, cond=None, **options):
@@ -160,8 +145,8 @@ def gaussian_bits(train, images, key):
     """Bits per dimension of a Gaussian with the moments of dequantised `train`."""
     fitted = sdegen.dequantise(key, train, levels=LEVELS).reshape(len(train), -1)
     x = sdegen.dequantise(key, images, levels=LEVELS).reshape(len(images), -1)
-    law = multivariate_normal(fitted.mean(0), np.cov(fitted.T))
-    return np.log2(LEVELS / 2) - law.logpdf(x) / (x.shape[1] * np.log(2))
+    normal = multivariate_normal(fitted.mean(0), np.cov(fitted.T))
+    return np.log2(LEVELS / 2) - normal.logpdf(x) / (x.shape[1] * np.log(2))
 
 
 def digit_images(config, recorder):
@@ -187,9 +172,8 @@ def digit_images(config, recorder):
         loss=dequantised_loss,
         ema=0.998,
     )
-    drawn = sdegen.sample(
-        jax.random.fold_in(key, 1), fit.model, (config.images, *shape)
-    )
+    first = jax.random.fold_in(key, 1)
+    drawn = sdegen.sample(first, fit.model, (config.images, *shape))
     own = np.floor((np.asarray(drawn.x) + 1) / 2 * LEVELS)
     own = np.clip(own, 0, LEVELS - 1).astype(np.int32)
     sets = {
@@ -212,17 +196,14 @@ def digit_images(config, recorder):
         average, bar = found.mean_and_error
         gauss = gaussian_bits(train, images, jax.random.fold_in(key, 3))
         x0 = sdegen.dequantise(jax.random.fold_in(key, 4), images, levels=LEVELS)
-        bound = sdegen.variational_bound(
-            fit.model, x0, key=jax.random.fold_in(key, 5), draws=32
-        )
+        fifth = jax.random.fold_in(key, 5)
+        bound = sdegen.variational_bound(fit.model, x0, key=fifth, draws=32)
         unit = x0[0].size * np.log(2)
         row = {
             "images": name,
             "bits/dim": average,
             "+-": bar,
-            "probes +-": float(
-                np.sqrt(np.mean(np.square(found.standard_error)) / len(images))
-            ),
+            "probes +-": np.sqrt((found.standard_error**2).mean() / len(images)).item(),
             "solver": float(found.solver_error.mean()),
             "bound": float(np.log2(LEVELS / 2) - bound.value.mean() / unit),
             "Gaussian": float(gauss.mean()),

@@ -17,16 +17,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sdegen import cli, nets
-from sdegen.runs.recorder import table
+from sdegen.runs import table
 
 WIDER = (1, 2, 2, 2)  # multiples for 64 x 64
 NETWORKS = {
     "UNet, 24 channels": (nets.UNetConfig(channels=24), (8, 8, 1), 0),
-    "DiT, 128 x 4, patch 2": (
-        nets.DiTConfig(width=128, depth=4, heads=4),
-        (8, 8, 1),
-        0,
-    ),
+    "DiT, 128 x 4": (nets.DiTConfig(width=128, depth=4, heads=4), (8, 8, 1), 0),
     "DiT-S/8": (nets.DiTConfig("S", patch=8), (32, 32, 4), 1000),
     "DDPM++": (nets.DDPMppConfig(), (32, 32, 3), 0),
     "NCSN++": (nets.NCSNppConfig(), (32, 32, 3), 0),

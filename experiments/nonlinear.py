@@ -6,14 +6,14 @@
 A double well in either coordinate, dx = (x - x^3) dt + dw, carries a small skewed
 cloud into its wells; a stochastic Lorenz system, scaled by 1/10, stretches a ring along
 its attractor. Neither has a path alpha x0 + sigma z. The score is learned on simulated
-paths by three losses, and the reverse SDE carries the law at t_max back to the data.
+paths by three losses; the reverse SDE carries the samples at t_max back to the data.
 The table: exact W2 and energy distance to fresh data, mean and standard deviation over
 seeds, without samples that were lost (not finite); the floor is real against real.
 
 Expect no lost sample and W2 of .10 to .13 for Lorenz (floor .08), .13 to .23 for the
 well (floor .07: a few samples between the modes), in about 6 minutes on two CPU cores.
-Pictures: well.png and lorenz.png in --out, in x and y: data, the law at t_max,
-its way back, and the end by each loss.
+Pictures: well.png and lorenz.png in --out, in x and y: data, the samples at t_max,
+their way back, and the end by each loss.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, metrics, nets
 from sdegen.data import Mixture, ring
-from sdegen.runs import plots
-from sdegen.runs.recorder import Recorder, table
+from sdegen.runs import Recorder, plots, table
 
 LOSSES = {
     "simulated": sdegen.simulated_score_loss,
@@ -73,7 +72,7 @@ def diffusion(t, x, noise):
 
 
 def systems():
-    """Name -> (SDE, law of the data)."""
+    """Name -> (SDE, distribution of the data)."""
     cloud = Mixture([0.2, 0.3, 0.5], [[0.6, 0.9], [-0.3, 0.2], [0.3, -0.8]], [0.1] * 3)
     flat = ring(modes=5, radius=0.5, std=0.1)
     means = jnp.pad(flat.means, ((0, 0), (0, 1))) + jnp.array([0.0, 0.0, 2.4])
@@ -87,9 +86,8 @@ def train(config, loss, sde, data, prior, seed):
     """A model of the score, and samples of it with the states on their way."""
     key = jax.random.key(seed)
     network = config.network(data.shape[1:], key)
-    model = sdegen.ScoreModel.from_data(
-        network, sde, data, key, steps=config.path_steps, prior=prior
-    )
+    how = {"steps": config.path_steps, "prior": prior}
+    model = sdegen.ScoreModel.from_data(network, sde, data, key, **how)
     model = sdegen.fit(
         model,
         data,
@@ -101,28 +99,21 @@ def train(config, loss, sde, data, prior, seed):
         steps_per_call=500,
     ).model
     shape, steps = (config.points, *data.shape[1:]), config.sampling_steps
-    out = sdegen.sample(
-        key, model, shape, stochasticity=1.0, grid=steps, trajectory=True
-    )
-    return np.asarray(out.trajectory)
+    how = {"stochasticity": 1.0, "grid": steps, "trajectory": True}
+    return np.asarray(sdegen.sample(key, model, shape, **how).trajectory)
 
 
 def main(config: Config) -> None:
-    small = {
-        "network": nets.MLPConfig(width=16, depth=1),
-        "path_steps": 20,
-        "points": 100,
-    }
+    small = {"network": nets.MLPConfig(16, 1), "path_steps": 20, "points": 100}
     config = cli.shrink(config, steps=10, seeds=1, sampling_steps=100, **small)
     rows = []
     with Recorder(config.out, config) as recorder:
-        for system, (sde, law) in systems().items():
+        for system, (sde, distribution) in systems().items():
             if config.quick and system == "lorenz":
                 continue  # its reversal explodes until the score is learned
             sizes = (20_000, config.points, config.points)
-            data, real, other = map(
-                law.sample, jax.random.split(jax.random.key(9), 3), sizes
-            )
+            keys = jax.random.split(jax.random.key(9), 3)
+            data, real, other = map(distribution.sample, keys, sizes)
             prior = sdegen.SimulatedPrior(sde, data, config.path_steps)
             found = {"fresh data (the floor)": [other]}
             for name, loss in list(LOSSES.items())[: 1 if config.quick else None]:
@@ -131,7 +122,7 @@ def main(config: Config) -> None:
                 outs = [train(config, loss, sde, data, prior, seed) for seed in seeds]
                 found[name] = [frames[-1] for frames in outs]
             frames = outs[0]
-            found["the law at t_max"] = [frames[0]]
+            found["at t_max"] = [frames[0]]
             for name, clouds in found.items():
                 kept = [x[np.isfinite(x).all(1)] for x in map(np.asarray, clouds)]
                 w2 = np.array([metrics.w2(x, real[: len(x)]) for x in kept])

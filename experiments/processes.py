@@ -8,9 +8,9 @@ built-in process: scalar ones, one with a noise level for each frequency (Blurri
 with momentum (CLD, also run in its whole state), heavy-tailed and compact noise, a
 learned schedule, a stochastic interpolant. All but the interpolant, which learns a
 velocity, and PFGM, whose noise has no variance, have the same prediction, weight and
-law of log(sigma/alpha), so that only the process differs. The table gives exact W2 to
-fresh data, mean and standard deviation over seeds; the floor is
-the same figure between two sets of real data.
+distribution of log(sigma/alpha), so that only the process differs. The table gives
+exact W2 to fresh data, mean and standard deviation over seeds; the floor is the same
+figure between two sets of real data.
 
 Expect, in about 15 minutes on two CPU cores, every W2 within 1.5 times the floor, but
 for PFGM, `PoissonFlow(1)`: .6, its modes not yet apart. Pictures: samples.png, loss.png
@@ -28,8 +28,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, metrics, nets, prediction, solvers, times
 from sdegen.data import ring
-from sdegen.runs import plots
-from sdegen.runs.recorder import Recorder, table
+from sdegen.runs import Recorder, plots, table
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,13 @@ PATHS = [
 ]
 
 
-def signal_to_noise(path, t, kind, sigma_data):
+def signal_to_noise(path, t, prediction, sigma_data):
     """The weight alpha / sigma on the error of x0."""
     return path.alpha(t) / path.sigma(t)
 
 
 def models(config, network, size):
-    """Name -> what `fit` trains, with its loss."""
+    """Name -> what `fit` trains, with its loss (None: its own)."""
     draws = times.LogNormal(-0.5, 1.4)
     loss = eqx.Partial(sdegen.denoising_loss, times=draws)
     found = {}
@@ -92,27 +91,17 @@ def models(config, network, size):
         if isinstance(path, sdegen.PoissonFlow):
             name = f"{name}({float(path.dof):g})"
         found[name] = sdegen.Denoiser(network, path, sigma_data=size), loss
-    found["PoissonFlow(1)"] = (  # noise without a variance: see `nets.HeavyTailed`
-        sdegen.Denoiser(
-            nets.HeavyTailed(network, size),
-            sdegen.PoissonFlow(1),
-            prediction.x0,
-            sigma_data=size,
-        ),
-        eqx.Partial(
-            sdegen.denoising_loss,
-            times=times.LogNormal(0.3, 2.0),
-            weight=signal_to_noise,
-        ),
+    # noise without a variance: see `nets.HeavyTailed`
+    heavy, path = nets.HeavyTailed(network, size), sdegen.PoissonFlow(1)
+    wide = {"times": times.LogNormal(0.3, 2.0), "weight": signal_to_noise}
+    found["PoissonFlow(1)"] = (
+        sdegen.Denoiser(heavy, path, prediction.x0, sigma_data=size),
+        eqx.Partial(sdegen.denoising_loss, **wide),
     )
-    found["LearnedSchedule"] = (
-        sdegen.VDM(network, sigma_data=size),
-        sdegen.vdm_loss,
-    )
-    found["StochasticInterpolant"] = (
-        sdegen.VelocityModel(network, sdegen.StochasticInterpolant(), network),
-        sdegen.velocity_loss,
-    )
+    found["LearnedSchedule"] = sdegen.VDM(network, sigma_data=size), None
+    interpolant = sdegen.StochasticInterpolant()
+    model = sdegen.VelocityModel(network, interpolant, network)
+    found["StochasticInterpolant"] = model, None
     chosen = config.only or (("CLD",) if config.quick else tuple(found))
     return {name: found[name] for name in chosen}
 
@@ -121,10 +110,8 @@ def samplers(config, model):
     """Name -> (what is sampled, options of `sample`)."""
     steps, noisy = config.state_steps, {"stochasticity": 1.0}
     if isinstance(model, sdegen.VelocityModel):
-        return {
-            "flow": (model, {"grid": steps}),
-            "SDE": (model, {"grid": steps} | noisy),
-        }
+        grid = {"grid": steps}
+        return {"flow": (model, grid), "SDE": (model, grid | noisy)}
     grid = sdegen.LogSNRGrid(config.sampling_steps)
     found = {"flow": (model, {"solver": solvers.UniPC(), "grid": grid})}
     if model.path.noise.gaussian:
@@ -138,11 +125,9 @@ def samplers(config, model):
 def main(config: Config) -> None:
     small = {"seeds": 1, "state_steps": 8, "points": 200}
     config = cli.shrink(config, steps=20, sampling_steps=8, **small)
-    law, keys = ring(), jax.random.split(jax.random.key(0), 3)
-    data, real, other = (
-        np.asarray(law.sample(key, n))
-        for key, n in zip(keys, (20_000, config.points, config.points), strict=True)
-    )
+    sizes, keys = (20_000, config.points, config.points), jax.random.key(0)
+    sets = map(ring().sample, jax.random.split(keys, 3), sizes)
+    data, real, other = map(np.asarray, sets)
     floor, losses, found = metrics.w2(other, real), {}, {}
     clouds = {"data": real, "fresh data": other}
     with Recorder(config.out, config) as recorder:
@@ -162,8 +147,7 @@ def main(config: Config) -> None:
                     steps_per_call=500,
                 )
                 losses[name] = fit.losses
-                trained = fit.model
-                for sampler, (what, options) in samplers(config, trained).items():
+                for sampler, (what, options) in samplers(config, fit.model).items():
                     out = sdegen.sample(key, what, real.shape, **options)
                     row = {"process": name, "sampler": sampler, "seed": seed}
                     row |= {"evaluations": int(out.evaluations)}
@@ -178,10 +162,8 @@ def main(config: Config) -> None:
         rows[-1] |= {"evaluations": runs[0]["evaluations"], "W2": float(w2.mean())}
         rows[-1] |= {"+-": float(w2.std())}
     plots.point_clouds(config.out / "samples.png", clouds, columns=8, limit=3.0)
-    smooth = max(1, config.steps // 50)
-    plots.curves(
-        config.out / "loss.png", losses, xlabel="step", ylabel="loss", smooth=smooth
-    )
+    how = {"xlabel": "step", "ylabel": "loss", "smooth": max(1, config.steps // 50)}
+    plots.curves(config.out / "loss.png", losses, **how)
     print("\n" + table(rows))
     print(f"pictures: {config.out}/samples.png, loss.png")
 

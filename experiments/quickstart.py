@@ -26,8 +26,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, metrics, nets, prediction, times
 from sdegen.data import digits
-from sdegen.runs import plots
-from sdegen.runs.recorder import Recorder, table
+from sdegen.runs import Recorder, plots, table
 
 
 @dataclass(frozen=True)
@@ -93,18 +92,16 @@ def main(config: Config) -> None:
     # Velocity and uniform times where the data shrink; where only the noise grows,
     # VE and EDM, its scale would dominate both.
     straight = float(config.process.alpha(config.process.t_max)) < 0.5
-    kind = prediction.velocity if straight else prediction.edm
+    predicted = prediction.velocity if straight else prediction.edm
     draw = times.Uniform() if straight else times.FlowTime()
-    denoiser = sdegen.Denoiser(network, config.process, kind, sigma_data=train.std())
-    name = type(config.process).__name__
-    print(
-        f"{name}, {type(network).__name__} of {size:,} parameters, {len(train)} images"
-    )
+    model = sdegen.Denoiser(network, config.process, predicted, train.std())
+    name, net = type(config.process).__name__, type(network).__name__
+    print(f"{name}, {net} of {size:,} parameters, {len(train)} images")
 
     with Recorder(config.out, config) as recorder:
         cpu = time.process_time()
         fit = sdegen.fit(
-            denoiser,
+            model,
             train,
             steps=config.steps,
             batch_size=config.batch_size,
@@ -147,28 +144,19 @@ def main(config: Config) -> None:
             seconds = (time.perf_counter() - began) / config.draws
             if not bool(out.ok):
                 raise ValueError(f"the {sampler} did not reach the data: {out.result}")
-            row = {
-                "sampler": sampler,
-                "process": name,
-                "evaluations": int(out.evaluations),
-            }
-            rows.append(row | {"seconds": seconds} | distances(sets, train, held))
+            row = {"sampler": sampler, "process": name}
+            row |= {"evaluations": int(out.evaluations), "seconds": seconds}
+            rows.append(row | distances(sets, train, held))
             images[sampler] = sets[-1]
             if out.trajectory is not None:
                 title = f"{name}: from noise to digits along the probability flow"
-                plots.image_flow(
-                    config.out / "flow.png", out.trajectory, out.times, title=title
-                )
+                file = config.out / "flow.png"
+                plots.image_flow(file, out.trajectory, out.times, title=title)
         for row in rows:
             recorder.row(**row)
         plots.image_grids(config.out / "samples.png", images)
-        plots.curves(
-            config.out / "loss.png",
-            {"loss": fit.losses},
-            xlabel="step",
-            ylabel="loss",
-            smooth=max(1, config.steps // 50),
-        )
+        how = {"xlabel": "step", "ylabel": "loss", "smooth": max(1, config.steps // 50)}
+        plots.curves(config.out / "loss.png", {"loss": fit.losses}, **how)
     print("\n" + table(rows))
     print(
         f"Means over {config.draws} sets; +- is the standard error of MMD2; seconds are"

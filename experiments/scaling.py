@@ -28,7 +28,7 @@ from jax.sharding import AbstractMesh
 import sdegen
 from sdegen import cli, nets
 from sdegen.mesh import make_mesh, parameter_sharding
-from sdegen.runs.recorder import table
+from sdegen.runs import table
 from sdegen.training import Feed, make_call
 
 # bfloat16 operations per second; devices of a group; bytes per second that each sends
@@ -103,9 +103,8 @@ def read(text):
 
 def compile_step(spec):
     mesh, shape = make_mesh(spec), (8, 8, 4)
-    network = nets.DiTConfig(width=64, depth=2, heads=2)(
-        shape, jax.random.key(0), mesh=mesh
-    )
+    config = nets.DiTConfig(width=64, depth=2, heads=2)
+    network = config(shape, jax.random.key(0), mesh=mesh)
     data = np.zeros((mesh.size, *shape), np.float32)
     feed = Feed(data, None, batch_size=mesh.size, seed=0, mesh=mesh)
     model = sdegen.Denoiser(network, sdegen.RectifiedFlow())
@@ -120,9 +119,8 @@ def compiled(layout):
     spec = "data:{},fsdp:{}".format(*layout)
     flag = f"--xla_force_host_platform_device_count={math.prod(layout)}"
     environment = {"XLA_FLAGS": flag, "NPROC": "32", "JAX_PLATFORMS": "cpu"}
-    text = subprocess.check_output(
-        [sys.executable, __file__, "--step-of", spec], env=os.environ | environment
-    )
+    command = [sys.executable, __file__, "--step-of", spec]
+    text = subprocess.check_output(command, env=os.environ | environment)
     found, (parts, whole) = json.loads(text.splitlines()[-1])
     formula = dict.fromkeys(KINDS, 0.0)
     for kind, size, ring, _ in collectives(parts, whole, *layout):
@@ -144,10 +142,8 @@ def seconds(parts, whole, layout, machine):
 def predicted(name, devices):
     """Rows of the second table."""
     recipe, shape, classes = NETWORKS[name]
-    network = jax.eval_shape(
-        lambda key: recipe.make(shape, cond_dim=classes, rngs=nnx.Rngs(key)),
-        jax.random.key(0),
-    )
+    make = lambda key: recipe.make(shape, cond_dim=classes, rngs=nnx.Rngs(key))  # noqa: E731
+    network = jax.eval_shape(make, jax.random.key(0))
     shapes = [(1,), (1, *shape)] + [(1, classes)] * bool(classes)
     given = [jax.ShapeDtypeStruct(s, np.float32) for s in shapes]
     forward = jax.jit(lambda f, *a: f(*a)).lower(network, *given).cost_analysis()

@@ -27,8 +27,7 @@ import numpy as np
 import sdegen
 from sdegen import cli, nets, prediction, solvers, times
 from sdegen.data import Mixture, digits
-from sdegen.runs import plots
-from sdegen.runs.recorder import Recorder, table
+from sdegen.runs import Recorder, plots, table
 
 SOLVERS = {
     "DDIM": solvers.DDIM(),
@@ -87,19 +86,18 @@ def mixture(name: str, seed: int) -> Mixture:
 
 
 def exact_problem(name, config):
-    law, path = mixture(name, config.seed), sdegen.EDM()
+    modes, path = mixture(name, config.seed), sdegen.EDM()
     data, noise = jax.random.split(jax.random.key(config.seed))
-    x0 = law.sample(data, config.points)
+    x0 = modes.sample(data, config.points)
     start = x0 + path.sigma(path.t_max) * jax.random.normal(noise, x0.shape)
-    return law.denoiser(path), start, 1e-10
+    return modes.denoiser(path), start, 1e-10
 
 
 def digits_problem(config):
     (train, _), _ = digits(config.seed)
     network = nets.UNetConfig(channels=24)(train.shape[1:], jax.random.key(config.seed))
-    denoiser = sdegen.Denoiser(
-        network, sdegen.RectifiedFlow(), prediction.velocity, sigma_data=train.std()
-    )
+    path, velocity = sdegen.RectifiedFlow(), prediction.velocity
+    denoiser = sdegen.Denoiser(network, path, velocity, sigma_data=train.std())
     fit = sdegen.fit(
         denoiser,
         train,
@@ -125,9 +123,8 @@ def study(name, problem, config):
         return float(square.mean() ** 0.5), float(np.median(square) ** 0.5)
 
     fine_grid = sdegen.Adaptive(tolerance, tolerance)
-    fine = sdegen.sample(
-        key, denoiser, solver=diffrax.Tsit5(), grid=fine_grid, **options
-    )
+    how = options | {"solver": diffrax.Tsit5(), "grid": fine_grid}
+    fine = sdegen.sample(key, denoiser, **how)
     print(f"{name}: the reference took {int(fine.evaluations)} evaluations")
     for label, solver in list(SOLVERS.items())[-1 if config.quick else 0 :]:
         for grid_name, grid in list(GRIDS.items())[-1 if config.quick else 0 :]:
@@ -162,14 +159,8 @@ def show(rows, measure):
 
 
 def main(config: Config) -> None:
-    config = cli.shrink(
-        config,
-        problems=("plane",),
-        evaluations=(4,),
-        learned=(4,),
-        points=64,
-        digits_steps=5,
-    )
+    small = {"problems": ("plane",), "evaluations": (4,), "learned": (4,)}
+    config = cli.shrink(config, points=64, digits_steps=5, **small)
     found, panels, grids = [], {}, {}
     with Recorder(config.out, config) as recorder:
         for name in config.problems:
@@ -189,9 +180,8 @@ def main(config: Config) -> None:
                     for n, value in results.items():
                         line[n] = min(line.get(n, np.inf), value[measure])
                     if names["solver"] == "UniPC-3 edm":
-                        each[names["grid"]] = {
-                            n: v[measure] for n, v in results.items()
-                        }
+                        own = {n: v[measure] for n, v in results.items()}
+                        each[names["grid"]] = own
                 for where, lines in ((panels, best), (grids, each)):
                     where[f"{name}: {title}"] = {
                         k: (list(v), list(v.values())) for k, v in lines.items() if v

@@ -1,4 +1,4 @@
-"""Flows between laws of the plane: every coupling, by distance, straightness and cost.
+"""Flows in the plane: every coupling, by distance, straightness and cost.
 
     python experiments/two_dim.py
     python experiments/two_dim.py --tasks gaussian-moons --methods exact entropic
@@ -18,8 +18,8 @@ stratified sets. NPE is |path energy - W2^2| / W2^2, S the straightness.
 
 Expect, in some three minutes of CPU time for each task and coupling, and up to ten for
 those of several rounds, W2 at the floor of random sets by adaptive steps, from Gaussian
-to moons .20 in 20 steps and .38 in one with exact plans, where independent ends give
-.29 and 2.9, and .23 in one step after reflow. With POT (`pip install "sdegen[ot]"`)
+to moons .20 in 20 steps and .38 in one with exact plans, where independent pairs give
+.29 and 2.9, and .23 in one step after reflow. With POT (`pip install 'sdegen[ot]'`)
 distances are quicker. Pictures: paths.png in --out; the rows of both tables, with
 standard errors, in rows.jsonl.
 """
@@ -39,8 +39,7 @@ from flax import nnx
 
 import sdegen
 from sdegen import cli, coupling, data, metrics
-from sdegen.runs import plots
-from sdegen.runs.recorder import Recorder, table
+from sdegen.runs import Recorder, plots, table
 
 TASKS = {
     "8gaussians-moons": (data.eight_gaussians(), data.moons()),
@@ -50,7 +49,7 @@ TASKS = {
     "gaussian-s_curve": (data.gaussian(), data.s_curve()),
     "moons-8gaussians": (data.moons(), data.eight_gaussians()),
 }
-"""From which law to which: t = 1 is the first, t = 0 the second."""
+"""From which distribution to which: t = 1 is the first, t = 0 the second."""
 COUPLINGS = {
     "independent": coupling.independent,
     "exact": coupling.ExactOT(),
@@ -58,13 +57,13 @@ COUPLINGS = {
     "entropic": coupling.EntropicOT(points=64),
 }
 ROUNDS = ("reflow", "bridge", "fitting")
-TRAINED = 100_000  # points of each law that training draws from
+TRAINED = 100_000  # points of each distribution that training draws from
 
 
 @dataclass(frozen=True)
 class Config:
     tasks: tuple[str, ...] = tuple(TASKS)
-    """Which pairs of laws."""
+    """Which pairs of distributions."""
     methods: tuple[str, ...] = (*COUPLINGS, *ROUNDS)
     """Which couplings, and which methods of several rounds."""
     optimizer: sdegen.AdamW | sdegen.Lion = field(
@@ -112,15 +111,15 @@ def distance(x, y):
     return metrics.transport(x, y).distance
 
 
-def laws(name):
-    """(source law, target law, training points of the target, base of the source)."""
+def distributions(name):
+    """(source, target, training points of the target, the source as noise)."""
     source, target = TASKS[name]
     key = jax.random.key(10**6)
     rows = np.asarray(target.sample(key, TRAINED))
-    base = sdegen.Gaussian()
+    noise = sdegen.Gaussian()
     if not name.startswith("gaussian"):
-        base = sdegen.Empirical(source.sample(jax.random.fold_in(key, 1), TRAINED))
-    return source, target, rows, base
+        noise = sdegen.Empirical(source.sample(jax.random.fold_in(key, 1), TRAINED))
+    return source, target, rows, noise
 
 
 def solves(key, model, config, source):
@@ -190,8 +189,8 @@ def measured(task, config, known, smooth=True):
 
 def couplings(task, method, config, known, drawn):
     """Rows of the seeds of one coupling, trained as one program."""
-    source, _, rows, base = laws(task)
-    interpolant = sdegen.StochasticInterpolant(latent=None, noise=base)
+    source, _, rows, noise = distributions(task)
+    interpolant = sdegen.StochasticInterpolant(latent=None, noise=noise)
     loss = eqx.Partial(sdegen.velocity_loss, coupling=COUPLINGS[method])
     measure = measured(task, config, known)
 
@@ -220,7 +219,7 @@ def couplings(task, method, config, known, drawn):
 
 def rounds(task, method, config, known, drawn):
     """Rows of the seeds of a method that trains more than once."""
-    source, _, x0, base = laws(task)
+    source, _, x0, noise = distributions(task)
     measure = measured(task, config, known, smooth=method == "reflow")
     judge = jax.jit(lambda key, model: solves(key, model, config, source))
     n = min(20_000, TRAINED) if not config.quick else 512
@@ -229,14 +228,13 @@ def rounds(task, method, config, known, drawn):
         key = jax.random.key(seed)
         keys = jax.random.split(key)
         nets = [Plain(config.width, x0.std(), rngs=nnx.Rngs(k)) for k in keys]
-        options, number = {}, 2
+        number = 2
         if method == "reflow":
-            interpolant = sdegen.StochasticInterpolant(latent=None, noise=base)
-            model = sdegen.VelocityModel(nets[0], interpolant)
-            options = {"loss": sdegen.velocity_loss, "grid": 20}
+            interpolant = sdegen.StochasticInterpolant(latent=None, noise=noise)
+            model, options = sdegen.VelocityModel(nets[0], interpolant), {"grid": 20}
         else:
-            model = sdegen.SchroedingerBridge(*nets, 1.0, base)
-            options = {"loss": sdegen.bridge_loss, "grid": 20, "stochasticity": 1.0}
+            model = sdegen.SchroedingerBridge(*nets, 1.0, noise)
+            options = {"grid": 20, "stochasticity": 1.0}
             plan = coupling.EntropicOT(2.0, points=128)
             number = 1 if method == "bridge" else config.rounds
             first = plan if method == "bridge" else coupling.independent

@@ -1,7 +1,7 @@
 """Unified diffusion beyond Gaussian noise: blurred digits, heat, and masked text.
 
-    SDEGEN_DATA=path/to/data python experiments/corruption.py
-    python experiments/corruption.py --data-dir path/to/data --text-steps 20000
+    SDEGEN_DATA=path/to/data python experiments/udm.py
+    python experiments/udm.py --data-dir path/to/data --text-steps 20000
 
 Digits (8x8): cold diffusion restores blurred held-out images in one shot, by the naive
 and by the improved chain (PSNR in dB), and draws new ones from blurred training images;
@@ -14,13 +14,12 @@ bits per character on held-out text; the table gives the total variation between
 letters, pairs and triples of the samples and those of held-out text. The floor is that
 of real text of the same size.
 
-Expect, from a PSNR of 8.9 (blurred), one shot 15.6,
-improved 14.6 and naive 10.0: with noise the naive chain draws afresh at every step, so
-it restores less and invents more. Drawn digits: W2 2.5 (improved; its starts are
-blurred training images and it nearly returns them, nearest 1.6), 3.3 (naive), 3.2
-(heat, nearest 2.9); floor 2.6. Text: a bound of 4.3 bits per character, which is a
-beginning (the letters alone have 4.8) and not yet readable. Pictures:
-restored.png, drawn.png, heat.png in --out; samples.txt.
+Expect, from a PSNR of 8.9 (blurred), one shot 15.6, improved 14.6 and naive 10.0: with
+noise the naive chain draws anew at every step, so it restores less and invents more.
+Drawn digits: W2 2.5 (improved; its starts are blurred training images and it nearly
+returns them, nearest 1.6), 3.3 (naive), 3.2 (heat, nearest 2.9); floor 2.6. Text: a
+bound of 4.3 bits per character, which is not yet readable (the letters alone have 4.8).
+Pictures: restored.png, drawn.png, heat.png in --out; samples.txt.
 """
 
 import os
@@ -36,8 +35,7 @@ import sdegen
 from sdegen import cli, corruption, metrics, nets
 from sdegen.data import digits
 from sdegen.nets.transformer import Transformer
-from sdegen.runs import plots
-from sdegen.runs.recorder import Recorder, table
+from sdegen.runs import Recorder, plots, table
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,6 @@ def trained(config, network, system, data, steps):
         batch_size=64,
         seed=config.seed,
         optimizer=config.optimizer,
-        loss=corruption.restoration_loss,
         ema=0.995,
         steps_per_call=100,
     )
@@ -94,30 +91,23 @@ def images(config: Config, key) -> tuple[list[dict], list[dict]]:
     blur = corruption.Blur(config.blur)
     # Squares, whose minimiser is the mean: where x0 is unsure PSNR asks for it.
     cold = corruption.Cold(blur, config.noise, power=2)
-    heat = corruption.HeatDissipation(
-        config.levels, 0.3, 8.0, config.noise, 1.25 * config.noise
-    )
+    noises = config.noise, 1.25 * config.noise
+    heat = corruption.HeatDissipation(config.levels, 0.3, 8.0, *noises)
     network = config.image_network(train.shape[1:], jax.random.fold_in(key, 0))
     cold = trained(config, network, cold, train, config.image_steps)
     heat = trained(config, network, heat, train, config.image_steps)
 
-    def chain(model, start, **kwargs):
-        return corruption.sample(
-            jax.random.fold_in(key, 2),
-            model,
-            held.shape,
-            steps=config.levels,
-            start=corruption.corrupt(
-                jax.random.fold_in(key, 1), model.system, 1.0, start
-            ),
-            **kwargs,
-        )
+    first, second = (jax.random.fold_in(key, i) for i in (1, 2))
+
+    def chain(model, images, **options):
+        options |= {"start": corruption.corrupt(first, model.system, 1.0, images)}
+        return sdegen.sample(second, model, held.shape, grid=config.levels, **options)
 
     naive = eqx.tree_at(lambda r: r.system.keep, cold, jnp.zeros(()))
-    ruins = corruption.corrupt(jax.random.fold_in(key, 1), cold.system, 1.0, held)
+    blurred = corruption.corrupt(first, cold.system, 1.0, held)
     restored = {
-        "blurred": ruins,
-        "one shot": eqx.filter_jit(cold)(jnp.ones(()), ruins),
+        "blurred": blurred,
+        "one shot": eqx.filter_jit(cold)(jnp.ones(()), blurred),
         "naive": chain(naive, held).x,
         "improved": chain(cold, held).x,
     }
@@ -181,7 +171,7 @@ def text(config: Config, key) -> tuple[list[dict], str]:
     draws, rows = {}, []
     count = min(len(held), 64 if config.quick else 500)
     for steps in (length, 1) if config.quick else (length, length // 4, 1):
-        out = corruption.sample(key, model, (count, length), steps=steps)
+        out = sdegen.sample(key, model, (count, length), grid=steps)
         draws[f"{steps} steps"] = np.asarray(out.x)
     draws["real text"] = train[:count]
     for name, x in draws.items():

@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import sdegen
 from sdegen import cli
+from sdegen.sweeps import command
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
@@ -25,7 +27,6 @@ PICTURES = {
     "likelihood": ["plane.png", "digits.png"],
     "nonlinear": ["well.png"],
     "images": ["samples/00000020.png"],
-    "sweep": ["sweep.png"],
     "reflow": ["steps.png"],
     "two_dim": ["paths.png"],
     "conditional": ["guidance.png", "inpainting.png"],
@@ -112,9 +113,29 @@ def test_the_script_runs_and_leaves_its_pictures(name, tmp_path, play):
         assert "reverse SDE" in done.stdout
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.slow
+def test_a_sweep_runs_by_the_command(tmp_path, play):
+    words = ["sweep", "experiments/sweeps/rates.py", "--quick", "--out", str(tmp_path)]
+    done = play("-c", f"from sdegen.__main__ import main; main({words!r})")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "8 trials: 8 ok" in done.stdout
+    for file in ("results.csv", "summary.csv", "ledger.txt", "sweep.png"):
+        assert (tmp_path / file).stat().st_size > 0
+
+
+def test_every_sweep_file_lists_its_trials_and_names_fields_that_exist(capsys):
+    for file in (ROOT / "experiments" / "sweeps").glob("*.py"):
+        if file.stem != "denoising":
+            plan = command.load(file)
+            for name in {name for part in plan.axes.parts for name in part} - {"seed"}:
+                sdegen.sweeps.override(plan.config, {name: 0.5})
+            command.execute(command.Config(file, dry_run=True))
+            assert " programs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "sweep"])
 def test_help_names_every_field(name, capsys):
-    config = load(name).Config
+    config = command.Config if name == "sweep" else load(name).Config
     with pytest.raises(SystemExit) as ended:
         cli.parse(config, ["--help"])
     assert ended.value.code == 0

@@ -61,17 +61,12 @@ def trial(key, config: Config) -> Training:
     times uniform in the flow's clock.
     """
     train, held = sets(config.data)
-    shape = train.shape[1:]
-    steps = 60 if config.quick else config.steps
-    model = sdegen.Denoiser(
-        nets.MLPConfig(width=config.width, depth=config.depth)(shape, key),
-        config.system.process,
-        config.system.prediction,
-        float(train.std()),
-    )
-    loss = eqx.Partial(
-        sdegen.denoising_loss, weight=config.system.weight, times=config.system.times
-    )
+    steps, system = 60 if config.quick else config.steps, config.system
+    network = nets.MLPConfig(config.width, config.depth)(train.shape[1:], key)
+    size = float(train.std())
+    model = sdegen.Denoiser(network, system.process, system.prediction, size)
+    how = {"weight": system.weight, "times": system.times}
+    loss = eqx.Partial(sdegen.denoising_loss, **how)
 
     def evaluate(key, denoiser):
         grid = 4 if config.quick else config.evaluations
@@ -80,14 +75,9 @@ def trial(key, config: Config) -> Training:
         found = {"w2": metrics.sliced_w2(pick, out.x, jnp.asarray(held)).value}
         if config.data == "ring":
             exact = mixture.ring().denoiser(denoiser.path)
-            found["error"] = sdegen.denoising_loss(
-                denoiser,
-                pick,
-                jnp.asarray(held),
-                exact=exact,
-                times=times.FlowTime(),
-                weight=weight.edm,
-            )
+            how = {"exact": exact, "times": times.FlowTime(), "weight": weight.edm}
+            x0 = jnp.asarray(held)
+            found["error"] = sdegen.denoising_loss(denoiser, pick, x0, **how)
         return found
 
     return Training(

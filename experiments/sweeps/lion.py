@@ -30,12 +30,8 @@ def _space(optimizer, rates, decays):
     }
 
 
-sweep = Sweep(
-    trial,
-    [
-        _space(sdegen.AdamW(warmup=50), [3e-4, 1e-3, 3e-3, 1e-2, 3e-2], [1e-2, 1e-1]),
-        _space(sdegen.Lion(warmup=50), [1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [1e-1, 1.0]),
-    ],
-    config=Config(),
-    metric="w2",
-)
+spaces = [
+    _space(sdegen.AdamW(warmup=50), [3e-4, 1e-3, 3e-3, 1e-2, 3e-2], [1e-2, 1e-1]),
+    _space(sdegen.Lion(warmup=50), [1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [1e-1, 1.0]),
+]
+sweep = Sweep(trial, spaces, config=Config(), metric="w2")

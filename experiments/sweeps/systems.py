@@ -10,12 +10,8 @@ import sdegen
 from sdegen import prediction, weight
 from sdegen.sweeps import Static, Sweep
 
-PROCESSES = {
-    "vp": sdegen.VP(),
-    "edm": sdegen.EDM(),
-    "rf": sdegen.RectifiedFlow(),
-}
-KINDS = {
+PROCESSES = {"vp": sdegen.VP(), "edm": sdegen.EDM(), "rf": sdegen.RectifiedFlow()}
+PREDICTIONS = {
     "eps": prediction.eps,
     "x0": prediction.x0,
     "v": prediction.v,
@@ -29,7 +25,7 @@ sweep = Sweep(
     trial,
     {
         "system.process": Static(**PROCESSES),
-        "system.kind": Static(**KINDS),
+        "system.prediction": Static(**PREDICTIONS),
         "system.weight": Static(**WEIGHTS),
         "optimizer.learning_rate": [1e-3, 3e-3],
         "seed": range(5),
