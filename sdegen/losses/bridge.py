@@ -1,15 +1,16 @@
 """The loss of both drifts of a Schroedinger bridge."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..typing import AxisName, PyTree, RandomKey
+from .batch import HasDrifts, bridge_noise, check_model, draw_batch
 from .coupling.pairs import Loss, independent, with_aux
-from .velocity import antithetic_square, drawn
+from .times import AbstractTimes
+from .velocity import antithetic_square
 
 
 def bridge_loss(
@@ -19,32 +20,33 @@ def bridge_loss(
     cond: PyTree = None,
     *,
     coupling: Callable = independent,
-    times: Any = None,
+    times: AbstractTimes | None = None,
     axis_name: AxisName | None = None,
 ) -> Loss:
-    """The regression of both networks on (2): `fit(model, data, loss=bridge_loss)`.
+    """The regression of both networks on (2) of `sdegen.models.bridge`, per coordinate.
 
-    Per coordinate, on z and -z in a pair, less the part of the noise that no network
-    can change: its variance is finite up to the ends, where (2) is not. Arguments as
-    for `velocity_loss`.
+    On z and -z in a pair, less the part of the noise that no network can change: its
+    variance is finite up to the ends, where (2) is not.
+
+    **Arguments:**
+
+    - `model`: a `SchroedingerBridge`.
+    - `key`, `x0`, `cond`, `coupling`, `times`, `axis_name`: as for `velocity_loss`.
+
+    **Returns:** the loss; with a coupling that has `aux`, (loss, aux).
+
+    **Raises:** ValueError for a model, data or a coupling that do not fit.
     """
-    t, pairs, z = drawn(
-        model.interpolant,
-        key,
-        x0,
-        cond,
-        coupling=coupling,
-        times=times,
-        axis_name=axis_name,
+    check_model("bridge_loss", HasDrifts, model)
+    batch = draw_batch(
+        model, key, x0, cond, coupling=coupling, times=times, axis_name=axis_name
     )
-    x0, x1, cond = pairs.x0, pairs.x1, pairs.cond
-    point = jax.vmap(model.interpolant.point)
-    x, x_ = (point(t, x0, x1, w).astype(x0.dtype) for w in (z, -z))
-    t_ = t.reshape(-1, *[1] * (x0.ndim - 1))
-    to_x0 = -model.sigma * jnp.sqrt((1 - t_) / t_) * z
-    to_x1 = -model.sigma * jnp.sqrt(t_ / (1 - t_)) * z
+    t, x, cond = batch.t, batch.x_t, batch.cond
+    x0, x1 = batch.x0, batch.x1
+    x_ = jax.vmap(model.interpolant.point)(t, x0, x1, -batch.z).astype(x0.dtype)
+    to_x0, to_x1 = bridge_noise(model.sigma, t, batch.z)
     down = antithetic_square(
         model.down(t, x, cond), model.down(t, x_, cond), x0 - x1, to_x0
     )
     up = antithetic_square(model.up(t, x, cond), model.up(t, x_, cond), x1 - x0, to_x1)
-    return with_aux(jnp.mean(down + up).astype(x0.dtype), pairs.aux)
+    return with_aux(jnp.mean(down + up).astype(x0.dtype), batch.aux)

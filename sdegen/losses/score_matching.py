@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..typing import AxisName, PyTree, RandomKey, Scalar
-from .simulated_paths import chain, targets
+from .batch import HasScore, check_model, simulated_batch
 
 
 def simulated_score_loss(
@@ -34,13 +34,20 @@ def simulated_score_loss(
 ) -> Scalar:
     """Equation (1): regression on unbiased targets; no derivative of the network.
 
-    **Arguments:** as of `denoising_loss`; `draws`, the steps of every simulated path at
-    which the network is evaluated.
+    **Arguments:**
+
+    - `model`: a `ScoreModel`.
+    - `key`, `x0`, `cond`, `axis_name`: see `draw_batch`.
+    - `draws`: steps of every simulated path at which the network is evaluated; 8.
+
+    **Raises:** ValueError for a model, data or draws that do not fit.
     """
-    _, t, x, cond, target, sigma = _visited(
-        model, key, x0, cond, draws, axis_name, with_targets=True
+    check_model("simulated_score_loss", HasScore, model)
+    batch, sigma = simulated_batch(
+        model, key, x0, cond, draws=draws, axis_name=axis_name
     )
-    return jnp.mean((sigma * (model.score(t, x, cond) - target)) ** 2)
+    error = model.score(batch.t, batch.x_t, batch.cond) - batch.target
+    return jnp.mean((sigma * error) ** 2)
 
 
 def implicit_score_loss(
@@ -52,11 +59,16 @@ def implicit_score_loss(
     draws: int = 8,
     axis_name: AxisName | None = None,
 ) -> Scalar:
-    """Equation (2), the trace exact: one derivative per coordinate, forward mode."""
-    _, t, x, cond, _, sigma = _visited(model, key, x0, cond, draws, axis_name)
-    size = x[0].size
-    units = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
-    return _without_targets(model, t, x, cond, sigma, units)
+    """Equation (2), the trace exact: one derivative per coordinate, forward mode.
+
+    The arguments are those of `simulated_score_loss`.
+    """
+    check_model("implicit_score_loss", HasScore, model)
+    options = {"draws": draws, "axis_name": axis_name, "with_targets": False}
+    batch, sigma = simulated_batch(model, key, x0, cond, **options)
+    size, shape = batch.x_t[0].size, batch.x_t.shape[1:]
+    units = jnp.eye(size, dtype=x0.dtype).reshape(size, 1, *shape)
+    return _without_targets(model, batch, sigma, units)
 
 
 def sliced_score_loss(
@@ -68,54 +80,26 @@ def sliced_score_loss(
     draws: int = 8,
     axis_name: AxisName | None = None,
 ) -> Scalar:
-    """Equation (3), with one v of signs per state: for many coordinates."""
-    keys, t, x, cond, _, sigma = _visited(model, key, x0, cond, draws, axis_name)
-    v = jax.vmap(lambda k: jax.random.rademacher(k, (draws, *x.shape[1:]), x.dtype))
-    return _without_targets(model, t, x, cond, sigma, v(keys).reshape(1, *x.shape))
+    """Equation (3), with one v of signs per state: for many coordinates.
+
+    The arguments are those of `simulated_score_loss`.
+    """
+    check_model("sliced_score_loss", HasScore, model)
+    options = {"draws": draws, "axis_name": axis_name, "with_targets": False}
+    batch, sigma = simulated_batch(model, key, x0, cond, **options)
+    shape = (draws, *x0.shape[1:])
+    v = jax.vmap(lambda k: jax.random.rademacher(k, shape, x0.dtype))(batch.keys)
+    return _without_targets(model, batch, sigma, v.reshape(1, *batch.x_t.shape))
 
 
-def _without_targets(model, t, x, cond, sigma, directions):
+def _without_targets(model, batch, sigma, directions):
     """(2) and (3): the sum over `directions` v of v^T sigma (ds/dx) sigma v."""
 
     def along(v):
         v = sigma * v
-        score, slope = jax.jvp(lambda x: model.score(t, x, cond), (x,), (v,))
-        return score, v * slope
+        score = lambda x: model.score(batch.t, x, batch.cond)  # noqa: E731
+        value, slope = jax.jvp(score, (batch.x_t,), (v,))
+        return value, v * slope
 
     scores, slopes = jax.vmap(along, out_axes=(None, 0))(directions)
     return jnp.mean((sigma * scores) ** 2 + 2 * slopes.sum(0))
-
-
-def _visited(model, key, x0, cond, draws, axis_name, with_targets=False):
-    """Where the paths of `x0` were at `draws` steps each, samples first, flat."""
-    if x0.ndim < 2 or not jnp.issubdtype(x0.dtype, jnp.floating):
-        raise ValueError(
-            "a score loss takes floating-point data of shape (batch, ...) with at "
-            f"least two axes, got {x0.dtype} of shape {x0.shape}."
-        )
-    ts = model.clock.astype(x0.dtype)
-    steps, batch = len(ts) - 1, x0.shape[0]
-    if not 1 <= draws <= steps:
-        raise ValueError(f"draws must be 1 to {steps}, the steps, got {draws}.")
-    index = jnp.arange(batch)
-    if axis_name is not None:
-        index = index + batch * jax.lax.axis_index(axis_name)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-    path, pick, own = jax.vmap(lambda k: tuple(jax.random.split(k, 3)))(keys)
-    xs = chain(model.sde, path, x0, ts)
-    u = jax.vmap(lambda k: jax.random.uniform(k, (), x0.dtype))(pick)
-    u = (jnp.arange(draws) + u[:, None]) / draws  # (batch, draws)
-    k = jnp.minimum((u * steps).astype(int), steps - 1)
-
-    def take(rows):
-        """Rows k of every sample's own sequence, within one device."""
-        own = jax.vmap(lambda row, k: row[k], (1, 0))(rows, k)
-        return own.reshape(-1, *own.shape[2:])
-
-    x, t, target = take(xs[1:]), ts[1:][k].reshape(-1), None
-    if with_targets:
-        found = targets(model.sde, ts, xs, model.weights)
-        target = take(jax.lax.stop_gradient(found))
-    cond = jax.tree.map(lambda c: jnp.repeat(c, draws, axis=0), cond)
-    sigma = model.noise[1:][k].reshape(x.shape).astype(x.dtype)
-    return own, t, x, cond, target, sigma

@@ -14,25 +14,27 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
 from .._compat import renamed as _renamed
+from ..processes.interpolant import AbstractInterpolant
 from ..processes.path import AbstractPath
 from ..typing import RandomKey, Scalar, number
+from .per_sample import sample_keys
 
 
 class AbstractTimes(eqx.Module):
-    """The law of the training times, by its quantile function."""
+    """The distribution of the training times, by its quantile function."""
 
     stratified: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
     def quantile(
-        self, path: AbstractPath, u: Float[Array, " batch"]
+        self, path: AbstractPath | AbstractInterpolant, u: Float[Array, " batch"]
     ) -> Float[Array, " batch"]:
         """The times with probability u below them."""
 
     def draw(
         self,
         key: RandomKey,
-        path: AbstractPath,
+        path: AbstractPath | AbstractInterpolant,
         index: Int[Array, " batch"],
         total: int,
         dtype=None,
@@ -42,13 +44,22 @@ class AbstractTimes(eqx.Module):
         Sample i gets the same time however the batch is spread over devices. Stratified
         draws put exactly one u into each cell [k/total, (k+1)/total) (Kingma et al.
         2021, "Variational diffusion models", appendix I.1).
+
+        **Arguments:**
+
+        - `key`: the key of the batch.
+        - `path`: a path, or an interpolant for distributions that need t_min and t_max
+          alone.
+        - `index`, `total`: see `sdegen.losses.batch_index`.
+        - `dtype`: of the times, float32 at least.
         """
         dtype = jnp.promote_types(dtype or jnp.result_type(float), jnp.float32)
         if self.stratified:
             u = (jax.random.uniform(key, (), dtype) + index.astype(dtype)) / total
         else:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-            u = jax.vmap(lambda k: jax.random.uniform(k, (), dtype))(keys)
+            draw = jax.vmap(lambda k: jax.random.uniform(k, (), dtype))
+            u = draw(sample_keys(key, index))
+        # Inside (0, 1): rates may be infinite at the ends.
         tiny = jnp.finfo(dtype).eps
         return self.quantile(path, jnp.clip(u, tiny, 1 - tiny))
 
@@ -107,11 +118,10 @@ class LogNormal(AbstractTimes):
 
 
 class EulerTimes(AbstractTimes):
-    """The times at which a flow of so many equal Euler steps is asked, equally often.
+    """The times at which `steps` equal Euler steps evaluate the flow, equally often.
 
-    t_max, and the steps below it but the last. One is distillation: only the velocity
-    at the start of a path counts, and one step of Euler's method samples (Liu et al.
-    2023, "Flow straight and fast", section 2.2).
+    With `steps=1` this is distillation: only the velocity at t_max counts, and one step
+    of Euler's method samples (Liu et al. 2023, "Flow straight and fast", section 2.2).
     """
 
     steps: int = eqx.field(default=1, static=True)

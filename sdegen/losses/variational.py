@@ -26,7 +26,9 @@ from jaxtyping import Array, Float
 from ..processes.path import AbstractPath
 from ..processes.prediction import PosteriorMeans
 from ..typing import AxisName, PyTree, RandomKey, Scalar
-from .times import Uniform
+from .batch import HasSchedule, check_model, draw_batch
+from .per_sample import batch_index, sample_keys
+from .times import AbstractTimes, Uniform
 
 
 def diffusion_term(
@@ -36,7 +38,15 @@ def diffusion_term(
     z: Float[Array, "batch ..."],
     cond: PyTree = None,
 ) -> Float[Array, " batch"]:
-    """l of (1) at the given times and noise, in nats per sample; any path."""
+    """l of (1) at the given times and noise, in nats per sample; any path.
+
+    **Arguments:**
+
+    - `denoiser`: a model with a path and `eps`.
+    - `t`: times, (batch,).
+    - `x0`, `z`: data and noise, (batch, ...).
+    - `cond`: a pytree of arrays with leading axis batch, or None.
+    """
     path: AbstractPath = denoiser.path
     rate = jax.vmap(jax.grad(path.logsnr))(t)
     span = path.t_max - path.t_min
@@ -49,37 +59,38 @@ def vdm_loss(
     x0: Float[Array, "batch ..."],
     cond: PyTree = None,
     *,
+    times: AbstractTimes | None = None,
     axis_name: AxisName | None = None,
 ) -> Scalar:
-    """The bound (1) on -log p(x0), nats per coordinate; times are stratified.
+    """The bound (1) on -log p(x0), in nats per coordinate.
 
     Its gradient is that of (1) in the network and in the ends of gamma, and that of (2)
-    in the rest of gamma; three calls of the network. Arguments as of `denoising_loss`.
+    in the rest of gamma; three calls of the network.
+
+    **Arguments:**
+
+    - `model`: a `VDM`.
+    - `key`, `x0`, `cond`, `axis_name`: see `draw_batch`.
+    - `times`: `Uniform()`, stratified or not; (1) is the mean over uniform times.
+
+    **Raises:** ValueError for a model, data or times that do not fit.
     """
-    if x0.ndim < 2 or not jnp.issubdtype(x0.dtype, jnp.floating):
+    check_model("vdm_loss", HasSchedule, model)
+    if not isinstance(times, Uniform | None):
         raise ValueError(
-            "vdm_loss takes floating-point data of shape (batch, ...) with at least "
-            f"two axes, got {x0.dtype} of shape {x0.shape}."
+            "the bound of vdm_loss is a mean over uniform times: times is Uniform(), "
+            f"stratified or not, got {type(times).__name__}."
         )
-    index, total = jnp.arange(x0.shape[0]), x0.shape[0]
-    if axis_name is not None:
-        index = index + total * jax.lax.axis_index(axis_name)
-        total = total * jax.lax.axis_size(axis_name)
-    time_key, *noise_keys = jax.random.split(key, 3)
-    z, z_first = (
-        jax.vmap(
-            lambda i, k=k: jax.random.normal(
-                jax.random.fold_in(k, i), x0.shape[1:], x0.dtype
-            )
-        )(index)
-        for k in noise_keys
-    )
+    batch = draw_batch(model, key, x0, cond, times=times, axis_name=axis_name)
+    t, z, cond = batch.t, batch.x1, batch.cond
+    first_key = jax.random.split(key, 3)[2]  # which draw_batch gives to couplings
+    keys = sample_keys(first_key, batch_index(len(x0), axis_name)[0])
+    z_first = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(keys)
     stop, (network, gamma) = jax.lax.stop_gradient, model.trained
     outside = eqx.tree_at(lambda g: g.ends, stop(gamma), gamma.ends)
     inside = eqx.tree_at(lambda g: g.ends, gamma, stop(gamma.ends))
     bound = model.with_trained((network, outside)).denoiser
     shape = model.with_trained((_frozen(network), inside)).denoiser
-    t = Uniform().draw(time_key, bound.path, index, total, x0.dtype)
 
     l = diffusion_term(bound, t, x0, z, cond)
     value = jnp.mean(l + _prior(bound.path, x0) + _first(bound, x0, z_first, cond))

@@ -1,8 +1,8 @@
-"""Loss weights: (path, t, kind, sigma_data) -> weight on `prediction`'s squared error.
+"""Loss weights: (path, t, kind, sigma_data) -> weight on the squared error of `kind`.
 
 Each is defined where its paper defines it (on the x0, eps or score error) and carried
-to the network's own kind by equation (2) of `prediction`, so a weight means the same
-training objective whatever the network predicts. t is a scalar.
+to `kind`, what the network predicts, by equation (2) of `sdegen.prediction`: a weight
+means the same training objective whatever that is. t is a scalar.
 """
 
 import equinox as eqx
@@ -16,12 +16,12 @@ from ..typing import Levels, Scalar, ScalarLike, number
 
 
 def _carry(source: Prediction, path, t, kind: Prediction, sigma_data):
-    """(det_source / det_kind)^2: a weight on `source`'s error as one on `prediction`'s."""
+    """(det_source / det_kind)^2: a weight on the error of `source` as one on `kind`."""
     return (source.det(path, t, sigma_data) / kind.det(path, t, sigma_data)) ** 2
 
 
 def uniform(path: AbstractPath, t: ScalarLike, kind: Prediction, sigma_data: Levels):
-    """1 on the network's own kind: DDPM's simple loss, the flow-matching loss."""
+    """1 on what the network predicts: DDPM's simple loss, the flow-matching loss."""
     return jnp.ones_like(t)
 
 

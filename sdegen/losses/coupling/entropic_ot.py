@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ...typing import AxisName, PyTree, RandomKey, Scalar, is_traced, number
+from ..per_sample import batch_index, sample_keys
 from .costs import check_points, cost_matrix, plans
 from .pairs import Pairs
 from .sinkhorn import potentials
@@ -79,11 +80,8 @@ class EntropicOT(eqx.Module):
     ) -> Pairs:
         """x0 as it is, with an x1 for each of its rows, drawn with replacement."""
         batch = x0.shape[0]
-        index = jnp.arange(batch)
-        if axis_name is not None:
-            index = index + batch * jax.lax.axis_index(axis_name)
         # Row i draws the same number on any mesh.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        keys = sample_keys(key, batch_index(batch, axis_name)[0])
         u = jax.vmap(lambda k: jax.random.uniform(k, (), x0.dtype))(keys)
         if axis_name is not None and self.points is None:
             others, their_cond = jax.tree.map(

@@ -2,22 +2,21 @@
 
 A coupling is a function `(key, x0, x1) -> (x0, x1)` on batches: `x0` is a batch of
 data, `x1` a batch of draws from the other end (the noise z, unless the path runs
-between two data sets). It permutes or pairs them; the law of each end stays what it
-was, so every coupling trains a correct flow, dx/dt = E[velocity given x_t] (Lipman et
+between two data sets). It permutes or pairs them and keeps the distribution of each
+end, so every coupling trains a correct flow, dx/dt = E[velocity given x_t] (Lipman et
 al. 2023, "Flow matching", theorem 2; Tong et al. 2024, "Improving and generalizing
-flow-based generative models with minibatch optimal transport"). Only the independent
-one makes z_hat the score: with another one sample the flow, or a bridge that learned
-its noise.
+flow-based generative models with minibatch optimal transport"). Only with the
+independent coupling is z_hat the score: with another one sample the flow, or a bridge
+that learned its noise.
 
-It may ask for more by the names of its parameters, and give more by returning `Pairs`:
+A coupling may have two more parameters, and may return `Pairs`:
 
-    cond        the conditions of the rows of x0, None where there are none
+    cond        the conditions of the rows of x0, or None
     axis_name   the mapped axis, where the batch is one device's part
 
-It leaves the rows of x0 where they are and chooses an x1 for each, so that conditions
-stay with their samples; or it returns `Pairs` with the conditions moved, too. Numbers
-in `Pairs.aux` are rows of the training's record, so that what cannot raise on a
-device is seen on the host.
+It keeps the rows of x0 in place and chooses an x1 for each, so that conditions stay
+with their samples; or it returns `Pairs` with the conditions moved alike. The numbers
+in `Pairs.aux` are recorded in training: nothing can raise on a device.
 """
 
 import inspect
@@ -32,8 +31,8 @@ from ...typing import AxisName, PyTree, RandomKey, Scalar
 class Pairs(NamedTuple):
     """What a coupling has paired: row i of each belongs together.
 
-    `aux` are scalars to be watched. One whose name ends in "_unsolved" is the share
-    of plans that were not solved: `fit` warns when it is not 0.
+    `aux` holds scalars to record. One whose name ends in "_unsolved" is the share of
+    plans that were not solved: `fit` warns when it is not 0.
     """
 
     x0: Float[Array, "batch ..."]
@@ -43,9 +42,9 @@ class Pairs(NamedTuple):
 
 
 class PairedData(NamedTuple):
-    """The other ends of given pairs, in the place of conditions: see `paired`.
+    """The other ends of given pairs, passed as conditions: see `paired`.
 
-    `x1`, (n, ...), row i belongs to row i of the data; `cond`, conditions as ever.
+    Row i of `x1`, (n, ...), belongs to row i of the data; `cond` holds conditions.
     """
 
     x1: Float[Array, "n ..."]
@@ -55,7 +54,7 @@ class PairedData(NamedTuple):
 def independent(
     key: RandomKey, x0: Float[Array, "batch ..."], x1: Float[Array, "batch ..."]
 ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
-    """The product law: x1 is drawn without regard to x0, so nothing needs to move."""
+    """The pairs as they were drawn, independently."""
     return x0, x1
 
 
@@ -65,7 +64,7 @@ def paired(
     x1: Float[Array, "batch ..."],
     cond: PyTree,
 ) -> Pairs:
-    """The pairs that were given: `fit(model, x0, cond=PairedData(x1, labels), loss=...)`.
+    """The pairs that were given, by `fit(..., cond=PairedData(x1, labels))`.
 
     For reflow (Liu et al. 2023, "Flow straight and fast"), for bridges by Markovian
     fitting, and for data that come in pairs. The x1 drawn by the loss is not used.
@@ -73,7 +72,8 @@ def paired(
     if not isinstance(cond, PairedData):
         raise ValueError(
             "coupling.paired needs the other ends of the data: pass cond=coupling."
-            f"PairedData(x1), with a row for each row of the data, got {type(cond).__name__}."
+            "PairedData(x1), with a row for each row of the data, got "
+            f"{type(cond).__name__}."
         )
     return Pairs(x0, cond.x1, cond.cond)
 
@@ -87,10 +87,18 @@ def couple(
     *,
     axis_name: AxisName | None = None,
 ) -> Pairs:
-    """The pairs of a coupling, checked: what every loss calls.
+    """The pairs of a coupling, checked.
 
-    Raises ValueError with a sentence for ends of other shapes, and for a coupling that
-    moves the rows of x0 and leaves the conditions behind.
+    **Arguments:**
+
+    - `coupling`: a function as described above.
+    - `key`: the key of its draws.
+    - `x0`, `x1`: the ends, (batch, ...).
+    - `cond`: a pytree of arrays with leading axis batch, or None.
+    - `axis_name`: the mapped axis, if the rows are one device's part of the batch.
+
+    **Raises:** ValueError for ends of other shapes, and for a coupling that moves the
+    rows of x0 without their conditions.
     """
     name = getattr(coupling, "__name__", type(coupling).__name__)
     if x0.shape != x1.shape:
@@ -126,14 +134,14 @@ def couple(
 
 
 Loss: TypeAlias = Scalar | tuple[Scalar, dict[str, Scalar]]
-"""What a loss returns: a value, or with a coupling that has notes (value, notes)."""
+"""What a loss returns: a value, or with a coupling that has `aux` (value, aux)."""
 
 
 def with_aux(value: Scalar, aux: Mapping[str, Scalar]) -> Loss:
-    """A loss with the notes of its coupling: (value, notes), or value if none."""
+    """A loss with the `aux` of its coupling, or alone if there is none."""
     return (value, dict(aux)) if aux else value
 
 
 def split_aux(value: Loss) -> tuple[Scalar, dict[str, Scalar]]:
-    """(value, notes) of what a loss returned."""
+    """(value, aux) of what a loss returned."""
     return value if isinstance(value, tuple) else (value, {})

@@ -1,0 +1,296 @@
+"""One batch for every loss: times, noise, pairs and conditions, and what to regress on.
+
+Sample i of the whole batch has the same numbers however the batch is spread over
+devices. Models are known by what they have, as the protocols below say:
+
+    model                 `target` is that of                `x1`       `z`
+    Denoiser              predict(t, x_t, cond)              the noise  None
+    VDM                   denoiser.predict(t, x_t, cond)     the noise  None
+    VelocityModel         velocity(t, x_t, cond)             x1         latent noise
+    SchroedingerBridge    down and up, a pair                x1         latent noise
+    ScoreModel            score(t, x_t, cond)                None       None
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Num
+
+from ..processes.interpolant import AbstractInterpolant
+from ..processes.path import AbstractPath, basis_of, batched, check_sample
+from ..processes.prediction import Prediction
+from ..processes.sde import AbstractSDE
+from ..typing import AxisName, PyTree, RandomKey
+from .coupling.pairs import PairedData, couple, independent
+from .per_sample import batch_index, sample_keys
+from .simulated_paths import chain, targets
+from .times import AbstractTimes, Uniform
+
+
+class Batch(NamedTuple):
+    """What `draw_batch` has drawn; row i of each array belongs to sample i."""
+
+    t: Float[Array, " batch"]
+    x_t: Float[Array, "batch ..."]
+    target: Any
+    """An unbiased target of the model's output at (t, x_t); a pair for a bridge."""
+    x0: Float[Array, "batch ..."]
+    x1: Float[Array, "batch ..."] | None
+    z: Float[Array, "batch ..."] | None
+    cond: PyTree
+    keys: Key[Array, " batch"]
+    """A key for each sample that nothing else has used, for dropout."""
+    aux: dict[str, Array]
+    """Numbers to be watched that a coupling gives, see `sdegen.coupling.Pairs`."""
+
+
+@runtime_checkable
+class OnPath(Protocol):
+    """A prediction on a path, as of a `Denoiser` or a `VDM`."""
+
+    path: AbstractPath
+    prediction: Prediction
+    sigma_data: Any
+
+
+@runtime_checkable
+class Predicts(OnPath, Protocol):
+    """What `denoising_loss` trains."""
+
+    predict: Callable
+
+
+@runtime_checkable
+class HasVelocity(Protocol):
+    """What `velocity_loss` trains."""
+
+    interpolant: AbstractInterpolant
+    velocity: Callable
+    latent: Callable
+    latent_network: Any
+
+
+@runtime_checkable
+class HasDrifts(Protocol):
+    """What `bridge_loss` trains."""
+
+    interpolant: AbstractInterpolant
+    sigma: Any
+    down: Callable
+    up: Callable
+
+
+@runtime_checkable
+class HasScore(Protocol):
+    """What the losses of score matching train."""
+
+    sde: AbstractSDE
+    clock: Array
+    noise: Array
+    weights: Array | None
+    score: Callable
+
+
+@runtime_checkable
+class HasSchedule(Protocol):
+    """What `vdm_loss` trains."""
+
+    gamma: Any
+    denoiser: Any
+    with_trained: Callable
+
+
+@runtime_checkable
+class DrawsBatches(Protocol):
+    """A model that draws its own batches, by the arguments of `draw_batch`."""
+
+    draw_batch: Callable
+
+
+_OWN: dict[Any, str] = {
+    HasSchedule: "vdm_loss",
+    Predicts: "denoising_loss",
+    HasVelocity: "velocity_loss",
+    HasDrifts: "bridge_loss",
+    HasScore: "simulated_score_loss",
+}
+
+
+def check_model(loss: str, protocol: Any, model: Any) -> None:
+    """Refuse a model that a loss cannot train; the sentence names the model's own."""
+    if isinstance(model, protocol):
+        return
+    bases = [vars(b).get("__annotations__", ()) for b in reversed(protocol.__mro__)]
+    names = ", ".join(f"`{name}`" for base in bases for name in base)
+    own = next((n for kind, n in _OWN.items() if isinstance(model, kind)), None)
+    raise ValueError(
+        f"{loss} trains a model that has {names}, got {type(model).__name__}. Its own "
+        f"loss is {own or 'its method `loss`'}, which `fit` takes without loss=."
+    )
+
+
+def draw_batch(
+    model: Any,
+    key: RandomKey,
+    x0: Num[Array, "batch ..."],
+    cond: PyTree = None,
+    *,
+    coupling: Callable = independent,
+    times: AbstractTimes | None = None,
+    axis_name: AxisName | None = None,
+) -> Batch:
+    """A training batch of any model: `t`, `x_t` and the `target` of its output there.
+
+    This is where every loss begins. A training loop of your own:
+
+        def loss(trained, key, x0):
+            model_ = model.with_trained(trained)
+            batch = sdegen.losses.draw_batch(model_, key, x0)
+            return jnp.mean((model_.predict(batch.t, batch.x_t) - batch.target) ** 2)
+        value, slope = eqx.filter_value_and_grad(loss)(trained, key, x0)
+        updates, state = optimizer.update(slope, state, trained)
+
+    **Arguments:**
+
+    - `model`: one of those above, or one with a method `draw_batch` of its own.
+    - `key`: the key of the batch; sample i draws from fold_in of parts of it.
+    - `x0`: floating-point data, (batch, ...).
+    - `cond`: a pytree of arrays with leading axis batch, or None.
+    - `coupling`: which x1 goes with which x0, see `sdegen.coupling`; `independent`.
+    - `times`: the distribution of t, see `sdegen.times`; `Uniform()`, stratified.
+    - `axis_name`: the mapped axis, if `x0` is one device's part of the batch.
+
+    **Returns:** a `Batch`. On a path with a basis x0, x_t and the target are in its
+    coordinates.
+
+    **Raises:** ValueError for a model, data or a coupling that do not fit.
+    """
+    options = {"coupling": coupling, "times": times, "axis_name": axis_name}
+    if isinstance(model, DrawsBatches):
+        return model.draw_batch(key, x0, cond, **options)
+    if isinstance(model, HasScore):
+        if coupling is not independent or times is not None:
+            raise ValueError(
+                f"the paths of {type(model).__name__} are simulated from x0: it takes "
+                "no coupling and no times."
+            )
+        return simulated_batch(model, key, x0, cond, axis_name=axis_name)[0]
+    _check_data(x0)
+    options["times"] = Uniform() if times is None else times
+    if isinstance(model, OnPath):
+        return _on_path(model, key, x0, cond, **options)
+    if isinstance(model, HasVelocity | HasDrifts):
+        return _between(model, key, x0, cond, **options)
+    raise ValueError(
+        f"draw_batch knows no batch of {type(model).__name__}. Give its class a method "
+        "`draw_batch(key, x0, cond, *, coupling, times, axis_name)`."
+    )
+
+
+def _check_data(x0):
+    if x0.ndim < 2:
+        raise ValueError(
+            "a loss takes a batch of data of shape (batch, ...) with at least one axis "
+            f"per sample, got shape {x0.shape}. Use x0[:, None] for 1-D data."
+        )
+    if not jnp.issubdtype(x0.dtype, jnp.floating):
+        raise ValueError(
+            f"a loss takes floating-point data, got {x0.dtype}. Scale integer images "
+            "to about [-1, 1] first."
+        )
+
+
+def _on_path(model, key, x0, cond, *, coupling, times, axis_name):
+    """x_t = alpha x0 + sigma z, with the target a x0 + b z of `model.prediction`."""
+    path, basis = model.path, basis_of(model.path)
+    check_sample(path, x0.shape[1:])
+    index, total = batch_index(len(x0), axis_name)
+    time_key, noise_key, pair_key = jax.random.split(key, 3)
+    t = times.draw(time_key, path, index, total, x0.dtype)  # float32 at least
+    keys = sample_keys(noise_key, index)
+    z = jax.vmap(lambda k: path.noise.sample(k, x0.shape[1:], x0.dtype))(keys)
+    if isinstance(cond, PairedData):
+        cond = cond._replace(x1=basis.coordinates(cond.x1))
+    x0 = basis.coordinates(x0)
+    x0, z, cond, aux = couple(coupling, pair_key, x0, z, cond, axis_name=axis_name)
+
+    def coefficients(t):
+        row = model.prediction.row(path, t, model.sigma_data)
+        return row, path.alpha(t), path.sigma(t)
+
+    (a, b), alpha, sigma = batched(coefficients, t, x0)
+    x_t = (alpha * x0 + sigma * z).astype(x0.dtype)
+    drop = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)  # apart from the noise
+    return Batch(t, x_t, a * x0 + b * z, x0, z, None, cond, drop, dict(aux))
+
+
+def _between(model, key, x0, cond, *, coupling, times, axis_name):
+    """x_t between x0 and x1 of an interpolant, with latent noise z."""
+    path = model.interpolant
+    index, total = batch_index(len(x0), axis_name)
+    time_key, end_key, noise_key, pair_key = jax.random.split(key, 4)
+    t = times.draw(time_key, path, index, total, x0.dtype)
+    keys = sample_keys(noise_key, index)
+    z = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(keys)
+    x1 = jax.vmap(lambda k: path.noise.sample(k, x0.shape[1:], x0.dtype))(
+        sample_keys(end_key, index)
+    )
+    x0, x1, cond, aux = couple(coupling, pair_key, x0, x1, cond, axis_name=axis_name)
+    x_t = jax.vmap(path.point)(t, x0, x1, z).astype(x0.dtype)
+    if isinstance(model, HasDrifts):
+        to_x0, to_x1 = bridge_noise(model.sigma, t, z)
+        target = x0 - x1 + to_x0, x1 - x0 + to_x1
+    else:
+        target = jax.vmap(path.velocity)(t, x0, x1, z).astype(x0.dtype)
+    drop = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+    return Batch(t, x_t, target, x0, x1, z, cond, drop, dict(aux))
+
+
+def bridge_noise(
+    sigma: Any, t: Float[Array, " batch"], z: Float[Array, "batch ..."]
+) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
+    """What z adds to the drifts of a Brownian bridge: (towards x0, towards x1)."""
+    t = t.reshape(-1, *[1] * (z.ndim - 1))
+    return -sigma * jnp.sqrt((1 - t) / t) * z, -sigma * jnp.sqrt(t / (1 - t)) * z
+
+
+def simulated_batch(
+    model: HasScore,
+    key: RandomKey,
+    x0: Float[Array, "batch ..."],
+    cond: PyTree = None,
+    *,
+    draws: int = 1,
+    axis_name: AxisName | None = None,
+    with_targets: bool = True,
+) -> tuple[Batch, Float[Array, "rows ..."]]:
+    """Where the simulated paths of `x0` were at `draws` steps each, and sigma there.
+
+    The rows are batch * draws, samples first. Without targets `target` is None.
+    """
+    _check_data(x0)
+    ts = model.clock.astype(x0.dtype)
+    steps = len(ts) - 1
+    if not 1 <= draws <= steps:
+        raise ValueError(f"draws must be 1 to {steps}, the steps, got {draws}.")
+    keys = sample_keys(key, batch_index(len(x0), axis_name)[0])
+    path, pick, own = jax.vmap(lambda k: tuple(jax.random.split(k, 3)))(keys)
+    xs = chain(model.sde, path, x0, ts)
+    u = jax.vmap(lambda k: jax.random.uniform(k, (), x0.dtype))(pick)
+    u = (jnp.arange(draws) + u[:, None]) / draws  # (batch, draws)
+    k = jnp.minimum((u * steps).astype(int), steps - 1)
+
+    def take(rows):
+        """Rows k of every sample's own sequence, within one device."""
+        own = jax.vmap(lambda row, k: row[k], (1, 0))(rows, k)
+        return own.reshape(-1, *own.shape[2:])
+
+    x, t, target = take(xs[1:]), ts[1:][k].reshape(-1), None
+    if with_targets:
+        found = targets(model.sde, ts, xs, model.weights)
+        target = take(jax.lax.stop_gradient(found))
+    x0, cond = jax.tree.map(lambda c: jnp.repeat(c, draws, axis=0), (x0, cond))
+    sigma = model.noise[1:][k].reshape(x.shape).astype(x.dtype)
+    return Batch(t, x, target, x0, None, None, cond, own, {}), sigma
