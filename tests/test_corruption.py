@@ -502,6 +502,16 @@ def test_the_loss_on_two_devices_is_that_of_the_whole_batch():
     assert parts[0] != parts[1] and np.isclose(parts.mean(), whole, rtol=1e-12)
 
 
+def test_a_batch_of_one_s_own_is_that_of_the_loss():
+    model, x0 = restorer(corruption.Mask(2)), EXAMPLES[:16]
+    batch = sdegen.losses.draw_batch(model, KEY, jnp.asarray(x0))
+    hidden = np.asarray(batch.x_t == 2).sum(1)
+    assert (hidden == np.round(3 * np.asarray(batch.t))).all() and len(set(hidden)) == 3
+    error = jax.vmap(model.system.error)
+    own = error(batch.t, batch.target, batch.x_t, model(batch.t, batch.x_t)).mean()
+    assert np.isclose(own, model.loss(KEY, jnp.asarray(x0)), rtol=1e-12)
+
+
 class Table(eqx.Module):
     """Free logits for every state."""
 
@@ -584,6 +594,7 @@ def test_the_transformer_sees_times_places_and_neighbours_and_no_other_sample(fl
         (lambda: draw(Exact, (5, 3), grid=jnp.array([0.0, 1.0])), "times that fall"),
         (lambda: draw(Exact, (5, 3), start=jnp.zeros((4, 3))), "shape (5, 3)"),
         (lambda: draw(Exact, (5, 3), stochasticity=1.0), "runs the chain of Mask"),
+        (lambda: timed(corruption.Mask(2)), "at the times of its system"),
         (lambda: draw(Exact, (5, 3), grid=sdegen.LogSNRGrid(3)), "a number of steps"),
         (lambda: draw(lambda t, x, cond: x[:, :2], (5, 3)), "the prediction (5, 2)"),
         (lambda: draw(lambda t, x, cond: jnp.ones((5, 3, 7)), (5, 3)), "2 tokens"),
@@ -599,4 +610,10 @@ def test_a_mistake_is_answered_with_a_sentence(mistake, sentence):
 def draw(network, shape, **kwargs):
     return sdegen.sample(
         KEY, corruption.Restorer(network, corruption.Mask(2)), shape, **kwargs
+    )
+
+
+def timed(system):
+    return sdegen.losses.draw_batch(
+        restorer(system), KEY, jnp.asarray(EXAMPLES[:2]), times=sdegen.times.Uniform()
     )

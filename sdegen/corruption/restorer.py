@@ -16,6 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from ..losses.batch import Batch
+from ..losses.coupling.pairs import independent
+from ..losses.per_sample import batch_index, sample_keys
 from ..models.model import AbstractModel
 from ..models.problem import AbstractProblem, Table
 from ..typing import (
@@ -65,6 +68,26 @@ class Restorer(AbstractModel):
     def loss(self, key, x0, cond=None, *, axis_name=None):
         """`restoration_loss`."""
         return restoration_loss(self, key, x0, cond, axis_name=axis_name)
+
+    def draw_batch(
+        self, key, x0, cond=None, *, coupling=independent, times=None, axis_name=None
+    ):
+        """Corrupted data at stratified times of the system; the target is x0."""
+        if coupling is not independent or times is not None:
+            raise ValueError(
+                "a Restorer trains at the times of its system, on corruptions of x0 "
+                "alone: it takes no coupling and no times."
+            )
+        index, total = batch_index(len(x0), axis_name)
+        floats = jnp.issubdtype(x0.dtype, jnp.floating)
+        dtype = jnp.promote_types(x0.dtype if floats else jnp.float32, jnp.float32)
+        time_key, noise_key = jax.random.split(key)
+        u = (jax.random.uniform(time_key, (), dtype) + index.astype(dtype)) / total
+        u = jnp.clip(u, jnp.finfo(dtype).eps, 1 - jnp.finfo(dtype).eps)
+        t = jax.vmap(self.system.training_time, (0, None))(u, x0.shape[1:])
+        x = _corrupt(self.system, noise_key, index, t, x0)
+        keys = sample_keys(jax.random.fold_in(key, 2), index)
+        return Batch(t, x, x0, x0, None, None, cond, keys, {})
 
     def problem(
         self, shape, *, solver, grid, stochasticity, denoise, refinable, cond, start
@@ -201,7 +224,7 @@ def corrupt(
 @eqx.filter_jit
 def _corrupt(system, key, index, t, x0):
     """Sample i at time t[i] or t, with fold_in(key, index[i]); floats keep theirs."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    keys = sample_keys(key, index)
     x = jax.vmap(system.corrupt, (0, 0 if t.ndim else None, 0))(keys, t, x0)
     floats = all(jnp.issubdtype(a.dtype, jnp.floating) for a in (x, x0))
     return x.astype(x0.dtype) if floats else x
@@ -217,20 +240,11 @@ def restoration_loss(
 ) -> Scalar:
     """The mean of the system's `error` on a batch, at stratified training times.
 
-    For `Mask` it is the bound of its module in nats per token. Tokens come as whole
-    numbers, also in floating point (the only kind that `fit` takes); float32 holds them
-    exactly up to 2^24. The arguments are those of `denoising_loss`.
+    For `Mask` it is the bound of its module in nats per token. The arguments are those
+    of `denoising_loss`; tokens come as whole numbers, also in floating point (the only
+    kind that `fit` takes), where float32 holds them exactly up to 2^24.
     """
-    system, shape = restorer.system, x0.shape[1:]
-    index, total = jnp.arange(len(x0)), len(x0)
-    if axis_name is not None:
-        index = index + total * jax.lax.axis_index(axis_name)
-        total = total * jax.lax.axis_size(axis_name)
-    floats = jnp.issubdtype(x0.dtype, jnp.floating)
-    dtype = jnp.promote_types(x0.dtype if floats else jnp.float32, jnp.float32)
-    time_key, noise_key = jax.random.split(key)
-    u = (jax.random.uniform(time_key, (), dtype) + index.astype(dtype)) / total
-    tiny = jnp.finfo(dtype).eps
-    t = jax.vmap(system.training_time, (0, None))(jnp.clip(u, tiny, 1 - tiny), shape)
-    x = _corrupt(system, noise_key, index, t, x0)
-    return jnp.mean(jax.vmap(system.error)(t, x0, x, restorer(t, x, cond)))
+    batch = restorer.draw_batch(key, x0, cond, axis_name=axis_name)
+    prediction = restorer(batch.t, batch.x_t, cond)
+    error = jax.vmap(restorer.system.error)
+    return jnp.mean(error(batch.t, x0, batch.x_t, prediction))

@@ -1,4 +1,4 @@
-"""Towards what a number says: a classifier, a score of agreement, any reward.
+"""Guidance by a gradient: of a classifier, a score of agreement, any reward.
 
 With G the gradient in x_t of the logarithm of the wanted factor, the denoised point
 moves by w sigma^2 / alpha G (Dhariwal and Nichol 2021, "Diffusion models beat GANs",
@@ -7,9 +7,9 @@ eq. 14, for any path):
     G = grad log p(c | x_t)                a classifier of noisy samples            (1)
     G = grad r(x0_hat(x_t))                a number of clean samples                (2)
 
-(1) is exact for a conditional law, with w = 1. (2) takes r of the mean where the mean
-of exp(r) would be exact; r is log p(c | x0) of a classifier of clean data, an agreement
-sim(x0, c) (Liu et al. 2023, "More control for free!"), or a negative energy.
+(1) is exact for a conditional distribution, with w = 1. (2) takes r of the mean where
+the mean of exp(r) would be exact; r is log p(c | x0) of a classifier of clean data, an
+agreement sim(x0, c) (Liu et al. 2023, "More control for free!"), or a negative energy.
 """
 
 from collections.abc import Callable
@@ -37,12 +37,18 @@ from .guidance import (
 
 
 class ClassifierGuided(AbstractGuidance):
-    """Equation (1), with a classifier that has seen noisy samples.
+    """Equation (1), with a classifier that was trained on noisy samples.
 
-    **Arguments:** `log_prob(t, x, cond)`, of each sample, (batch,), in nats, for x_t in
-    data coordinates and t as the denoiser gets it; `weight`; `interval`. The
-    denoiser inside sees `cond` too: wrap an unconditional one as
-    `Unconditional(denoiser)`. One gradient of the classifier per evaluation.
+    One gradient of the classifier per evaluation.
+
+    **Arguments:**
+
+    - `denoiser`: it sees `cond` too; wrap one that takes none as
+      `Unconditional(denoiser)`.
+    - `log_prob`: (t, x, cond) -> log p(cond | x_t) of each sample, (batch,), in nats,
+      for x_t in data coordinates and t as the denoiser gets it.
+    - `weight`: w; 1.
+    - `interval`: the noise levels where it acts; all.
     """
 
     denoiser: AbstractDenoiser
@@ -73,9 +79,12 @@ class ClassifierGuided(AbstractGuidance):
 class RewardGuided(AbstractGuidance):
     """Equation (2): any differentiable number of clean samples.
 
-    **Arguments:** `reward(x0, cond)`, of each sample, (batch,), x0 being data;
-    `weight`; `interval`; the condition as in `ClassifierGuided`. One vector-Jacobian
-    product of the network per evaluation.
+    One vector-Jacobian product of the network per evaluation.
+
+    **Arguments:**
+
+    - `reward`: (x0, cond) -> a number for each sample, (batch,), in nats.
+    - `denoiser`, `weight`, `interval`: as in `ClassifierGuided`.
     """
 
     denoiser: AbstractDenoiser
@@ -99,7 +108,7 @@ class RewardGuided(AbstractGuidance):
 
 
 def rewarded(denoiser, reward, t, x, cond):
-    """(ends at x, r(x0_hat) of each sample, its gradient in x): one product more."""
+    """(posterior means at x, r(x0_hat) of each sample, its gradient in x)."""
     basis = basis_of(denoiser.path)
 
     def through(x):

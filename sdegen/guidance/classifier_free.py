@@ -1,10 +1,10 @@
-"""Away from what is not wanted: classifier-free guidance and its relatives.
+"""Guidance by a contrast: classifier-free guidance and its relatives.
 
     strong + w (strong - weak)                                                      (1)
 
-of both ends, where strong is the conditional denoiser and weak the unconditional one
-(Ho and Salimans 2022, "Classifier-free diffusion guidance", eq. 6, with their w: 0 is
-the condition alone, -1 no condition; other codes write the scale 1 + w), or a model
+of both posterior means, where strong is the conditional denoiser and weak the
+unconditional one (Ho and Salimans 2022, "Classifier-free diffusion guidance", eq. 6,
+with their w: 0 is the condition alone, -1 no condition; others write 1 + w), or a model
 and a worse one (Karras et al. 2024, "Guiding a diffusion model with a bad version of
 itself", eq. 4, with weight 1 + w).
 """
@@ -32,14 +32,18 @@ from .guidance import (
 class ClassifierFree(AbstractGuidance):
     """Equation (1) from one network with and without its condition, in one call.
 
-    **Arguments:** `null`, the condition of one sample that stands for none, as in
-    training (`label_dropout`), or a condition to keep away from (a negative prompt);
-    `weight`, w in (1); `interval`, the noise levels where it acts: elsewhere w is 0;
-    `rescale`, from 0 to 1, how far the deviation of every denoised sample over its
-    coordinates is brought back to the conditional one (Lin et al. 2024, "Common
-    diffusion noise schedules and sample steps are flawed", eq. 15 and 16).
-
     Every evaluation is one call of the network, on a batch twice as large.
+
+    **Arguments:**
+
+    - `denoiser`: trained with and without its condition.
+    - `null`: the condition of one sample that stands for none, as in training
+      (`LabelDropout`), or a condition to keep away from (a negative prompt).
+    - `weight`: w in (1); 1.
+    - `interval`: the noise levels where it acts, elsewhere w is 0; all.
+    - `rescale`: how far, from 0 to 1, the deviation of each denoised sample over its
+      coordinates is brought back to the conditional one (Lin et al. 2024, "Common
+      diffusion noise schedules and sample steps are flawed", eq. 15 and 16); 0.
     """
 
     denoiser: AbstractDenoiser
@@ -62,11 +66,15 @@ class ClassifierFree(AbstractGuidance):
 
 
 class Autoguided(AbstractGuidance):
-    """Equation (1) from a model and a weaker one, trained less or smaller.
+    """Equation (1) from a model and a weaker one, smaller or trained less.
 
-    `weak` is a denoiser on the same path, and sees the same condition. Two network
-    calls: the networks differ. An exact unconditional denoiser beside a conditional
-    one gives classifier-free guidance from two models. The rest as in `ClassifierFree`.
+    Two network calls per evaluation. With an unconditional denoiser as `weak` it is
+    classifier-free guidance from two models.
+
+    **Arguments:**
+
+    - `denoiser`, `weak`: two on the same path, which see the same condition.
+    - `weight`, `interval`, `rescale`: as in `ClassifierFree`.
     """
 
     denoiser: AbstractDenoiser
@@ -88,7 +96,7 @@ class Autoguided(AbstractGuidance):
             return
         if not eqx.tree_equal(*paths):
             raise ValueError(
-                "both denoisers must live on one path, got "
+                "both denoisers must be on one path, got "
                 f"{type(paths[0]).__name__} and {type(paths[1]).__name__}, which are "
                 "not the same process with the same numbers."
             )
@@ -111,7 +119,7 @@ def contrast(guidance, t, x: Array, strong: Means, weak: Means) -> Means:
 
 
 def stacked(denoiser, t, x: Array, conditions: list[PyTree]) -> list[Means]:
-    """The ends under each of several conditions, in one call of the denoiser."""
+    """The posterior means under each condition, in one call of the denoiser."""
     t, count = float_array(t), len(conditions)
     many = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *conditions)
     times = jnp.tile(t, count) if t.ndim else t

@@ -1,4 +1,4 @@
-"""Conditions composed: all of several, one or another of several, none of some.
+"""Several conditions: all of them, or one or another; some may be avoided.
 
 With s the score without a condition, s_k that under condition c_k:
 
@@ -7,8 +7,8 @@ With s the score without a condition, s_k that under condition c_k:
 
 (1) is Liu et al. 2022, "Compositional visual generation with composable diffusion
 models", eq. 11; a negative weight keeps away from its condition. It is the score of
-p_t(x) prod_k (p_t(x | c_k) / p_t(x))^w_k at every noise level, which no process noises
-into the next. (2) is the score of the noised mixture itself: exact.
+p_t(x) prod_k (p_t(x | c_k) / p_t(x))^w_k at every noise level, but these distributions
+are not those of one process. (2) is the score of the noised mixture itself: exact.
 """
 
 from collections.abc import Callable
@@ -37,9 +37,14 @@ from .guidance import (
 class ProductOf(AbstractGuidance):
     """Equation (1); `cond` is a tuple of as many conditions as there are `weights`.
 
-    **Arguments:** `null`, the condition of one sample that stands for none; `weights`,
-    one for each condition, of any sign; `interval`, the noise levels where it acts. All
-    conditions and `null` go through the network in one call.
+    All conditions and `null` go through the network in one call.
+
+    **Arguments:**
+
+    - `denoiser`: trained with and without its condition.
+    - `null`: the condition of one sample that stands for none.
+    - `weights`: one for each condition, of any sign, (k,).
+    - `interval`: the noise levels where it acts; all.
     """
 
     denoiser: AbstractDenoiser
@@ -70,10 +75,15 @@ class ProductOf(AbstractGuidance):
 class MixtureOf(AbstractGuidance):
     """Equation (2); `cond` is a tuple of as many conditions as there are `weights`.
 
-    **Arguments:** `log_density(t, x, cond)`, log p_t(x | cond) of each sample,
-    (batch,), up to what does not depend on cond: of an exact law, or log p(cond | x_t)
-    - log p(cond) from a classifier of noisy samples; `weights`, positive, the share of
-    each condition among the data. One call of the network.
+    One call of the network.
+
+    **Arguments:**
+
+    - `denoiser`: a conditional one.
+    - `log_density`: (t, x, cond) -> log p_t(x | cond) of each sample, (batch,), up to
+      what does not depend on cond: exact, or log p(cond | x_t) - log p(cond) from a
+      classifier of noisy samples.
+    - `weights`: the share of each condition among the data, positive, (k,).
     """
 
     denoiser: AbstractDenoiser

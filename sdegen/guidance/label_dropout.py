@@ -1,4 +1,4 @@
-"""Training with and without the condition, so that one network knows both.
+"""Training with and without the condition, so that one network learns both.
 
 Ho and Salimans 2022, algorithm 1: with probability `rate` a sample's condition is
 replaced by the marker for none.
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..losses.denoising import denoising_loss
+from ..losses.per_sample import batch_index, sample_keys
 from ..typing import AxisName, PyTree, RandomKey, Scalar, float_array, is_traced
 from .guidance import arrays, check_alike, spread_null
 
-_APART = 2**31 - 2  # from the keys of what the loss draws itself
+_APART = 2**31 - 2  # apart from the keys that the loss draws itself
 
 
 class LabelDropout(eqx.Module):
@@ -23,10 +24,14 @@ class LabelDropout(eqx.Module):
 
         sdegen.fit(denoiser, data, cond=labels, loss=LabelDropout(null, 0.1))
 
-    **Arguments:** `null`, the condition of one sample that stands for none (zeros, for
-    one-hot labels), a pytree built like one sample's condition; all its parts are
-    dropped together. `rate`, 0.1 to 0.2 as a rule. `loss`, with the arguments of
-    `denoising_loss`. Sample i of the whole batch uses fold_in(key, i), on any mesh.
+    Sample i of the whole batch uses fold_in(key, i), on any mesh.
+
+    **Arguments:**
+
+    - `null`: the condition of one sample that stands for none (zeros for one-hot
+      labels), a pytree; all its parts are dropped together.
+    - `rate`: the share of hidden conditions; 0.1.
+    - `loss`: one with the arguments of `denoising_loss`, which is the default.
     """
 
     null: PyTree = eqx.field(converter=arrays)
@@ -48,14 +53,10 @@ class LabelDropout(eqx.Module):
         *,
         axis_name: AxisName | None = None,
     ) -> Scalar:
-        """The loss of the batch with some of its conditions hidden."""
+        """The loss of the batch with some conditions hidden."""
         check_alike(cond, self.null, len(x0))
-        index = jnp.arange(len(x0))
-        if axis_name is not None:
-            index = index + len(x0) * jax.lax.axis_index(axis_name)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.fold_in(key, _APART), index
-        )
+        index, _ = batch_index(len(x0), axis_name)
+        keys = sample_keys(jax.random.fold_in(key, _APART), index)
         hidden = jax.vmap(lambda k: jax.random.uniform(k, ()))(keys) < self.rate
 
         def hide(leaf, blank):

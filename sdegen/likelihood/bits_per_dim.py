@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
+from ..losses.per_sample import sample_keys
 from ..models.denoiser import AbstractDenoiser
 from ..models.model import AbstractModel
 from ..processes.path import basis_of
@@ -57,7 +58,7 @@ def dequantise(
     images = jnp.asarray(images)
     _check_range(levels, low, high)
     dtype = jnp.result_type(float)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
+    keys = sample_keys(key, jnp.arange(len(images)))
     inside = jax.vmap(lambda k: jax.random.uniform(k, images.shape[1:], dtype))(keys)
     return low + (high - low) / levels * (images + inside)
 
@@ -202,7 +203,7 @@ def _to_start(denoiser, key, v, cond):
     path = denoiser.path
     t = float_array(path.t_min)
     v = v.astype(t.dtype)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(v)))
+    keys = sample_keys(key, jnp.arange(len(v)))
     z = jax.vmap(lambda k: path.noise.sample(k, v.shape[1:], t.dtype))(keys)
     alpha, sigma = path.scales(t)
     x = alpha * basis_of(path).coordinates(v) + sigma * z

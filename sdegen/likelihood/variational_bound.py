@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..losses.per_sample import sample_keys
 from ..models.denoiser import AbstractDenoiser
 from ..processes.path import check_one_level, logsnr_span
 from ..solvers.semilinear import root
@@ -113,7 +114,7 @@ def _bound(key, denoiser, x0, cond, draws, uniform_in):
         t = t_min + (t_max - t_min) * u
         return t, -(t_max - t_min) * jax.jvp(path.logsnr, (t,), (jnp.ones_like(t),))[1]
 
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    keys = sample_keys(key, jnp.arange(batch))
 
     def error(t, z):
         """|z - z_hat|^2 at times t (batch,), with less variance and the same mean."""

@@ -22,7 +22,7 @@ def conjugate_gradients(
 
     A fixed number of steps, each one product, on every sample by itself (Hestenes and
     Stiefel 1952); exact after as many as the matrix has distinct eigenvalues. A sample
-    that has arrived, or whose matrix turns out not to be positive, stays where it is.
+    that has converged, or whose matrix is found not to be positive, stays as it is.
     """
     tiny = jnp.finfo(b.dtype).eps ** 2
 

@@ -14,10 +14,13 @@ from ...typing import PyTree, Scalar, float_array, is_traced, number
 class Measurement(eqx.Module):
     """y = operator(x0) + std times standard normal noise.
 
-    **Arguments:** `operator`, of one sample, which returns one array (a mask times the
-    image, a blur, a matrix product, anything differentiable); `y`, one measurement for
-    the whole batch, of the shape of its result, or one for each sample with the batch
-    axis in front; `std`, the deviation of the noise in the units of y.
+    **Arguments:**
+
+    - `operator`: A, a function of one sample that returns one array: a mask times the
+      image, a blur, a matrix product, anything differentiable.
+    - `y`: one measurement for the whole batch, of the shape of the result of A, or one
+      for each sample, with the batch axis in front.
+    - `std`: the standard deviation of the noise, in the units of y; 0.05.
     """
 
     operator: Callable
