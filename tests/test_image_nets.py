@@ -203,21 +203,21 @@ def test_dit_has_the_parameters_of_the_paper(size, patch, width, depth, publishe
 def test_a_key_is_the_only_source_of_chance(cls, float32):
     net, calm = network(cls, dropout=0.5), network(cls, dropout=0.0)
     one, two = jax.random.split(jax.random.key(0))
+    t, x, cond = inputs()
 
-    @jax.jit
     def both(net, key):
-        t, x, cond = inputs()
         return net(t, x, cond), net(t, x, cond, key=key)
 
-    without, first = both(net, one)
-    assert (both(net, one)[1] == first).all()
-    assert not close(both(net, two)[1], first) and not close(first, without)
-    # The same parameters without dropout: the key changes nothing.
-    calm_without, calm_with = both(calm, one)
-    assert (calm_with == calm_without).all() and close(calm_without, without)
-    # A sample does not know how large its batch is.
-    t, x, cond = inputs(3)
-    assert close(jax.jit(lambda n, k: n(t, x, cond, key=k))(net, one), first[:3])
+    run = jax.jit(both)
+    without, first = run(net, one)
+    assert (run(net, one)[1] == first).all()
+    assert not close(run(net, two)[1], first) and not close(first, without)
+    # The same parameters without dropout: the same program without a key, and no chance
+    # in the one with a key.
+    calls = [jax.make_jaxpr(lambda n: n(t, x, cond))(n) for n in (net, calm)]
+    assert str(calls[0]) == str(calls[1])
+    chance = ["random_bits" in str(jax.make_jaxpr(both)(n, one)) for n in (net, calm)]
+    assert chance == [True, False]
 
 
 def test_dropout_keeps_the_mean():
@@ -233,6 +233,10 @@ def test_dropout_keeps_the_mean():
     assert abs(values.mean() - x @ a) < 5 * error
     assert abs((out == 0).mean() - 0.25) < 5 * np.sqrt(0.1875 / out.size)
     assert (layers.dropout(x, 0.25, None) == x).all()
+    # A sample does not know how large its batch is.
+    assert (
+        layers.dropout(out[:3], 0.25, keys[0]) == layers.dropout(out, 0.25, keys[0])[:3]
+    ).all()
     with pytest.raises(ValueError, match="at least 0 and less than 1, got 1"):
         layers.dropout(x, 1.0, keys[0])
 
@@ -264,10 +268,6 @@ def test_rematerialised_gradients_are_the_gradients(cls, float32):
             for which in (0, 1)
         ]
 
-    (value, plain), (again, remat) = jax.jit(gradients)(leaves, x)
-    assert close(value, again)
-    pairs = zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True)
-    assert all(close(a, b, 1e-4) for a, b in pairs)
     trace = jax.make_jaxpr(loss, static_argnums=2)
     programs = [str(trace(leaves, x, which)) for which in (0, 1)]
     blocks_ = sum(
@@ -277,6 +277,11 @@ def test_rematerialised_gradients_are_the_gradients(cls, float32):
     assert "checkpoint" not in programs[0] and "remat" not in programs[0]
     found = programs[1].count("checkpoint[") + programs[1].count("remat2[")
     assert found == blocks_ + (cls is nets.UNet)  # its attention stands alone
+    if cls is nets.MLP:  # all networks rematerialise by the same function
+        (value, plain), (again, remat) = jax.jit(gradients)(leaves, x)
+        assert close(value, again)
+        pairs = zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True)
+        assert all(close(a, b, 1e-4) for a, b in pairs)
 
 
 @every_network
