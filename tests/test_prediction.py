@@ -322,7 +322,9 @@ def test_a_score_of_noise_that_is_not_gaussian_is_refused():
 @pytest.mark.parametrize("kind", ["eps", "score"])
 @pytest.mark.parametrize("name", ["RectifiedFlow", "FlowMatching", "Cosine"])
 def test_noise_prediction_is_refused_where_it_says_nothing_about_the_data(name, kind):
-    with pytest.raises(ValueError, match=f"prediction {kind} says nothing about x0 at t=1"):
+    with pytest.raises(
+        ValueError, match=f"prediction {kind} says nothing about x0 at t=1"
+    ):
         sdegen.Denoiser(network, process(name), KINDS[kind])
     sdegen.Denoiser(network, PROCESSES[name](t_max=0.99), KINDS[kind])
 
@@ -380,7 +382,8 @@ def test_wrong_types_are_refused_in_words_without_a_type_checker():
     )
     kind, path, data, grid, solver = out.stdout.splitlines()
     assert (
-        kind.startswith("prediction must be a row of sdegen.prediction") and "epsilon" in kind
+        kind.startswith("prediction must be a row of sdegen.prediction")
+        and "epsilon" in kind
     )
     assert all(name in kind for name in KINDS)
     assert path.startswith(

@@ -185,11 +185,7 @@ class Denoiser(AbstractDenoiser):
         training alone; another network never hears of them.
         """
         t = float_array(t)
-        if x.ndim < 2 or t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
-            raise ValueError(
-                "a denoiser takes x of shape (batch, ...) and t of shape () or "
-                f"(batch,), got x of shape {x.shape} and t of shape {t.shape}."
-            )
+        _check_time(t, x)
         inputs = lambda t: self.inputs(self.path, t, self.sigma_data)  # noqa: E731
         time, scale = batched(inputs, t, x)
         time, basis = jnp.broadcast_to(time.ravel(), x.shape[:1]), basis_of(self.path)
@@ -206,6 +202,7 @@ class Denoiser(AbstractDenoiser):
     def posterior_means(self, t, x, cond=None):
         """(E[x0 given x_t], E[z given x_t])."""
         t = float_array(t)
+        _check_time(t, x)
         path = self.path
 
         def coefficients(t):
@@ -245,3 +242,11 @@ class Denoiser(AbstractDenoiser):
                     "sigma is 0. Use velocity, v, x0 or edm, or give the path a "
                     "smaller t_max."
                 )
+
+
+def _check_time(t, x):
+    if x.ndim < 2 or t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
+        raise ValueError(
+            "a denoiser takes x of shape (batch, ...) and t of shape () or "
+            f"(batch,), got x of shape {x.shape} and t of shape {t.shape}."
+        )

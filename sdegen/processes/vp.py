@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..typing import Scalar, ScalarLike, float_array, is_traced, number
+from ..typing import Levels, Scalar, float_array, is_traced, number
 from .noise import AbstractNoise, Gaussian
 from .sde import AbstractLinearSDE
 
@@ -26,7 +26,7 @@ class AbstractVP(AbstractLinearSDE):
     t_max: Scalar = number(1.0)
     noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
-    def integrated_beta(self, t: ScalarLike) -> Scalar:
+    def integrated_beta(self, t: Levels) -> Array:
         """B(t), equation (1)."""
         return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
 
@@ -47,7 +47,8 @@ class VP(AbstractVP):
 
     def closed_inverse(self, h):
         """From alpha / sigma = exp(h) - 1: B, and the root of (1)."""
-        b = jnp.log1p(jnp.expm1(h) ** -2)
+        ratio = jnp.minimum(jnp.expm1(h) ** -2, jnp.finfo(h.dtype).max)
+        b = jnp.log1p(ratio)
         slope = 2 * (self.beta_max - self.beta_min)
         return 2 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + slope * b))
 
