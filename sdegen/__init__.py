@@ -5,6 +5,7 @@ One public name per line. Rooms are modules: `sdegen.nets`, `sdegen.data`,
 """
 
 from . import checks as checks
+from . import cli as cli
 from . import corruption as corruption
 from . import data as data
 from . import guidance as guidance
