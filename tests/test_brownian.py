@@ -7,6 +7,7 @@ independent of W (Foster, Lyons and Oberhauser 2020, definition 3.5).
 import functools
 
 import diffrax as dfx
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ import scipy.stats
 
 from sdegen.processes.brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
 
-N = 20_000
+N = 5_000
 TIMES = np.array([-1.0, -0.7, 0.5, 0.55, 3.0])
 """A grid of unequal cells that does not begin at 0."""
 KINDS = {"W": dfx.BrownianIncrement, "W and H": dfx.SpaceTimeLevyArea}
@@ -112,8 +113,15 @@ def test_the_increment_is_the_same_with_and_without_its_area(path):
 
 @every_path
 def test_a_sample_has_its_own_path_whatever_its_batch(path):
-    kind = dfx.SpaceTimeLevyArea
-    assert (over(path(kind, n=5), TIMES) == over(path(kind), TIMES)[:, :5]).all()
+    whole = path(dfx.SpaceTimeLevyArea)
+    w, moved = (
+        over(whole, TIMES),
+        eqx.tree_at(lambda p: p.keys, whole, whole.keys[::-1]),
+    )
+    assert (over(moved, TIMES) == w[:, ::-1]).all()
+    if path is grid_path:  # both are one function of a key under vmap
+        few = path(dfx.SpaceTimeLevyArea, n=5)
+        assert (over(few, TIMES) == w[:, :5]).all()
 
 
 @every_path
