@@ -20,14 +20,7 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    **Arguments:**
-
-    - `argv`: the command and its arguments, default those of the process.
-
-    **Returns:** the exit status: 2 for a mistake in the command line.
-    """
+    """Run a command; returns the exit status, 2 for a mistake in the command line."""
     name, *rest = sys.argv[1:] if argv is None else argv or [""]
     if name in ("-h", "--help"):
         print("usage: sdegen COMMAND ...\n\ncommands:")
@@ -40,11 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in _COMMANDS:
         near = difflib.get_close_matches(name, _COMMANDS, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        commands = ", ".join(_COMMANDS)
-        print(
-            f"error: expected one of the commands {commands}, got {name!r}.{hint}",
-            file=sys.stderr,
-        )
+        text = f"expected one of the commands {', '.join(_COMMANDS)}, got {name!r}."
+        print(f"error: {text}{hint}", file=sys.stderr)
         return 2
     try:
         command = importlib.import_module(f"sdegen.{_COMMANDS[name][0]}")

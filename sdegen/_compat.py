@@ -30,32 +30,16 @@ class MissingPackageError(ImportError):
 
 
 def need(
-    module: str,
-    what: str,
-    *,
-    extra: str | None = None,
-    package: str | None = None,
-    hint: str = "",
+    module: str, what: str, *, extra: str = "", package: str = "", hint: str = ""
 ) -> Any:
-    """Import `module`, or raise MissingPackageError.
-
-    **Arguments:**
-
-    - `module`: the module's name, as in an import.
-    - `what`: what asks for it, the subject of the sentence.
-    - `extra`: the extra of sdegen that installs it.
-    - `package`: its name for pip, default the first part of `module`.
-    - `hint`: what can be done without it, a sentence.
-    """
+    """Import `module`, or say that `what` needs the `package` (default: its top)."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = package or module.partition(".")[0]
         source = f"'sdegen[{extra}]'" if extra else package
-        raise MissingPackageError(
-            f"{what} needs {package}, which is not installed: pip install {source}."
-            f" {hint}".rstrip()
-        ) from error
+        text = f"{what} needs {package}, which is not installed: pip install {source}."
+        raise MissingPackageError(f"{text} {hint}".rstrip()) from error
 
 
 # -- JAX -------------------------------------------------------------------------------
@@ -67,18 +51,13 @@ def bilinear_primitive(
     transposes: tuple[Callable, Callable],
     batch: Callable,
 ) -> Callable:
-    """`function(x, w)`, bilinear, as one JAX primitive with its own derivatives.
+    """`function(x, w)`, bilinear, as one JAX primitive.
 
-    **Arguments:**
-
-    - `name`: the primitive's name in a jaxpr.
-    - `function`: the values, written with `jax.lax`; the result has the type of x.
-    - `transposes`: of the map of x, as f(dy, x, w), and of the map of w.
-    - `batch`: the rule for `vmap`, f(arguments, axes) -> (result, axis).
+    `transposes` are f(dy, x, w) for x and for w, `batch` is the rule for `vmap`.
     """
     primitive = Primitive(name)
     primitive.def_impl(jax.jit(function))
-    # x (n, ..., inputs) and w (..., inputs, outputs) give (n, ..., outputs)
+    # from (n, ..., inputs) and (..., inputs, outputs)
     primitive.def_abstract_eval(
         lambda x, w: x.update(shape=x.shape[:-1] + w.shape[-1:])
     )
@@ -147,17 +126,17 @@ _RENAMED = {
         for old, _, new in (file.partition(":") for file in files.split())
     },
     "sdegen.nets": {
-        "Adm": "sdegen.nets.ADMConfig",
         "Beside": "sdegen.nets.ImageConditioned",
-        "Ddpmpp": "sdegen.nets.DDPMppConfig",
-        "Dit": "sdegen.nets.DiTConfig",
-        "Edm2": "sdegen.nets.EDM2Config",
-        "Mlp": "sdegen.nets.MLPConfig",
-        "Ncsnpp": "sdegen.nets.NCSNppConfig",
         "Tails": "sdegen.nets.HeavyTailed",
-        "Unet": "sdegen.nets.UNetConfig",
+    }
+    | {
+        name.title(): f"sdegen.nets.{name}Config"
+        for name in ("ADM", "DDPMpp", "DiT", "EDM2", "MLP", "NCSNpp", "UNet")
     },
-    "sdegen.corruption": {"Hot": "sdegen.corruption.Gaussian"},
+    "sdegen.corruption": {
+        "Chain": "sdegen.Solution",
+        "Hot": "sdegen.corruption.Gaussian",
+    },
     "sdegen.losses.coupling": {"Ends": "sdegen.coupling.PairedData"},
     "sdegen.losses.times": {"Nodes": "sdegen.times.EulerTimes"}
     | {name: f"sdegen.{name}" for name in _GRIDS.split()}

@@ -39,7 +39,6 @@ def run(
     code 75. Anything unexpected keeps its traceback.
 
     **Arguments:**
-
     - `main`: takes the config.
     - `config`: a frozen dataclass; fields may be configs themselves.
     - `argv`: the words to parse, default those of the process.
@@ -72,7 +71,6 @@ def compile_cache(directory: str | Path | None = None) -> None:
     """Keep compiled programs, so that the next start need not compile.
 
     **Arguments:**
-
     - `directory`: default $JAX_COMPILATION_CACHE_DIR, or ~/.cache/sdegen. Programs are
       run as they are found there: keep the place private.
     """

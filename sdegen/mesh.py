@@ -33,7 +33,6 @@ def make_mesh(axes: str | dict[str, int]) -> Mesh:
     """A mesh with automatic axes, on the first devices where it needs fewer than all.
 
     **Arguments:**
-
     - `axes`: sizes by name in order, {"data": 2, "fsdp": 4}, or "data:2,fsdp:4". One
       size may be -1, all devices that are left; in text it may be left out.
 
@@ -99,7 +98,6 @@ def parameter_sharding(tree: PyTree, mesh: Mesh) -> PyTree:
     made sharded: `jax.jit(init, out_shardings=parameter_sharding(shapes, mesh))`.
 
     **Arguments:**
-
     - `tree`: a pytree of arrays or of shapes.
     - `mesh`: from `make_mesh`.
 
@@ -122,7 +120,6 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     """Lay arrays that every process holds whole out on a mesh of all processes.
 
     **Arguments:**
-
     - `tree`: a pytree; what is no array stays as it is.
     - `shardings`: one for each leaf.
 

@@ -38,7 +38,6 @@ def number(default: Any = ...) -> Any:
     """A field of a module that holds a number (or numbers) as a float array.
 
     **Arguments:**
-
     - `default`: of the field, which is required without one. With None the field may
       also be None, "not given".
     """

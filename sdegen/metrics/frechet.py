@@ -35,7 +35,6 @@ def frechet(
     Time: the network's, and d^3, 5 to 25 s at d = 2048 on two cores.
 
     **Arguments:**
-
     - `real`, `fake`: images (n, height, width, channels) or any points; or `Moments` of
       features, which add up over parts that do not fit into memory.
     - `features`: a function of one batch to (batch, d), best under `jax.jit`; default

@@ -77,7 +77,6 @@ def gaussian_w2(
     d^3 time, 5 to 25 s at d = 2048 on two cores.
 
     **Arguments:**
-
     - `mean1`, `mean2`: (d,).
     - `cov1`, `cov2`: (d, d), possibly singular.
 
@@ -103,7 +102,6 @@ def fitted_gaussian_w2(
     time.
 
     **Arguments:**
-
     - `x`, `y`: two sets of two or more points of one space.
 
     **Returns:** W_2 of the Gaussians, in the units of the data.

@@ -26,7 +26,6 @@ def mmd2(
     deviation is then of the order 1 / n. n^2 time (Gretton et al. 2012, lemma 6).
 
     **Arguments:**
-
     - `x`, `y`: two sets of points of one space; `y` is the reference.
     - `bandwidth`: h, in units of the data; default the median distance between points
       of `y`. It decides which differences count: compare values of one h.
@@ -65,7 +64,6 @@ def energy_distance(
     based on distances"; on the line it is 2 int (F - G)^2).
 
     **Arguments:**
-
     - `x`, `y`: two sets of points of one space.
 
     **Returns:** the distance, in the units of the data.

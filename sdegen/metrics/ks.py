@@ -25,7 +25,6 @@ def ks(x: Shaped[ArrayLike, "n ..."], cdf: Callable) -> KS:
     Strong in the middle and weak in the tails. The time of a sort (Kolmogorov 1933).
 
     **Arguments:**
-
     - `x`: the points, (n,) or (n, 1).
     - `cdf`: maps an array of points to probabilities; must not be fitted to `x`.
 

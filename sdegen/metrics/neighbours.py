@@ -48,7 +48,6 @@ def nearest(x: Shaped[ArrayLike, "n ..."], y: Shaped[ArrayLike, "m ..."]) -> flo
     with the size of `y` like m^(-1/d). n m time.
 
     **Arguments:**
-
     - `x`, `y`: two sets of points of one space.
 
     **Returns:** the distance, in the units of the data.
@@ -67,7 +66,6 @@ def precision_recall(
     sets of the same sizes. (n + m)^2 time.
 
     **Arguments:**
-
     - `real`, `fake`: two sets of points of one space.
     - `k`: of the k-th nearest neighbour, default 3.
 
@@ -88,7 +86,6 @@ def density_coverage(
     outliers change little. (n + m)^2 time.
 
     **Arguments:**
-
     - `real`, `fake`: two sets of points of one space.
     - `k`: of the k-th nearest neighbour, default 5.
 

@@ -49,7 +49,6 @@ def path_energy(
     alpha + sigma = 1. For a stochastic sampler it grows without bound with the frames.
 
     **Arguments:**
-
     - `frames`, `times`: as in `trajectory` and `times` of a `Solution`.
     - `w2_squared`: W_2^2 between the distributions of the two ends, where it is known.
       Default that of the first frame to the last, exactly (`w2`: batch^3 time). Then
@@ -77,7 +76,6 @@ def straightness(
     time.
 
     **Arguments:**
-
     - `frames`, `times`: as in `trajectory` and `times` of a `Solution`.
 
     **Returns:** S, in (units of the data)^2.

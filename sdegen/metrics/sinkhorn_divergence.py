@@ -64,7 +64,6 @@ def sinkhorn_divergence(
     the default tolerance was reached down to eps = 2e-4 of the largest cost.
 
     **Arguments:**
-
     - `x`, `y`: two sets of points of one space; `y` is the reference.
     - `regularisation`: eps, in (units of the data)^2; default 0.05 of the mean squared
       distance between points of `y`.

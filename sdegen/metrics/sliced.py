@@ -40,7 +40,6 @@ def sliced_w2(
     once. Points that are not finite give nan.
 
     **Arguments:**
-
     - `key`: draws the directions.
     - `x`, `y`: two sets of points of one space.
     - `directions`: how many estimate the mean of (1), default 256.

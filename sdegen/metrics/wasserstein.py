@@ -72,7 +72,6 @@ def w2(
     `pip install 'sdegen[ot]'`.
 
     **Arguments:**
-
     - `x`, `y`: two sets of points of one space.
     - `x_weights`, `y_weights`: their masses, which sum to 1; default equal ones.
 
@@ -96,7 +95,6 @@ def transport(
     n^3 time, several matrices of n x m in memory.
 
     **Arguments:**
-
     - `x`, `y`: two sets of points of one space.
     - `p`: > 0, default 2. For p < 1 `distance` is `cost`, which is then the metric.
     - `x_weights`, `y_weights`: their masses, which sum to 1; default equal ones.

@@ -32,7 +32,6 @@ def save(directory: str | Path, state, *, replace: bool = False) -> Path:
     """Write a state to a directory, which is whole or absent at any time.
 
     **Arguments:**
-
     - `directory`: where; must not exist.
     - `state`: a pytree of arrays.
     - `replace`: the directory may exist, and is overwritten.
@@ -61,7 +60,6 @@ def restore(directory: str | Path, like: State) -> State:
     """Read what `save` wrote.
 
     **Arguments:**
-
     - `directory`: what `save` was given.
     - `like`: a state whose structure, shapes and shardings the result takes.
 
@@ -130,7 +128,6 @@ class Checkpoints:
     all of them make the same calls.
 
     **Arguments:**
-
     - `directory`: where the folders lie.
     - `keep`: how many of the last are kept; None keeps all. Default 3.
     - `identity`: what the run is, as plain JSON, saved along; a directory of another

@@ -80,7 +80,6 @@ def image_grids(
     """Groups of images side by side, each under its title.
 
     **Arguments:**
-
     - `groups`: {title: images in [-1, 1]}; one channel is drawn as ink on paper.
     - `columns`, `rows`: of images in a group, default 10 and 10.
     """
@@ -104,7 +103,6 @@ def image_flow(
     """Samples on their way from noise (left) to data (right), one to a row.
 
     **Arguments:**
-
     - `frames`, `times`: as in `Solution.trajectory` and `Solution.times`.
     - `columns`, `rows`: how many frames and samples are drawn, default 9 and 6.
     - `title`: of the figure.
@@ -135,7 +133,6 @@ def point_clouds(
     """Sets of points in the plane side by side, on equal axes.
 
     **Arguments:**
-
     - `groups`: {title: points}.
     - `columns`: panels to a row, default 5.
     - `limit`: axes go from -limit to limit; default 1.2 times the largest coordinate.
@@ -162,7 +159,6 @@ def paths(
     """The paths of points in the plane: grey starts, blue ends, lines between them.
 
     **Arguments:**
-
     - `groups`: {(row, column): frames}; a row has equal axes.
     - `shown`: points to a panel at most, default 200.
     """
@@ -204,7 +200,6 @@ def curves(
     """Curves in one panel.
 
     **Arguments:**
-
     - `groups`: {label: y over 1, 2, 3, ...}, or {label: (x, y)}.
     - `xlabel`, `ylabel`: of the axes.
     - `smooth`: each point is the mean of so many values, default 1.
@@ -235,7 +230,6 @@ def error_curves(
     """Errors over cost, both logarithmic.
 
     **Arguments:**
-
     - `panels`: {title: {label: (costs, errors)}}; a label looks alike in all panels.
     - `xlabel`: what the cost is.
     - `columns`: panels to a row, default 2.
@@ -273,7 +267,6 @@ def density(
     """Histograms of numbers in one panel.
 
     **Arguments:**
-
     - `groups`: {label: numbers}.
     - `bins`: default 80.
     - `limits`: ends of the axis, default those of the numbers.
@@ -304,7 +297,6 @@ def calibration(
     """Estimates against the truth, and a histogram of their errors.
 
     **Arguments:**
-
     - `truth`, `found`: the numbers and their estimates.
     - `scores`: errors in units of their error bars, drawn with the standard normal
       density, which they have where the error bars are right.

@@ -22,7 +22,6 @@ class Recorder:
     `timing.jsonl`. Only process 0 writes; calls of the others do nothing.
 
     **Arguments:**
-
     - `directory`: of the run.
     - `config`: what the run is, a dataclass or anything that `describe` takes.
     - `resume`: go on with the rows that are there (`fit` takes back those after the
@@ -186,7 +185,6 @@ def table(rows: Sequence[dict], *, digits: int = 3) -> str:
     """Rows as aligned plain text, numbers to the right.
 
     **Arguments:**
-
     - `rows`: dictionaries with the same keys, at least one.
     - `digits`: after the point, or significant ones below 0.01; default 3.
     """

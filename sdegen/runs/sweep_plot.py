@@ -21,7 +21,6 @@ def sweep_plot(
     A line in a panel joins the best points at each value of the axis.
 
     **Arguments:**
-
     - `rows`: points of the space, with the mean of `metric` over seeds and its standard
       error under "METRIC se".
     - `axes`: the names of what was varied.

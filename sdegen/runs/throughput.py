@@ -33,7 +33,6 @@ class Speedometer:
     """Rates of a run since its first call, whose compilation does not count.
 
     **Arguments:**
-
     - `batch_size`: samples to a step.
     - `flops`: operations of one step on one device as compiled, with recomputation.
     """

@@ -258,7 +258,6 @@ class Best:
     """Prints the best points so far; on a terminal a table, over the one before.
 
     **Arguments:**
-
     - `plan`: the sweep.
     - `rows`: of the table at most.
     """
