@@ -311,7 +311,7 @@ def test_a_derivative_that_does_not_belong_to_its_function_is_caught():
 
 
 def test_too_little_noise_is_caught():
-    report = sdegen.check(sdegen.VP(beta_max=4.0), parts=("terminal law",))
+    report = sdegen.check(sdegen.VP(beta_max=4.0), parts=("terminal",))
     signal = np.exp(-2.05 / 2) / np.sqrt(1 - np.exp(-2.05))
     np.testing.assert_allclose(report.rows[0].residual, signal, rtol=1e-6)
     assert not report.ok and "raise t_max" in report.rows[0].remark
@@ -517,7 +517,7 @@ def test_the_grid_law_of_the_nonlinear_default_settles_at_the_normal_law():
 
 def test_the_nonlinear_sde_without_mistakes_reaches_its_base():
     # Guards the test below.
-    assert sdegen.check(_sine(), parts=("terminal law",), samples=SAMPLES).ok
+    assert sdegen.check(_sine(), parts=("terminal",), samples=SAMPLES).ok
 
 
 def test_a_right_sde_without_a_path_passes():
@@ -556,9 +556,9 @@ def _sine(stratonovich=False, half=0.5, power=0.5):
 )
 def test_a_wrong_nonlinear_sde_misses_its_base(mistake):
     sde = _sine(**mistake)
-    report = sdegen.check(sde, parts=("terminal law",), samples=SAMPLES)
+    report = sdegen.check(sde, parts=("terminal",), samples=SAMPLES)
     print(report)
-    assert not report.ok and "by base" in report.failed[0].remark
+    assert not report.ok and "by the noise" in report.failed[0].remark
 
 
 class Coupled(sdegen.AbstractSDE):
@@ -618,7 +618,7 @@ def test_a_path_with_other_noise_says_what_is_skipped():
     print(report)
     assert report.ok
     passed = {row.part for row in report.rows if row.passed}
-    assert passed == {"finite", "reversal", "terminal law"}
+    assert passed == {"finite", "reversal", "terminal"}
     skipped = [row for row in report.rows if row.passed is None]
     assert len(skipped) == 3 and all("StudentT" in row.remark for row in skipped)
 

@@ -270,7 +270,7 @@ def test_the_report_shows_three_laws_and_particles_that_close_the_gap():
         samples=4000,
         steps=60,
     )
-    rows = {row["law"]: row for row in rows}
+    rows = {row["distribution"]: row for row in rows}
     print(recorder.table(list(rows.values())))
     # published, for SDE and flow: N(1.239999, .062480), N(1.398029, .010000)
     for law, mean, var, tolerance in (

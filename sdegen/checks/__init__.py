@@ -1,6 +1,6 @@
 """Is a process what it says it is? `sdegen.check(process)`, or from the shell.
 
-`python -m sdegen.check sdegen:VP` prints the same report.
+`sdegen check sdegen:VP` prints the same report.
 """
 
 from .report import Report as Report

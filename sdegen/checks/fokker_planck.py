@@ -1,8 +1,8 @@
-"""The law of x_t of any SDE on the line, by solving its Fokker-Planck equation.
+"""The density of x_t of any SDE on the line, by solving its Fokker-Planck equation.
 
     dp/dt = -dJ/dx,    J = a p - K dp/dx,    K = D / 2,    a = f - K'              (1)
 
-on cells of a grid, with no flux through its ends, so that mass is kept to rounding. The
+on cells of a grid, with no flux at its ends, so that mass is kept up to rounding. The
 flux between two cells at a distance h is that of the exact solution of constant J (the
 exponential fitting of Scharfetter and Gummel 1969):
 
@@ -23,17 +23,16 @@ from ..processes.sde import AbstractSDE
 from .test_data import Mixture
 
 _CELLS = 1500
-_STEPS = 300
 _GAMMA = 1 - 1 / np.sqrt(2)
-_FLOOR = 1e-11  # of the largest density: below, rounding has the say
+_FLOOR = 1e-11  # of the largest density: below it is rounding
 _CORE = 2.0  # c of the grid
 
 
-class GridLaw(eqx.Module):
+class GridDensity(eqx.Module):
     """p_t on the line as a table over (time, u): density, distribution, score.
 
-    Between the table's points everything is linear in t and in u; beyond the density's
-    floor the score goes on as at the last point above it.
+    Between the points of the table everything is linear in t and in u; beyond the floor
+    of the density the score is that of the last point above it.
     """
 
     ts: Float[Array, " times"]
@@ -90,45 +89,29 @@ class GridCDF(eqx.Module):
 
 
 def solve(
-    sde: AbstractSDE, law: Mixture, ts: Float[np.ndarray, " times"], reach: float
-) -> GridLaw:
-    """Equation (1) from `law` at ts[0], on |x| < `reach`, at the rising times `ts`."""
+    sde: AbstractSDE, data: Mixture, ts: Float[np.ndarray, " times"], reach: float
+) -> GridDensity:
+    """Equation (1) from the data at ts[0], on |x| < `reach`, at rising times."""
     half = np.arcsinh(reach / _CORE)
     u_edges = np.linspace(-half, half, _CELLS + 1)
     u = (u_edges[1:] + u_edges[:-1]) / 2
     x, edges = _CORE * np.sinh(u), _CORE * np.sinh(u_edges)
-    width, gap = np.diff(edges), np.diff(x)
-    start = np.diff(np.asarray(law.cdf(jnp.asarray(edges))))
-    p, laws = start / start.sum() / width, []
-    steps = np.diff(ts)
+    width, gap, steps = np.diff(edges), np.diff(x), np.diff(ts)
+    start = np.diff(np.asarray(data.cdf(jnp.asarray(edges))))
+    p = [start / start.sum() / width]
     stages = ts[:-1, None] + steps[:, None] * np.array([_GAMMA, 1.0])
-    inner = jnp.asarray(edges[1:-1])
+    points = map(jnp.asarray, (stages, edges[1:-1], x))
+    f, D = map(np.asarray, _coefficients(sde, *points))
     with np.errstate(all="ignore"):
-        laws.append(p)
-        for chunk, hs in zip(_chunks(stages), _chunks(steps), strict=True):
-            f, D = _coefficients(sde, jnp.asarray(chunk), inner, jnp.asarray(x))
-            for n, h in enumerate(hs):
-                p = _step(p, h, f[n], D[n], width, gap)
-                laws.append(p)
-    p = np.array(laws)
+        for n, h in enumerate(steps):
+            p.append(_step(p[-1], h, f[n], D[n], width, gap))
+    p = np.array(p)
     cdfs = np.cumsum(np.pad(p * width, ((0, 0), (1, 0))), axis=1)
-    scores = _scores(p, x)
-    return GridLaw(*map(jnp.asarray, (ts, u, p, scores, cdfs)))
-
-
-def _chunks(rows, size=50):
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-def _coefficients(sde, stages, edges, x):
-    short = 50 - len(stages)  # one program for the last chunk too
-    stages = jnp.concatenate([stages, jnp.repeat(stages[-1:], max(short, 0), 0)])
-    f, D = _evaluate(sde, stages, edges, x)
-    return np.asarray(f), np.asarray(D)
+    return GridDensity(*map(jnp.asarray, (ts, u, p, _scores(p, x), cdfs)))
 
 
 @eqx.filter_jit
-def _evaluate(sde, stages, edges, x):
+def _coefficients(sde, stages, edges, x):
     def at(t):
         f = jax.vmap(lambda x: sde.drift(t, x[None])[0])(edges)
         D = jax.vmap(lambda x: jnp.reshape(sde.diffusion(t, x[None]), ()) ** 2)(x)

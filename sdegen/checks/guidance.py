@@ -1,13 +1,13 @@
-"""Which law does a guided sampler follow? Three laws, on data where all are known.
+"""What does a guided sampler sample? Three distributions, on data where all are known.
 
-Guidance of weight w is meant to draw from the tilted law
+Guidance of weight w is meant to draw from the tilted distribution
 
     p(x0 | c)^(1 + w) p(x0)^(-w) / Z.                                               (1)
 
-The guided flow and the guided SDE follow two other laws, because the powers of the
-noised densities are not the noised powers: E[exp r(x0) | x_t] is not exp r of
-anything that guidance looks at (Bradley and Nakkiran 2024, "Classifier-free guidance is
-a predictor-corrector"). Particles follow (1), in the limit of many.
+The guided flow and the guided SDE sample two others, because powers of the noised
+densities are not the noised powers: E[exp r(x0) | x_t] is not exp r of anything that
+guidance uses (Bradley and Nakkiran 2024, "Classifier-free guidance is a predictor-
+corrector"). Particles sample (1), in the limit of many.
 """
 
 from collections.abc import Sequence
@@ -40,20 +40,30 @@ def tilt_report(
     samples: int = 10_000,
     steps: int = 200,
 ) -> list[dict]:
-    """Rows for `sdegen.record.table`: each law's mean, deviation and distance to (1).
+    """How far guided samplers and particles are from (1), as a table.
 
-    **Arguments:** `conditional`, `unconditional`, mixtures on the line, p(x0 | c) and
-    p(x0); `weight`, w in (1); `particles`, the numbers to try; `samples`, of the guided
-    flow and SDE; `steps` of every sampler.
+    **Arguments:**
 
-    **Returns:** a list of dictionaries: `law`; `mean`, `std`; `W1`, the distance to the
-    tilted law in units of x, by integrals of the distribution functions (the row "drawn
-    exactly" is its floor for as many samples); `log Z` in nats and its standard
-    error, for the exact law and for particles, NaN for others; `evaluations`.
+    - `key`: a random key.
+    - `conditional`, `unconditional`: mixtures on the line, p(x0 | c) and p(x0).
+    - `weight`: w in (1).
+    - `path`: the process of all samplers.
+    - `particles`: the numbers of particles to try; 100, 1000 and 10 000.
+    - `samples`: of the guided flow and of the guided SDE; 10 000.
+    - `steps`: of every sampler; 200.
+
+    **Returns:** a list of dictionaries, for `sdegen.runs.recorder.table`:
+    `distribution`, the name of the row; `mean`, `std`; `W1`, the distance to (1) in
+    units of x, by integrals of the distribution functions ("drawn exactly" is its floor
+    for as many samples); `log Z` in nats and its standard error, NaN where there is
+    none; `evaluations`.
+
+    **Raises:** a ValueError for mixtures that are not on the line, and where (1) has no
+    finite mass.
     """
     _check(conditional, unconditional, weight)
     x, cdf, log_z = _tilted(conditional, unconditional, weight)
-    strong, weak = (law.denoiser(path) for law in (conditional, unconditional))
+    strong, weak = (each.denoiser(path) for each in (conditional, unconditional))
     guided, shape = Autoguided(strong, weak, weight), (samples, 1)
     grid = LogSNRGrid(steps)(path)
     noisy = {"solver": DPMSolverSDE(), "stochasticity": 1.0}
@@ -82,10 +92,10 @@ def tilt_report(
     return rows
 
 
-def _left_out(key, law, denoiser, ts):
+def _left_out(key, mixture, denoiser, ts):
     """The mean variance of x0 given x_t at every time: what the denoiser misses."""
     path, (pick, noise) = denoiser.path, jax.random.split(key)
-    x0 = law.sample(pick, 100_000)
+    x0 = mixture.sample(pick, 100_000)
     z = jax.random.normal(noise, x0.shape, x0.dtype)
 
     def missed(t):
@@ -97,11 +107,11 @@ def _left_out(key, law, denoiser, ts):
 
 
 def _check(conditional, unconditional, weight):
-    for law in (conditional, unconditional):
-        if law.means.shape[1] != 1:
+    for mixture in (conditional, unconditional):
+        if mixture.means.shape[1] != 1:
             raise ValueError(
                 "tilt_report integrates densities on the line, got a mixture in "
-                f"{law.means.shape[1]} dimensions."
+                f"{mixture.means.shape[1]} dimensions."
             )
     if not is_traced(weight) and not np.isfinite(weight):
         raise ValueError(f"the guidance weight must be finite, got {weight}.")
@@ -117,28 +127,25 @@ def _tilted(conditional, unconditional, weight):
     """(x, distribution function, log Z) of (1), by the trapezoidal rule."""
     reach = 12 * float(conditional.stds.max()) + float(jnp.abs(conditional.means).max())
     x = np.linspace(-reach, reach, _NODES)
-    laws = (conditional, unconditional)
-    logs = [np.asarray(_log_prob(law, jnp.asarray(x)[:, None])) for law in laws]
+    column, both = jnp.asarray(x)[:, None], (conditional, unconditional)
+    logs = [np.asarray(_log_prob(mixture, column)) for mixture in both]
     log_density = (1 + weight) * logs[0] - weight * logs[1]
     top = log_density.max()
     density = np.exp(log_density - top)
     mass = (density[1:] + density[:-1]) / 2 * np.diff(x)
     if not density[[0, -1]].max() < 1e-6 * density.max():
         raise ValueError(
-            f"the tilted law of weight {weight:g} has no finite mass here: where the "
-            "unconditional density falls faster than the conditional one, powers of "
-            "their ratio grow without bound."
+            f"the tilted distribution of weight {weight:g} has no finite mass here: "
+            "where the unconditional density falls faster than the conditional one, "
+            "powers of their ratio grow without bound."
         )
     cdf = np.concatenate([[0.0], np.cumsum(mass)])
     return x, cdf / cdf[-1], float(np.log(cdf[-1]) + top)
 
 
 def _exact(x, cdf, log_z):
-    middle, mass = (x[1:] + x[:-1]) / 2, np.diff(cdf)
-    mean = float(mass @ middle)
-    std = float(np.sqrt(mass @ (middle - mean) ** 2))
-    row = {"law": "tilted", "mean": mean, "std": std, "W1": 0.0}
-    return row | {"log Z": log_z, "+-": 0.0, "evaluations": 0}
+    row = _row("tilted", (x[1:] + x[:-1]) / 2, x, cdf, np.diff(cdf))
+    return row | {"W1": 0.0, "log Z": log_z, "+-": 0.0}
 
 
 def _row(name, found, x, cdf, weights=None):
@@ -150,5 +157,5 @@ def _row(name, found, x, cdf, weights=None):
     total = np.concatenate([[0.0], np.cumsum(weights[order])])
     own = total[np.searchsorted(found[order], x, side="right")]
     distance = float(np.trapezoid(np.abs(own - cdf), x))
-    row = {"law": name, "mean": mean, "std": std, "W1": distance}
+    row = {"distribution": name, "mean": mean, "std": std, "W1": distance}
     return row | {"log Z": float("nan"), "+-": float("nan"), "evaluations": 0}

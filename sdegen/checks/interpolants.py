@@ -1,7 +1,7 @@
-"""Tracks between two laws: their ends, and a known pair of laws carried across.
+"""Interpolants: x at t_min and t_max, and a flow between two known distributions.
 
-With both ends discrete, x0 = a_i with weight w_i and x1 = b_j with v_j, the law of x_t
-on the line is a mixture of Gaussians N(I_ij, gamma^2), I_ij = I(t, a_i, b_j), so
+With x0 and x1 discrete, x0 = a_i with weight w_i and x1 = b_j with v_j, x_t on the line
+is a mixture of Gaussians N(I_ij, gamma^2), I_ij = I(t, a_i, b_j), so
 
     F_t(x) = sum_ij w_i v_j Phi((x - I_ij) / gamma)                                (1)
     b(t, x) = E[dx_t/dt | x_t = x]
@@ -18,17 +18,17 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from ..processes.interpolant import AbstractInterpolant
-from ..typing import RandomKey
 from .report import Row, measured, skipped
 from .reversal import FLOW_BAR
-from .test_data import PROBES
+from .tables import Case
+from .test_data import PROBES, bisect
 
 _ATOMS, _WEIGHTS = np.array([-1.5, 0.2, 1.0]), np.array([0.25, 0.45, 0.3])
-_OTHER = 8  # points of the other end
-_INSIDE = (0.02, 0.98)  # of the range of t: at the ends the law is of points
+_OTHER = 8  # points b_j
+_INSIDE = (0.02, 0.98)  # of the range of t: at t_min and t_max p_t is of points
 
 
-class _Law(eqx.Module):
+class _Flow(eqx.Module):
     """Equation (1) and b."""
 
     interpolant: AbstractInterpolant
@@ -63,60 +63,39 @@ class _Law(eqx.Module):
 
 
 @eqx.filter_jit
-def _carry(law, high, low, probes):
-    """F at the data end of points whose F at the other end is `probes`."""
-    left, right = jnp.full(probes.shape, -1e3), jnp.full(probes.shape, 1e3)
-
-    def halve(ends, _):
-        middle = (ends[0] + ends[1]) / 2
-        below = law.cdf(high, middle) < probes
-        left, right = ends
-        return (
-            jnp.where(below, middle, left),
-            jnp.where(below, right, middle),
-        ), None
-
-    (left, right), _ = jax.lax.scan(halve, (left, right), None, length=60)
-    solved = dfx.diffeqsolve(
-        dfx.ODETerm(law),
-        dfx.Tsit5(),
-        high,
-        low,
-        None,
-        (left + right) / 2,
-        stepsize_controller=dfx.PIDController(rtol=1e-8, atol=1e-8),
-        throw=False,
-    )
-    return law.cdf(low, solved.ys[-1])
+def _carry(flow, high, low, probes):
+    """F at t near t_min of points whose F at t near t_max is `probes`."""
+    reach = jnp.full(probes.shape, 1e3)
+    start = bisect(lambda x: flow.cdf(high, x) < probes, -reach, reach, 60)
+    control = dfx.PIDController(rtol=1e-8, atol=1e-8)
+    term, times = dfx.ODETerm(flow), (high, low, None)
+    options = {"stepsize_controller": control, "throw": False}
+    solved = dfx.diffeqsolve(term, dfx.Tsit5(), *times, start, **options)
+    return flow.cdf(low, solved.ys[-1])
 
 
-def check_track(
-    key: RandomKey,
-    interpolant: AbstractInterpolant,
-    shape: tuple[int, ...] | None,
-    parts,
-    tol: float,
-) -> list[Row]:
-    """The rows of a track; `tol` is the allowed miss of its ends."""
-    one_key, z_key, other_key = jax.random.split(key, 3)
-    size, rows = (2,) if shape is None else shape, []
+def check_interpolant(case: Case) -> list[Row]:
+    """The rows of an interpolant; `case.tol` is what its two ends may miss."""
+    interpolant, shape, rows = case.process, case.shape, []
+    one_key, z_key, other_key = jax.random.split(case.key, 3)
+    size = (2,) if shape is None else shape
     low, high = interpolant.t_min, interpolant.t_max
     x1 = interpolant.noise.sample(one_key, size, low.dtype)
     x0, z = jnp.ones(size) * 0.7, jax.random.normal(z_key, size)
-    if "finite" in parts:
+    if "finite" in case.parts:
         for what, t, end in (("t_min is x0", low, x0), ("t_max is x1", high, x1)):
             gap = jnp.max(jnp.abs(interpolant.point(t, x0, x1, z) - end))
-            # A range that starts a little after 0 is that much away from its end.
-            bar = max(tol, 3 * float(low) if t is low else tol) * 10
+            # A range that starts a little after 0 is that much away from x0.
+            bar = max(case.tol, 3 * float(low) if t is low else case.tol) * 10
             rows.append(measured("finite", "end", f"the point at {what}", gap, bar))
         ts = low + (high - low) * jnp.linspace(0.01, 0.99, 33)
         speeds = jax.vmap(lambda t: interpolant.velocity(t, x0, x1, z))(ts)
         bad = jnp.sum(~jnp.isfinite(speeds))
         rows.append(measured("finite", "finite", "the velocity, all times", bad, 0))
-    if "reversal" in parts:
-        what = "a known law is carried to the data by the exact flow"
+    if "reversal" in case.parts:
+        what = "known points are carried to the data by the exact flow"
         if interpolant.gamma(high) is None:
-            why = "without latent noise two laws of points have no flow"
+            why = "without latent noise two sets of points have no flow"
             rows.append(skipped("reversal", "flow", what, why))
         elif shape not in (None, (1,)):
             why = "this row is for one coordinate, shape (1,)"
@@ -124,8 +103,8 @@ def check_track(
         else:
             keys = jax.random.split(other_key, _OTHER)
             draw = jax.vmap(lambda k: interpolant.noise.sample(k, (1,), low.dtype)[0])
-            law, probes = _Law(interpolant, draw(keys)), jnp.asarray(PROBES)
+            flow, probes = _Flow(interpolant, draw(keys)), jnp.asarray(PROBES)
             start, stop = (low + (high - low) * s for s in _INSIDE[::-1])
-            gap = jnp.max(jnp.abs(_carry(law, start, stop, probes) - probes))
+            gap = jnp.max(jnp.abs(_carry(flow, start, stop, probes) - probes))
             rows.append(measured("reversal", "flow", what, gap, FLOW_BAR))
     return rows

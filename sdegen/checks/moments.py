@@ -1,6 +1,6 @@
 """The moment equations: do alpha and sigma belong to the drift and the diffusion?
 
-For dx = f(t) x dt + g(t) dw the law of x_t given x0 is N(alpha x0, sigma^2) with
+For dx = f(t) x dt + g(t) dw, x_t given x0 is N(alpha x0, sigma^2) with
 
     alpha' = f alpha,                                                              (1)
     (sigma^2)' = 2 f sigma^2 + g^2,                                                (2)
@@ -22,7 +22,6 @@ import dataclasses
 import numpy as np
 
 from ..processes.path import AbstractPath
-from ..processes.sde import AbstractSDE
 from .report import Row, measured, skipped
 from .tables import Clock, Table, tabulate, window
 
@@ -35,49 +34,38 @@ _ENDS = "alpha, sigma, their rates, drift and diffusion, all times"
 
 
 def moment_tables(
-    clock: Clock,
-    path: AbstractPath,
-    sde: AbstractSDE | AbstractPath,
-    shape: tuple[int, ...],
+    clock: Clock, path: AbstractPath, shape: tuple[int, ...]
 ) -> tuple[Table, Table, Table]:
-    """Both ends of the path; the times of (1) and (2); the nodes of (3) and (4)."""
+    """t_min and t_max; the times of (1) and (2); the nodes of (3) and (4)."""
     times = clock.even(_TIMES, _RATIO)
     edges = np.unique(clock.even(_CELLS, _RATIO, offset=0.0))
     edges = np.concatenate([edges, np.full(_CELLS + 1 - len(edges), edges[-1])])
     nodes = edges[:-1, None] + np.diff(edges)[:, None] * (_NODES + 1) / 2
     ts = np.concatenate([[clock.low, clock.high], times, edges, nodes.ravel()])
-    table = tabulate(path, window(sde, clock.low, clock.high), ts, shape)
+    table = tabulate(path, window(path, clock.low, clock.high), ts, shape)
     return table[:2], table[2 : _TIMES + 2], table[_TIMES + 2 :]
 
 
 def end_rows(ends: Table, inside: Table) -> list[Row]:
-    """Everything finite at both ends; infinite coefficients only where alpha = 0."""
-    names = ("alpha", "sigma", "d_alpha", "d_sigma", "f", "g", "bend")
-    spoken = dict(zip(names, names, strict=True)) | {
-        "d_alpha": "alpha'",
-        "d_sigma": "sigma'",
-        "f": "drift",
-        "g": "diffusion",
-        "bend": "drift",
-    }
+    """Everything finite at all times; infinite coefficients only where alpha = 0."""
+    names = {"alpha": "alpha", "sigma": "sigma", "d_alpha": "alpha'"}
+    names |= {"d_sigma": "sigma'", "f": "drift", "g": "diffusion", "bend": "drift"}
     empty = ends.alpha[1] == 0
     bad, infinite = [], set()
-    for name in names:
+    for name, said in names.items():
         for table in (inside, ends):
-            values = getattr(table, name)
-            for t, value in zip(table.ts, values, strict=True):
+            for t, value in zip(table.ts, getattr(table, name), strict=True):
                 if np.isfinite(value):
                     continue
-                at_noise = empty and t == ends.ts[1] and name in ("f", "g", "bend")
-                if at_noise:
-                    infinite.add(spoken[name])
+                if empty and t == ends.ts[1] and name in ("f", "g", "bend"):
+                    infinite.add(said)
                 else:
-                    bad.append(f"{spoken[name]} = {value} at t = {t:g}")
+                    bad.append(f"{said} = {value} at t = {t:g}")
     for table in (inside, ends):
         for name, low in (("alpha", -1e-300), ("sigma", 0.0), ("g", -1e-300)):
             for t, value in zip(table.ts, getattr(table, name), strict=True):
                 if value <= low:
-                    bad.append(f"{spoken[name]} = {value:g} at t = {t:g}")
+                    bad.append(f"{names[name]} = {value:g} at t = {t:g}")
     remark = "; ".join(bad[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
     if infinite and not bad:
         remark = (
@@ -94,12 +82,9 @@ def moment_rows(inside: Table, grid: Table, tol: float) -> list[Row]:
         f_bend = _worst(inside.bend / rate)
         g_scale = inside.sigma**2 * rate + inside.g**2
         scatter = _worst(inside.scatter / g_scale)
-    rows = [
-        _row(
-            "linear drift", "drift(t, x) = f(t) x, at several x and x = 0", f_bend, tol
-        ),
-        _row("diffusion", "diffusion(t, x) is one g(t) for all x", scatter, tol),
-    ]
+    linear = "drift(t, x) = f(t) x, at several x and x = 0"
+    rows = [_row("linear drift", linear, f_bend, tol)]
+    rows += [_row("diffusion", "diffusion(t, x) is one g(t) for all x", scatter, tol)]
     names = ("alpha' = f alpha", "(sigma^2)' = 2 f sigma^2 + g^2")
     for name, residual in zip(names, residuals(inside), strict=True):
         rows.append(_row("moments", name, _worst(residual), tol, inside.ts, residual))
@@ -109,7 +94,7 @@ def moment_rows(inside: Table, grid: Table, tol: float) -> list[Row]:
 
 
 def path_rows(grid: Table) -> list[Row]:
-    """What can be asked of a path that declares no coefficients."""
+    """What can be tested of a path that declares no coefficients."""
     why = "this path declares no drift and no diffusion: there is nothing to compare"
     names = "alpha' = f alpha, (sigma^2)' = 2 f sigma^2 + g^2"
     what = "log alpha, log sigma^2 = integrals of their rates"
@@ -183,12 +168,8 @@ _MEANING = {
 def repairs(table: Table, tol: float) -> list[str]:
     """Every single change of a declared function that makes (1) and (2) hold."""
     found = []
-    slots = {
-        "drift": ("f", None),
-        "diffusion": ("g", None),
-        "alpha": ("alpha", "d_alpha"),
-        "sigma": ("sigma", "d_sigma"),
-    }
+    slots = {"drift": ("f", None), "diffusion": ("g", None)}
+    slots |= {"alpha": ("alpha", "d_alpha"), "sigma": ("sigma", "d_sigma")}
     for name, (value, slope) in slots.items():
         for change, rule in _CHANGES.items():
             old = getattr(table, value)
@@ -222,7 +203,7 @@ def advice(inside: Table, rows: list[Row], tol: float) -> list[str]:
     if not failed & {"moments", "linear drift", "diffusion", "integrals"}:
         return []
     if failed & {"linear drift", "diffusion"}:
-        which = [name for name in ("drift", "diffusion") if _blamed(name, failed)]
+        which = [w for w in ("drift", "diffusion") if any(w in row for row in failed)]
         return [
             "x_t = alpha x0 + sigma z needs drift f(t) x and diffusion g(t), the same "
             f"for all x: first repair the {' and the '.join(which)}.",
@@ -238,7 +219,3 @@ def advice(inside: Table, rows: list[Row], tol: float) -> list[str]:
         "No single factor repairs it; compare the schedules' constants.",
         needed(inside),
     ]
-
-
-def _blamed(name, failed):
-    return any(name in row for row in failed)

@@ -16,8 +16,7 @@ from .report import Row
 class Coordinate(AbstractPath, AbstractSDE):
     """One coordinate of a path, with the drift and the noise that the path declares.
 
-    `index` is a position in the shape of alpha and sigma. The other coordinates of the
-    state are held at zero: in such a path they do not matter.
+    `index` is its place in the shape of alpha and sigma. The others are held at zero.
     """
 
     path: AbstractPath
@@ -39,7 +38,7 @@ class Coordinate(AbstractPath, AbstractSDE):
         return self._each(self.path.drift, t, x)
 
     def diffusion(self, t, x):
-        """The path's, in this coordinate, for every entry of x."""
+        """The path's, in this coordinate."""
         whole = jnp.zeros(self._shape, x.dtype)
         if jax.eval_shape(self.path.diffusion, t, whole).ndim == 0:
             return self.path.diffusion(t, whole)

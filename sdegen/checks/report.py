@@ -1,4 +1,4 @@
-"""What a check found: one row per comparison, and the table that a terminal shows.
+"""What a check found: one row for each comparison, and the table of a report.
 
 A residual is either in standard errors of a mean over samples (unit "SE"), or a number
 without noise (unit ""): relative to the size of the terms, or a probability. A row
@@ -6,10 +6,11 @@ passes if
 
     residual <= limit                                                              (1)
 
-which a NaN does not. A row without a verdict was skipped, and its remark says why.
+which a NaN does not. A skipped row has no verdict, and its remark says why.
 """
 
 import dataclasses
+import math
 import textwrap
 
 from ..typing import ScalarLike
@@ -20,7 +21,10 @@ _NAME, _WHAT = 14, 58  # with the other columns that makes less than the width
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One comparison. `passed` is None where it was skipped."""
+    """One comparison: its part of the check, what was found and what is allowed.
+
+    `passed` is None where it was skipped.
+    """
 
     part: str
     name: str
@@ -46,6 +50,20 @@ def measured(
     return Row(part, name, what, residual, limit, unit, residual <= limit, remark)
 
 
+def worst(
+    part: str,
+    name: str,
+    what: str,
+    errors: dict[str, ScalarLike],
+    limit: ScalarLike,
+) -> Row:
+    """A row for the largest error, in standard errors; a failure says which it is."""
+    size = {label: float(error) for label, error in errors.items()}
+    label = max(size, key=lambda label: (math.isnan(size[label]), size[label]))
+    remark = "" if size[label] <= limit else f"worst: {label}"
+    return measured(part, name, what, size[label], limit, "SE", remark)
+
+
 def skipped(part: str, name: str, what: str, why: str) -> Row:
     """A row that could not be measured, and why."""
     return Row(part, name, what, remark=why)
@@ -55,8 +73,8 @@ def skipped(part: str, name: str, what: str, why: str) -> Row:
 class Report:
     """The rows of a check of one process; `str` is the table, `ok` the verdict.
 
-    `advice` says, after a failure, what would repair it. `precision` is the dtype of
-    the numbers that the process holds, which sets the limits.
+    `advice` are hints to a repair after a failure. `precision` is the dtype of the
+    numbers in the process, which sets the limits.
     """
 
     process: str

@@ -1,7 +1,7 @@
 """Do the flow and the reverse SDE bring known data back?
 
-Both start from the exact law at the noise end and use the exact score, so they must end
-in the data's law at t_min:
+Both start from the exact distribution at the noise end and use the exact score, so they
+must end in that of the data at t_min:
 
     F_min(x(t_min)) = F_max(x(t_max)) = q    for the flow, for every quantile q,   (1)
     sup_x |F_n(x) - F_min(x)| ~ n^(-1/2)     for n samples of the reverse SDE.     (2)
@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..processes.path import AbstractPath
 from ..processes.reverse import probability_flow, reverse
 from ..processes.sde import AbstractSDE
 from ..sampling.simulate import simulate
 from ..typing import RandomKey, Scalar
 from .report import Row, measured, skipped
-from .tables import Clock, window
-from .test_data import PROBES, Mixture, PathScore
+from .tables import Case, window
+from .test_data import PROBES, PathScore, data
 
 FLOW_BAR = 2e-3  # probability; Heun's error is below 2e-4 for every built-in process
 KS_BAR = 5.0  # a p-value of 4e-6
@@ -36,18 +35,23 @@ _RATIO = 1e-2
 FLOW, SDE = "flow", "reverse SDE"
 WHAT = {
     FLOW: "quantiles of the data come back along probability_flow",
-    SDE: "the law of the data comes back by reverse (KS)",
+    SDE: "the distribution of the data comes back by reverse (KS)",
 }
 
 
-def ks(cdf: Float[np.ndarray, " n"]) -> float:
+def ks_row(
+    part: str,
+    name: str,
+    what: str,
+    cdf: Float[Array | np.ndarray, " n"],
+    bias: float = KS_BIAS,
+) -> Row:
     """Equation (2), in standard errors, from the exact F at each sample."""
-    if not np.isfinite(cdf).all():
-        return float("nan")
-    n, cdf = len(cdf), np.sort(cdf)
+    n, cdf = len(cdf), np.sort(np.asarray(cdf))
     above = np.arange(1, n + 1) / n - cdf
-    distance = max(above.max(), (1 / n - above).max())
-    return distance * 2 * np.sqrt(n)
+    found = np.maximum(above.max(), (1 / n - above).max()) * 2 * np.sqrt(n)
+    found = found if np.isfinite(cdf).all() else np.nan
+    return measured(part, name, what, found, KS_BAR + bias * 2 * np.sqrt(n), "SE")
 
 
 def return_rows(
@@ -62,44 +66,34 @@ def return_rows(
 ) -> list[Row]:
     """(1) and (2), from `starts` at the noise end to `cdf` at t_min."""
     quantiles, draws = starts
-    solved = simulate(
-        key, probability_flow(sde, score), quantiles, solver=dfx.Heun(), grid=grid
-    )
+    flow = probability_flow(sde, score)
+    solved = simulate(key, flow, quantiles, solver=dfx.Heun(), grid=grid)
     error = np.max(np.abs(np.asarray(cdf(solved.x[:, 0])) - PROBES))
     row = measured("reversal", FLOW, WHAT[FLOW], error, flow_bar, remark=remark)
     solved = simulate(key, reverse(sde, score), draws, grid=grid)
-    found = ks(np.asarray(cdf(solved.x[:, 0])))
-    allowed = KS_BAR + KS_BIAS * 2 * np.sqrt(len(draws))
-    return [row, measured("reversal", SDE, WHAT[SDE], found, allowed, "SE")]
+    return [row, ks_row("reversal", SDE, WHAT[SDE], cdf(solved.x[:, 0]))]
 
 
 class _CDF(eqx.Module):
-    law: Mixture
     alpha: Scalar
     sigma: Scalar
 
     @eqx.filter_jit
     def __call__(self, x):
-        return self.law.cdf(x, self.alpha, self.sigma)
+        return data().cdf(x, self.alpha, self.sigma)
 
 
 @eqx.filter_jit
-def _starts(key, law, alpha, sigma, samples):
-    x0 = law.sample(key, samples, (1,))
+def _starts(key, alpha, sigma, samples):
+    x0 = data().sample(key, samples, (1,))
     z = jax.random.normal(jax.random.fold_in(key, 1), x0.shape)
-    quantiles = law.quantile(jnp.asarray(PROBES), alpha, sigma)
+    quantiles = data().quantile(jnp.asarray(PROBES), alpha, sigma)
     return quantiles[:, None], alpha * x0 + sigma * z
 
 
-def path_reversal(
-    key: RandomKey,
-    clock: Clock,
-    path: AbstractPath,
-    sde: AbstractSDE | AbstractPath,
-    law: Mixture,
-    samples: int,
-) -> list[Row]:
-    """(1) and (2) where the law of x_t is known from alpha and sigma."""
+def path_reversal(case: Case) -> list[Row]:
+    """(1) and (2) where p_t is known from alpha and sigma."""
+    clock = case.clock
     end = clock.end(_RATIO)
     if not clock.low < end:
         why = "alpha / sigma is below 0.01 at all times: no data to bring back"
@@ -107,25 +101,24 @@ def path_reversal(
     remark = ""
     if end < clock.high:
         remark = f"from t = {end:.4g}, where alpha/sigma = {_RATIO:g}, not from t_max"
-    starts = _starts(key, law, *clock.scales(end), samples)
-    process = window(sde, clock.low, end)
-    score, cdf = PathScore(path, law), _CDF(law, *clock.scales(clock.low))
+    starts = _starts(case.key, *clock.scales(end), case.samples)
+    process = window(case.process, clock.low, end)
+    score, cdf = PathScore(case.process, data()), _CDF(*clock.scales(clock.low))
     grid = _grid(clock, end)
-    return return_rows(key, process, score, starts, cdf, grid, remark)
+    return return_rows(case.key, process, score, starts, cdf, grid, remark)
 
 
-def forward_row(
-    key: RandomKey, clock: Clock, sde: AbstractSDE, law: Mixture, samples: int
-) -> Row:
-    """The law of paths simulated forward against that of alpha, sigma; (2) again."""
+def forward_row(case: Case) -> Row:
+    """Paths simulated forward against alpha x0 + sigma z; (2) again."""
+    clock = case.clock
     end = clock.end(_RATIO)
-    _, x = _starts(key, law, *clock.scales(clock.low), samples)
+    _, x = _starts(case.key, *clock.scales(clock.low), case.samples)
     ts = np.unique(np.append(clock.even(2 * _STEPS, _RATIO), [clock.low, end]))
-    solved = simulate(key, window(sde, clock.low, end), x, grid=jnp.asarray(ts))
-    found = ks(np.asarray(_CDF(law, *clock.scales(end))(solved.x[:, 0])))
-    allowed = KS_BAR + KS_BIAS * 2 * np.sqrt(samples)
+    process = window(case.process, clock.low, end)
+    solved = simulate(case.key, process, x, grid=jnp.asarray(ts))
     what = f"simulated x_t and alpha x0 + sigma z, t = {end:.3g} (KS)"
-    return measured("weak form", "forward", what, found, allowed, "SE")
+    cdf = _CDF(*clock.scales(end))(solved.x[:, 0])
+    return ks_row("weak form", "forward", what, cdf)
 
 
 def _grid(clock, end):

@@ -1,13 +1,15 @@
 """Is this process what it says it is? The parts of a check, in the order of a report.
 
-    ends          all functions finite at both ends                    `moments`
-    moments       alpha, sigma against drift, diffusion                `moments`
-    weak form     the law of x_t against the equation   `weak_form`, `weak_samples`
-    reversal      the flow and the reverse SDE bring data back         `reversal`
-    terminal law  the law at t_max against the noise                   `terminal`
+    finite     all functions finite at all times                          `moments`
+    moments    alpha, sigma against drift, diffusion                      `moments`
+    weak form  p_t against the equation           `weak_form`, `weak_form_samples`
+    reversal   the flow and the reverse SDE bring data back               `reversal`
+    terminal   x at t_max against the noise                               `terminal`
 
-An SDE without a path has its law solved for on a grid first (`fokker_planck`); one of
-a state with auxiliary rows is looked at in its state (`state`).
+For an SDE without a path p_t is first solved for on a grid (`custom_sde`,
+`fokker_planck`); one of a state with auxiliary rows is tested in its state
+(`momentum`), noise that is not Gaussian by its flow (`non_gaussian`), coordinates with
+noise levels of their own one by one (`per_coordinate`).
 """
 
 from collections.abc import Sequence
@@ -23,20 +25,18 @@ from ..processes.momentum import AbstractBlockSDE
 from ..processes.path import AbstractPath
 from ..processes.sde import AbstractSDE
 from ..typing import PyTree
-from . import custom_sde as no_path
-from . import interpolants as tracks
-from . import moments, reversal, terminal, weak_form
-from . import momentum as state
-from . import non_gaussian as other_noise
-from . import per_coordinate as coordinates
-from . import weak_form_samples as weak_samples
+from . import custom_sde, moments, non_gaussian, reversal, weak_form, weak_form_samples
+from .interpolants import check_interpolant
+from .momentum import check_momentum
+from .per_coordinate import chosen, labelled
 from .report import Report, Row, skipped
-from .tables import Clock, window
-from .test_data import data
+from .tables import Case
+from .terminal import terminal_rows
 
-PARTS = ("finite", "moments", "weak form", "reversal", "terminal law")
+PARTS = ("finite", "moments", "weak form", "reversal", "terminal")
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-4}
 _COARSE = 1e-2  # bfloat16, float16
+_KINDS = AbstractSDE | AbstractPath | AbstractInterpolant
 
 
 def check(
@@ -51,26 +51,61 @@ def check(
 
     For a path and SDE (`alpha`, `sigma`, `drift`, `diffusion`): the moment equations;
     the weak form of Fokker-Planck for the process, its flow and its reversals; known
-    data through `probability_flow` and `reverse`; the law at t_max. For an SDE alone:
-    the law from a numerical solution on the line against simulation, reversal and
-    `noise`. For a path alone: what it declares. For an SDE of a state with auxiliary
-    rows: its moments, simulated states, and data brought back in the state. Everything
-    is computed in float64 from the numbers that the process holds; how precise these
-    are sets the limits.
+    data through `probability_flow` and `reverse`; x at t_max. For an SDE alone: a
+    numerical solution on the line against simulation, reversal and `noise`. For a path
+    alone: what it declares. For an SDE of a state with auxiliary rows: its moments,
+    simulated states, and data brought back in the state. All is computed in float64
+    from the numbers in the process; their precision sets the limits.
 
-    **Arguments:** `process`, an `AbstractSDE`, an `AbstractPath` or both, or an
-    `AbstractInterpolant`, an object;
-    `shape` of one sample (default (2,), or (1,) for an SDE without a path); `seed`;
-    `samples` of the random checks; `parts`, a choice of `sdegen.check.PARTS`.
+    **Arguments:**
 
-    **Returns:** a `Report`: print it, or ask `.ok`, `.rows`, `.failed`, `.advice`. What
-    a check finds never raises.
+    - `process`: an `AbstractSDE`, an `AbstractPath`, both, or an `AbstractInterpolant`;
+      an object.
+    - `shape`: that of one sample; (2,), or (1,) for an SDE without a path.
+    - `seed`: of the random parts; 0.
+    - `samples`: of the random parts; 8000.
+    - `parts`: a choice of `sdegen.checks.PARTS`; all.
+
+    **Returns:** a `Report`: print it, or read `.ok`, `.rows`, `.failed`, `.advice`.
+
+    **Raises:** a ValueError for what is no process, and for wrong arguments. What a
+    check finds never raises.
     """
-    if not isinstance(process, AbstractSDE | AbstractPath | AbstractInterpolant):
-        hint = " An object is needed: call the class." if _is_ours(process) else ""
+    _check_arguments(process, shape, samples, parts)
+    precision = _precision(process)
+    with jax.enable_x64(True):
+        process, key = _as_float64(process), jax.random.key(seed)
+        shape = None if shape is None else tuple(shape)
+        tol = _TOLERANCE.get(precision, _COARSE)
+        case = Case(process, key, shape, samples, tuple(parts), tol)
+        rows, advice = [], []
+        if isinstance(process, AbstractInterpolant):
+            rows = check_interpolant(case)
+        elif isinstance(process, AbstractBlockSDE):
+            rows = check_momentum(case)
+        elif not isinstance(process, AbstractPath):
+            rows = custom_sde.check_sde(case)
+        elif process.scales(process.t_min)[0].ndim:
+            for one in chosen(process, shape):
+                own = Case(one, key, (2,), samples, case.parts, tol)
+                found, hints = _check_path(own)
+                rows += labelled(found, one)
+                advice += [hint for hint in hints if hint not in advice]
+        else:
+            rows, advice = _check_path(case)
+    return Report(type(process).__name__, precision, tuple(rows), tuple(advice))
+
+
+def _check_arguments(process, shape, samples, parts):
+    if not isinstance(process, _KINDS):
+        is_class = isinstance(process, type)
+        hint = "Derive its class from one of them."
+        if is_class and issubclass(process, _KINDS):
+            hint = "An object is needed: call the class."
+        name = process.__name__ if is_class else type(process).__name__
         raise ValueError(
-            "check needs an AbstractSDE, an AbstractPath or an AbstractInterpolant, got "
-            f"{_name(process)}.{hint or ' Derive its class from one of them.'}"
+            "check needs an AbstractSDE, an AbstractPath or an AbstractInterpolant, "
+            f"got {'the class' if is_class else 'an object of type'} {name}. {hint}"
         )
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
@@ -83,98 +118,56 @@ def check(
         raise ValueError(
             f"shape must be that of one sample, such as (2,), got {tuple(shape)}."
         )
-    precision = _precision(process)
-    with jax.enable_x64(True):
-        process = _as_float64(process)
-        shape = None if shape is None else tuple(shape)
-        key, tol = jax.random.key(seed), _TOLERANCE.get(precision, _COARSE)
-        if isinstance(process, AbstractInterpolant):
-            rows, advice = tracks.check_track(key, process, shape, parts, tol), []
-        elif isinstance(process, AbstractBlockSDE):
-            rows, advice = state.check_state(key, process, samples, parts, tol)
-        elif (
-            isinstance(process, AbstractPath) and process.scales(process.t_min)[0].ndim
-        ):
-            rows, advice = [], []
-            for one in coordinates.chosen(process, shape):
-                found, hints = _check_path(key, one, (2,), samples, parts, tol)
-                rows += coordinates.labelled(found, one)
-                advice += [hint for hint in hints if hint not in advice]
-        elif isinstance(process, AbstractPath):
-            rows, advice = _check_path(key, process, shape, samples, parts, tol)
-        else:
-            rows, advice = no_path.check_sde(key, process, shape, samples, parts)
-    return Report(type(process).__name__, precision, tuple(rows), tuple(advice))
 
 
-def _check_path(key, path, shape, samples, parts, tol):
-    shape = (2,) if shape is None else shape
-    sde = path if isinstance(path, AbstractSDE) else None
+def _check_path(case):
+    path, parts = case.process, case.parts
+    shape = (2,) if case.shape is None else case.shape
+    declared = isinstance(path, AbstractSDE)
+    if path.noise.gaussian:
+        for size in ((1,), shape):
+            problem = custom_sde.shape_problem(case.sde, size)
+            if problem is not None:
+                what = custom_sde.SHAPES
+                return [Row("finite", "shapes", what, passed=False, remark=problem)], []
+    ends, inside, grid = moments.moment_tables(case.clock, path, shape)
+    rows = moments.end_rows(ends, inside) if "finite" in parts else []
     if not path.noise.gaussian:
-        return _check_other_noise(key, path, sde, shape, samples, parts)
-    process = window(path, path.t_min, path.t_max)
-    rows, advice = [], []
-    for size in ((1,), shape):
-        problem = no_path.shape_problem(process, size)
-        if problem is not None:
-            what = "drift and diffusion of one sample"
-            fault = Row("finite", "shapes", what, passed=False, remark=problem)
-            return [fault], []
-    clock, law = Clock(path), data()
-    ends, inside, grid = moments.moment_tables(clock, path, path, shape)
-    if "finite" in parts:
-        rows += moments.end_rows(ends, inside)
-    found = moments.moment_rows(inside, grid, tol)
-    if "moments" in parts:
-        if sde is None:
-            rows += moments.path_rows(grid)
-        else:
-            rows += found
-            advice = moments.advice(inside, found, tol)
+        return rows + _other_noise(case, declared), []
+    found, advice = moments.moment_rows(inside, grid, case.tol), []
+    if "moments" in parts and declared:
+        rows += found
+        advice = moments.advice(inside, found, case.tol)
+    elif "moments" in parts:
+        rows += moments.path_rows(grid)
     if "weak form" in parts:
-        rows += weak_form.line_rows(clock, path, process, law, tol)
-        rows += weak_samples.space_rows(key, clock, path, process, law, shape, samples)
+        rows += weak_form.line_rows(case)
+        rows += weak_form_samples.space_rows(case, shape)
         if not all(row.passed for row in found[:2]):  # not linear: simulate, too
-            rows.append(reversal.forward_row(key, clock, path, law, samples))
+            rows.append(reversal.forward_row(case))
     if "reversal" in parts:
-        rows += reversal.path_reversal(key, clock, path, path, law, samples)
-    if "terminal law" in parts:
-        rows += terminal.terminal_rows(clock, path, law)
+        rows += reversal.path_reversal(case)
+    if "terminal" in parts:
+        rows += terminal_rows(case.clock, path)
     return rows, advice
 
 
-def _check_other_noise(key, path, sde, shape, samples, parts):
-    """A path whose noise is not Gaussian has no SDE and no score: its flow, its law."""
-    name, rows = type(path.noise).__name__, []
-    clock, law = Clock(path), data()
-    ends, inside, grid = moments.moment_tables(clock, path, path, shape)
-    if "finite" in parts:
-        rows += moments.end_rows(ends, inside)
-    if sde is not None:
+def _other_noise(case, declared):
+    """Noise that is not Gaussian has no SDE and no score: the flow, and x at t_max."""
+    name, parts, rows = type(case.process.noise).__name__, case.parts, []
+    if declared:
         what = "an SDE has Gaussian noise"
         why = f"noise = {name}, but dw is Gaussian: x_t = alpha x0 + sigma z needs both"
         rows.append(Row("finite", "noise", what, passed=False, remark=why))
     why = f"the noise, {name}, is not Gaussian: no SDE has this path"
-    for part in ("moments", "weak form"):
-        if part in parts:
-            rows.append(skipped(part, part, "", why))
+    rows += [skipped(p, p, "", why) for p in ("moments", "weak form") if p in parts]
     if "reversal" in parts:
-        rows += other_noise.flow_rows(key, clock, path)
+        rows += non_gaussian.flow_rows(case)
         rows.append(skipped("reversal", reversal.SDE, "", why))
-    if "terminal law" in parts:
-        rows += terminal.terminal_rows(clock, path, law)
-        rows += other_noise.noise_rows(key, path, samples)
-    return rows, []
-
-
-def _is_ours(process):
-    return isinstance(process, type) and issubclass(process, AbstractSDE | AbstractPath)
-
-
-def _name(process):
-    if isinstance(process, type):
-        return f"the class {process.__name__}"
-    return f"an object of type {type(process).__name__}"
+    if "terminal" in parts:
+        rows += terminal_rows(case.clock, case.process)
+        rows += non_gaussian.noise_rows(case)
+    return rows
 
 
 def _precision(process: PyTree) -> str:

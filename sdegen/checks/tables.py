@@ -1,13 +1,18 @@
 """A process as numbers: its declared functions at many times, on the host.
 
-Times are spread evenly in t and evenly in log-SNR, because a mistake may live at either
-end; near a noise end with alpha = 0, where drift and diffusion are infinite, they stop
-at a small alpha / sigma. From its own drift and diffusion at a few points x,
+Half of the times are even in t, half in log-SNR, because a mistake may be at either
+end; where alpha falls to 0, and drift and diffusion are infinite, they stop at a small
+alpha / sigma. From its own drift and diffusion at a few points x,
 
     f(t) = <drift(t, x), x> / <x, x>,    g(t)^2 = mean of diffusion(t, x)^2,       (1)
 
 which is the whole of both if drift = f(t) x and the diffusion ignores x.
 """
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,7 +23,7 @@ from jaxtyping import Float
 from ..processes.noise import AbstractNoise
 from ..processes.path import AbstractPath
 from ..processes.sde import AbstractSDE
-from ..typing import Scalar, ScalarLike
+from ..typing import RandomKey, Scalar, ScalarLike
 from .test_data import lopsided
 
 _UNIT = np.unique(
@@ -31,7 +36,7 @@ _OFFSET = 0.382  # keeps the times off the round numbers where a chain has its s
 
 
 class Window(AbstractSDE):
-    """`sde` between two other times: it has no alpha, so nothing asks for its ends."""
+    """`sde` between two other times. It has no alpha, so that its ends are not used."""
 
     sde: AbstractSDE
     t_min: Scalar
@@ -94,7 +99,7 @@ class Clock:
 
     def scales(self, t: float) -> tuple[Scalar, Scalar]:
         """alpha and sigma at time t."""
-        # At as many times as in the table, because that program is there already.
+        # At as many times as in the table: that program is compiled already.
         alpha, sigma = _scales(self.path, jnp.full(len(self.ts), float(t)))
         return alpha[0], sigma[0]
 
@@ -115,6 +120,28 @@ class Clock:
         by_noise = np.interp(level, self.fall, self.ts)
         ts = np.sort(np.concatenate([self.low + (end - self.low) * share, by_noise]))
         return np.clip(ts, self.low, end)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A process in float64, and how it is checked."""
+
+    process: Any
+    key: RandomKey
+    shape: tuple[int, ...] | None
+    samples: int
+    parts: Sequence[str]
+    tol: float
+
+    @functools.cached_property
+    def clock(self) -> "Clock":
+        """The times of a path."""
+        return Clock(self.process)
+
+    @functools.cached_property
+    def sde(self) -> AbstractSDE:
+        """The SDE of the process, at all of its times."""
+        return window(self.process, self.process.t_min, self.process.t_max)
 
 
 @eqx.filter_jit

@@ -1,4 +1,4 @@
-"""The data that a check sends through a process: a skewed mixture of Gaussians.
+"""The data of the checks: a skewed mixture of Gaussians, and test functions.
 
 Under x_t = alpha x0 + sigma z component k keeps its weight w_k and becomes
 
@@ -6,11 +6,13 @@ Under x_t = alpha x0 + sigma z component k keeps its weight w_k and becomes
     score = sum_k r_k(x) (alpha mu_k e - x) / v_k,    r_k the responsibilities,    (2)
 
 for a fixed vector e with unequal entries, of the shape of a sample. The mixture is
-skewed and e is lopsided on purpose: symmetric data do not see an error of sign.
+skewed and e is lopsided on purpose: symmetric data do not show an error of sign.
 
-A *test function* phi is smooth and, but for the moments, bounded. A coefficient that is
-wrong changes d/dt E[phi(x_t)] for some phi; phi = x alone is blind to the diffusion.
+A *test function* phi is smooth and, but for the moments, bounded. A wrong coefficient
+changes d/dt E[phi(x_t)] for some phi; phi = x alone does not show the diffusion.
 """
+
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -64,19 +66,8 @@ class Mixture(eqx.Module):
         self, q: Float[Array, " n"], alpha: ScalarLike = 1.0, sigma: ScalarLike = 0.0
     ) -> Float[Array, " n"]:
         """The x with cdf(x) = q, by bisection."""
-        reach = 20 * (jnp.abs(jnp.asarray(alpha)) + sigma)
-
-        def halve(ends, _):
-            middle = (ends[0] + ends[1]) / 2
-            below = self.cdf(middle, alpha, sigma) < q
-            return (
-                jnp.where(below, middle, ends[0]),
-                jnp.where(below, ends[1], middle),
-            ), None
-
-        start = (jnp.full_like(q, -reach), jnp.full_like(q, reach))
-        ends, _ = jax.lax.scan(halve, start, length=80)
-        return (ends[0] + ends[1]) / 2
+        reach = jnp.full_like(q, 20) * (jnp.abs(jnp.asarray(alpha)) + sigma)
+        return bisect(lambda x: self.cdf(x, alpha, sigma) < q, -reach, reach, 80)
 
     def sample(
         self, key: RandomKey, n: int, shape: tuple[int, ...]
@@ -90,11 +81,23 @@ class Mixture(eqx.Module):
         return self.means[k].reshape(along) * lopsided(shape) + spread
 
     def standardised(self) -> "Mixture":
-        """The same law with mean 0 and variance 1, in 1-D."""
+        """The same mixture with mean 0 and variance 1, in 1-D."""
         mean = self.weights @ self.means
         var = self.weights @ (self.means**2 + self.stds**2) - mean**2
         scale = jnp.sqrt(var)
         return Mixture(self.weights, (self.means - mean) / scale, self.stds / scale)
+
+
+def bisect(below: Callable, low: Array, high: Array, steps: int) -> Array:
+    """The points between low and high where the rising `below(x)` becomes false."""
+
+    def halve(ends, _):
+        (low, high), middle = ends, (ends[0] + ends[1]) / 2
+        left = below(middle)
+        return (jnp.where(left, middle, low), jnp.where(left, high, middle)), None
+
+    ends, _ = jax.lax.scan(halve, (low, high), length=steps)
+    return (ends[0] + ends[1]) / 2
 
 
 def data() -> Mixture:
@@ -111,11 +114,11 @@ class PathScore(eqx.Module):
     """The score of the mixture under a path, as `reverse` and `simulate` take it."""
 
     path: AbstractPath
-    law: Mixture
+    data: Mixture
 
     def __call__(self, t: ScalarLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The score at time t, for one sample."""
-        return self.law.score(x, self.path.alpha(t), self.path.sigma(t))
+        return self.data.score(x, self.path.alpha(t), self.path.sigma(t))
 
 
 LINE = {

@@ -1,4 +1,4 @@
-"""The method of test functions: does the law of x_t move as the equation says?
+"""The method of test functions: does p_t move as the equation says?
 
 Fokker-Planck's equation tested with phi (its weak form; D = G G^T, s the score):
 
@@ -8,10 +8,10 @@ It must hold with the same p_t for three generators (b, C):
 
     the process itself          f,                                   D             (2)
     the probability flow        f - 1/2 (div D + D s),               0             (3)
-    the family of strength m    f - 1/2 (1 - m^2) (div D + D s),     m^2 D         (4)
+    the family, stochasticity m f - 1/2 (1 - m^2) (div D + D s),     m^2 D         (4)
 
 Here both sides are integrals over p_t on the line, which alpha and sigma give; in more
-dimensions they are means over samples (`weak_samples`).
+dimensions they are means over samples (`weak_form_samples`).
 """
 
 import equinox as eqx
@@ -24,8 +24,8 @@ from ..processes.path import AbstractPath
 from ..processes.sde import AbstractSDE
 from ..typing import ScalarLike
 from .report import Row, measured
-from .tables import Clock
-from .test_data import LINE, Mixture
+from .tables import Case
+from .test_data import LINE, Mixture, data
 
 STOCHASTICITIES = {"Fokker-Planck": 1.0, "continuity": 0.0, "family 0.7": 0.7}
 """(2) and (3) are (4) with m = 1 and m = 0."""
@@ -45,7 +45,7 @@ class Residuals(eqx.Module):
 def residuals_on_a_line(
     path: AbstractPath,
     sde: AbstractSDE,
-    law: Mixture,
+    data: Mixture,
     t: ScalarLike,
     xs: Float[Array, " points"],
     scale: ScalarLike = 1.0,
@@ -58,7 +58,7 @@ def residuals_on_a_line(
 
     t = jnp.asarray(t, xs.dtype)
     scales = (path.alpha(t), path.sigma(t))
-    return _on_a_line(law, scales, path.rates(t), _at(sde, t, xs), xs, scale)
+    return _on_a_line(data, scales, path.rates(t), _at(sde, t, xs), xs, scale)
 
 
 def _at(sde, t, xs):
@@ -71,13 +71,13 @@ def _at(sde, t, xs):
     return f, *jax.vmap(jax.value_and_grad(square))(xs)
 
 
-def _on_a_line(law, scales, rates, coefficients, xs, scale):
+def _on_a_line(data, scales, rates, coefficients, xs, scale):
     def density(alpha, sigma):
-        return jax.vmap(lambda x: jnp.exp(law.log_prob(x, alpha, sigma)))(xs)
+        return jax.vmap(lambda x: jnp.exp(data.log_prob(x, alpha, sigma)))(xs)
 
     p, dp = jax.jvp(density, scales, rates)
     f, D, div = coefficients
-    score = jax.vmap(lambda x: law.score(x, *scales))(xs)
+    score = jax.vmap(lambda x: data.score(x, *scales))(xs)
     width = xs[1] - xs[0]
 
     def functions(x):
@@ -92,9 +92,9 @@ def _on_a_line(law, scales, rates, coefficients, xs, scale):
         b = f - 0.5 * (1 - m**2) * (div + D * score)
         drifting, spreading = -p * b, -0.5 * m**2 * p * D
         terms = (
-            phi * dp[:, None],
-            slope * drifting[:, None],
-            bend * spreading[:, None],
+            dp[:, None] * phi,
+            drifting[:, None] * slope,
+            spreading[:, None] * bend,
         )
         value = sum(jnp.sum(term, 0) for term in terms)
         size = sum(jnp.sum(jnp.abs(term), 0) for term in terms)
@@ -103,7 +103,7 @@ def _on_a_line(law, scales, rates, coefficients, xs, scale):
     return Residuals(*jax.vmap(of)(jnp.asarray(list(STOCHASTICITIES.values()))))
 
 
-# What asks the process is one program, small, for each process; what follows from its
+# What asks the process is a small program for each process; what follows from its
 # numbers is another, the same for all.
 
 
@@ -119,36 +119,34 @@ def _line_process(path, sde, ts):
 
 
 @eqx.filter_jit
-def _line_terms(law, numbers):
-    return jax.lax.map(lambda row: _on_a_line(law, *row), numbers)
+def _line_terms(data, numbers):
+    return jax.lax.map(lambda row: _on_a_line(data, *row), numbers)
 
 
-def line_rows(
-    clock: Clock, path: AbstractPath, sde: AbstractSDE, law: Mixture, tol: float
-) -> list[Row]:
+def line_rows(case: Case) -> list[Row]:
     """(1) on the line, for the three generators."""
-    ts = clock.even(_TIMES, RATIO)
-    out = _line_terms(law, _line_process(path, sde, jnp.asarray(ts)))
-    relative = np.abs(np.asarray(out.value)) / np.asarray(out.size)
-    rows = []
-    for i, generator in enumerate(STOCHASTICITIES):
-        what = f"d/dt E phi = E L phi: {len(LINE)} phi, by quadrature on the line"
-        worst = np.max(relative[:, i])
-        remark = where(relative[:, i], tol, ts, LINE)
-        rows.append(measured("weak form", generator, what, worst, tol, remark=remark))
-    return rows
+    ts = case.clock.even(_TIMES, RATIO)
+    out = _line_terms(data(), _line_process(case.process, case.sde, jnp.asarray(ts)))
+    found = np.abs(np.asarray(out.value)) / np.asarray(out.size)
+    what = f"d/dt E phi = E L phi: {len(LINE)} phi, by quadrature on the line"
+    return generator_rows(what, found, case.tol, ts, LINE)
 
 
-def where(
-    found: Float[np.ndarray, "times functions"],
+def generator_rows(
+    what: str,
+    found: Float[np.ndarray, "times generators functions"],
     limit: float,
     ts: Float[np.ndarray, " times"],
     functions: dict,
-) -> str:
-    """Which time and test function is worst, after a failure."""
-    if (found <= limit).all():
-        return ""
-    i, j = np.unravel_index(
-        np.argmax(np.where(np.isnan(found), np.inf, found)), found.shape
-    )
-    return f"worst for phi = {list(functions)[j]} at t = {ts[i]:.4g}"
+    unit: str = "",
+) -> list[Row]:
+    """A row for each generator; a failure names the worst time and test function."""
+    rows = []
+    for i, generator in enumerate(STOCHASTICITIES):
+        own, remark = np.where(np.isnan(found[:, i]), np.inf, found[:, i]), ""
+        if not (found[:, i] <= limit).all():
+            t, j = np.unravel_index(np.argmax(own), own.shape)
+            remark = f"worst for phi = {list(functions)[j]} at t = {ts[t]:.4g}"
+        size = np.max(found[:, i])
+        rows.append(measured("weak form", generator, what, size, limit, unit, remark))
+    return rows

@@ -5,8 +5,8 @@ With x_t = alpha x0 + sigma z and the same draws of (x0, z) on both sides,
     R = grad phi . (alpha' x0 + sigma' z - b) - 1/2 tr(C hess phi)                 (1)
 
 has mean zero for each generator (b, C) of `weak_form`; its mean over samples is judged
-by its standard error. A test function sees a few coordinates only, so that Hessians
-stay small for samples of any shape.
+by its standard error. A test function takes a few coordinates only, so that
+Hessians stay small for samples of any shape.
 """
 
 import equinox as eqx
@@ -14,22 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..processes.path import AbstractPath
-from ..processes.sde import AbstractSDE, noise_depends_on_state
-from ..typing import RandomKey
-from .report import Row, measured
-from .tables import Clock
-from .test_data import COORDINATES, SPACE, Mixture
-from .weak_form import RATIO, STOCHASTICITIES, where
+from ..processes.sde import noise_depends_on_state
+from .report import Row
+from .tables import Case
+from .test_data import COORDINATES, SPACE, data
+from .weak_form import RATIO, STOCHASTICITIES, generator_rows
 
 _TIMES = 6
 _BAR = 4.0  # standard errors
 
 
 @eqx.filter_jit
-def _draw(key, law, shape, samples):
+def _draw(key, shape, samples):
     data_key, noise_key = jax.random.split(key)
-    x0 = law.sample(data_key, samples, shape)
+    x0 = data().sample(data_key, samples, shape)
     return x0, jax.random.normal(noise_key, x0.shape)
 
 
@@ -57,9 +55,9 @@ def _space_process(path, sde, ts, x0, z):
 
 
 @eqx.filter_jit
-def _space_terms(law, numbers, x0, z):
+def _space_terms(data, numbers, x0, z):
     picked = _picked(x0.shape[1:])
-    strengths = jnp.asarray(list(STOCHASTICITIES.values()))
+    levels = jnp.asarray(list(STOCHASTICITIES.values()))
 
     def at(row):
         (alpha, sigma), (d_alpha, d_sigma), coefficients = row
@@ -72,7 +70,7 @@ def _space_terms(law, numbers, x0, z):
 
         def one(x0, z, f, D, div):
             x = alpha * x0 + sigma * z
-            pull = div + D * law.score(x, alpha, sigma).ravel()[picked]
+            pull = div + D * data.score(x, alpha, sigma).ravel()[picked]
             velocity = (d_alpha * x0 + d_sigma * z).ravel()[picked]
             y = x.ravel()[picked]
             bend = jnp.diagonal(jax.jacfwd(slopes)(y), axis1=1, axis2=2)
@@ -81,7 +79,7 @@ def _space_terms(law, numbers, x0, z):
                 b = f - 0.5 * (1 - m**2) * pull
                 return slopes(y) @ (velocity - b) - 0.5 * m**2 * bend @ D
 
-            return jax.vmap(of)(strengths)
+            return jax.vmap(of)(levels)
 
         r = jax.vmap(one)(x0, z, *coefficients)
         return r.mean(0), r.std(0) / np.sqrt(len(x0))
@@ -106,34 +104,21 @@ def _noise(sde, t, x, picked):
     return D, jnp.stack([slope(i) for i in picked])
 
 
-def space_rows(
-    key: RandomKey,
-    clock: Clock,
-    path: AbstractPath,
-    sde: AbstractSDE,
-    law: Mixture,
-    shape: tuple[int, ...],
-    samples: int,
-) -> list[Row]:
+def space_rows(case: Case, shape: tuple[int, ...]) -> list[Row]:
     """(1) by samples of the given shape, in standard errors.
 
-    What lies beyond the bar is drawn again with other numbers: chance, unlike a
-    mistake, does not come twice.
+    What is beyond the bar is drawn again with other numbers: chance, unlike a mistake,
+    does not come twice.
     """
-    ts = clock.even(_TIMES, RATIO)
-    for seed in jax.random.split(key):
-        x0, z = _draw(seed, law, shape, samples)
-        numbers = _space_process(path, sde, jnp.asarray(ts), x0, z)
-        mean, error = _space_terms(law, numbers, x0, z)
+    ts = case.clock.even(_TIMES, RATIO)
+    for seed in jax.random.split(case.key):
+        x0, z = _draw(seed, shape, case.samples)
+        numbers = _space_process(case.process, case.sde, jnp.asarray(ts), x0, z)
+        mean, error = map(np.asarray, _space_terms(data(), numbers, x0, z))
         # Where both sides agree sample by sample there is no error to divide by.
-        tiny = np.finfo(float).tiny + 1e-12 * np.abs(np.asarray(error)).max()
-        found = np.abs(np.asarray(mean)) / (np.asarray(error) + tiny)
+        tiny = np.finfo(float).tiny + 1e-12 * np.abs(error).max()
+        found = np.abs(mean) / (error + tiny)
         if (found <= _BAR).all():
             break
-    rows = []
-    for i, generator in enumerate(STOCHASTICITIES):
-        what = f"d/dt E phi = E L phi: {len(SPACE)} phi, by samples {shape}"
-        remark = where(found[:, i], _BAR, ts, SPACE)
-        worst = np.max(found[:, i])
-        rows.append(measured("weak form", generator, what, worst, _BAR, "SE", remark))
-    return rows
+    what = f"d/dt E phi = E L phi: {len(SPACE)} phi, by samples {shape}"
+    return generator_rows(what, found, _BAR, ts, SPACE, "SE")
