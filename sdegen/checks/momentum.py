@@ -162,7 +162,7 @@ def _forward(case):
     var = float(mixture.weights @ (mixture.means**2 + mixture.stds**2)) - mean**2
     errors = {}
     for i in np.linspace(_STEPS // 20, _STEPS, 5).astype(int):
-        t, u = solved.times[i], np.asarray(solved.trajectory[i])[..., 0]
+        t, u = solved.times[i], np.asarray(solved.trajectory[i])[..., 0]  # pyright: ignore[reportOptionalSubscript]
         a, factor = (np.asarray(v) for v in _moments_at(process, t))
         cov = factor @ factor.T + var * np.outer(a, a)
         gap = u - mean * a

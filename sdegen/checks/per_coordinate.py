@@ -35,14 +35,14 @@ class Coordinate(AbstractPath, AbstractSDE):
 
     def drift(self, t, x):
         """The path's, in this coordinate, for every entry of x."""
-        return self._each(self.path.drift, t, x)
+        return self._each(self.path.drift, t, x)  # pyright: ignore[reportAttributeAccessIssue]
 
     def diffusion(self, t, x):
         """The path's, in this coordinate."""
         whole = jnp.zeros(self._shape, x.dtype)
-        if jax.eval_shape(self.path.diffusion, t, whole).ndim == 0:
-            return self.path.diffusion(t, whole)
-        return self._each(self.path.diffusion, t, x)
+        if jax.eval_shape(self.path.diffusion, t, whole).ndim == 0:  # pyright: ignore[reportAttributeAccessIssue]
+            return self.path.diffusion(t, whole)  # pyright: ignore[reportAttributeAccessIssue]
+        return self._each(self.path.diffusion, t, x)  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def _shape(self):

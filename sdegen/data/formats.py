@@ -80,7 +80,7 @@ def read_cifar_folder(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise _incomplete(folder, missing)
-    return _join((folder / name, (folder / name).read_bytes()) for name in names)
+    return _join((folder / name, (folder / name).read_bytes()) for name in names)  # pyright: ignore[reportReturnType]
 
 
 def read_cifar_archive(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -91,13 +91,13 @@ def read_cifar_archive(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
             for member in archive:
                 name = Path(member.name).name
                 if name in CIFAR_BATCHES[split] and member.isfile():
-                    found[name] = archive.extractfile(member).read()
+                    found[name] = archive.extractfile(member).read()  # pyright: ignore[reportOptionalMemberAccess]
     except Exception as error:
         raise damaged(path, "a .tar.gz archive", error) from error
     missing = [name for name in CIFAR_BATCHES[split] if name not in found]
     if missing:
         raise _incomplete(path, missing)
-    return _join((f"{path}:{name}", found[name]) for name in CIFAR_BATCHES[split])
+    return _join((f"{path}:{name}", found[name]) for name in CIFAR_BATCHES[split])  # pyright: ignore[reportReturnType]
 
 
 def _incomplete(place, missing):

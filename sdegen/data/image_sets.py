@@ -103,7 +103,7 @@ def _ink(name, folders, split, directory) -> tuple[Images, Labels]:
             for k in kinds
         ]
         if all(pair):
-            yield pair[0], lambda: (read_idx(pair[0]), read_idx(pair[1]))
+            yield pair[0], lambda: (read_idx(pair[0]), read_idx(pair[1]))  # pyright: ignore[reportReturnType]
         npz = folder / f"{name}.npz"
         if npz.is_file():
             yield npz, lambda: read_npz(npz, split)

@@ -9,7 +9,6 @@ A guided denoiser is again a denoiser: it works with every process, solver and
 likelihood. Which distribution is sampled is another matter: see docs/conditional.md.
 """
 
-from collections.abc import Callable
 from typing import TypeAlias
 
 import equinox as eqx
@@ -43,7 +42,7 @@ class AbstractGuidance(AbstractDenoiser):
     @property
     def sigma_data(self) -> Float[Array, "..."]:
         """That of the denoiser inside, if it has one."""
-        return self.denoiser.sigma_data
+        return self.denoiser.sigma_data  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def overall_sigma_data(self) -> Array:
@@ -194,8 +193,3 @@ def per_sample(values: Array, batch: int, name: str) -> Array:
             f"{jnp.shape(values)}. Sum over the coordinates of a sample."
         )
     return values
-
-
-def gradient(log_value: Callable, x: Array) -> Array:
-    """The gradient of each sample's number in its own x."""
-    return jax.grad(lambda x: jnp.sum(log_value(x)))(x)

@@ -129,7 +129,7 @@ def bits_per_dim(
         raise ValueError(f"draws must be a whole number >= 1, got {draws!r}.")
     correct = correct and isinstance(model, AbstractDenoiser)
     if correct:
-        _check_density(model.path.noise, images.shape[1:])
+        _check_density(model.path.noise, images.shape[1:])  # pyright: ignore[reportAttributeAccessIssue]
     found, each = [], []
     for draw in range(draws):
         keys = jax.random.split(jax.random.fold_in(key, draw), 3)

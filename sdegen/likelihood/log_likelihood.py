@@ -122,7 +122,7 @@ def log_likelihood(
     x0, flow = _checked_data(x0), flow_of(model, cond, "log_likelihood")
     if isinstance(flow.process, AbstractPath):
         check_sample(flow.process, x0.shape[1:])
-    probes = _check_probes(probes, probe_noise, key)
+    probes = _check_probes(probes, probe_noise, key)  # pyright: ignore[reportAssignmentType]
     if log_prior is None:
         check_end(flow, x0.shape[1:])
     solver, grid = _solver_and_grid(solver, grid, flow, x0.shape)
@@ -292,7 +292,7 @@ def _log_likelihood(
         elif isinstance(grid, int):
             clock = jnp.linspace(flow.clock(first), flow.clock(last), grid + 1)
         else:
-            ts = (grid(process) if callable(grid) else grid).astype(first.dtype)
+            ts = (grid(process) if callable(grid) else grid).astype(first.dtype)  # pyright: ignore[reportAttributeAccessIssue]
             first, last = ts[-1], ts[0]
             clock = jax.vmap(flow.clock)(ts[::-1])
         dtype, (batch, *shape) = clock.dtype, x0.shape
@@ -315,18 +315,13 @@ def _log_likelihood(
         if adaptive is not None:
             run = spread(run, adaptive, sharding)
         (u, gained, error), _, steps, result = run((u, zeros, zeros), index, flow.cond)
-        latent = flow.leave(u[-1], last)
-        if log_prior is None:
-            prior = flow.log_noise(u[-1], last)
-        else:
-            prior = jax.vmap(log_prior)(latent)
+        latent, log_p = flow.leave(u[-1], first, last, log_prior)
         gained, count = gained[-1], 1 if exact else probes
         bar = jnp.zeros(batch, dtype)
         if not exact:
             variance = jnp.var(gained, axis=1) / max(count - 1, 1)
             bar = root(variance) if count > 1 else bar + jnp.nan
-        stretch = flow.log_stretch(tuple(shape), first, last)
-        value = prior + stretch + jnp.mean(gained, axis=1)
+        value = log_p + jnp.mean(gained, axis=1)
         return Likelihood(
             value,
             bar,

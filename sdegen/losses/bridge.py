@@ -43,10 +43,13 @@ def bridge_loss(
     )
     t, x, cond = batch.t, batch.x_t, batch.cond
     x0, x1 = batch.x0, batch.x1
-    x_ = jax.vmap(model.interpolant.point)(t, x0, x1, -batch.z).astype(x0.dtype)
+    x_ = jax.vmap(model.interpolant.point)(t, x0, x1, -batch.z).astype(x0.dtype)  # pyright: ignore[reportOptionalOperand]
     to_x0, to_x1 = bridge_noise(model.sigma, t, batch.z)
     down = antithetic_square(
-        model.down(t, x, cond), model.down(t, x_, cond), x0 - x1, to_x0
+        model.down(t, x, cond),
+        model.down(t, x_, cond),
+        x0 - x1,
+        to_x0,  # pyright: ignore[reportOperatorIssue]
     )
-    up = antithetic_square(model.up(t, x, cond), model.up(t, x_, cond), x1 - x0, to_x1)
+    up = antithetic_square(model.up(t, x, cond), model.up(t, x_, cond), x1 - x0, to_x1)  # pyright: ignore[reportOptionalOperand]
     return with_aux(jnp.mean(down + up).astype(x0.dtype), batch.aux)

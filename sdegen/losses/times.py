@@ -81,8 +81,8 @@ class FlowTime(AbstractTimes):
 
     def quantile(self, path, u):
         """The times with probability u below them."""
-        low, high = path.flow_time(path.t_min), path.flow_time(path.t_max)
-        return jax.vmap(path.inverse())(-jnp.log(low + (high - low) * u))
+        low, high = path.flow_time(path.t_min), path.flow_time(path.t_max)  # pyright: ignore[reportAttributeAccessIssue]
+        return jax.vmap(path.inverse())(-jnp.log(low + (high - low) * u))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class LogitNormal(AbstractTimes):
@@ -114,7 +114,7 @@ class LogNormal(AbstractTimes):
     def quantile(self, path, u):
         """The times with probability u below them."""
         log_ratio = self.mean + self.std * ndtri(u)
-        return jax.vmap(path.inverse())(jax.nn.softplus(-log_ratio))
+        return jax.vmap(path.inverse())(jax.nn.softplus(-log_ratio))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class EulerTimes(AbstractTimes):

@@ -32,8 +32,8 @@ class StateScore(eqx.Module):
         """The score of the law of u_t, equation (1)."""
         process = self.denoiser.path
         cond = jax.tree.map(lambda c: c[None], self.cond)
-        x0 = self.denoiser(t, process.statistic(t, u)[None], cond)[0]
-        return process.score(t, u, x0)
+        x0 = self.denoiser(t, process.statistic(t, u)[None], cond)[0]  # pyright: ignore[reportAttributeAccessIssue]
+        return process.score(t, u, x0)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Augmented(AbstractGenerator):
@@ -50,7 +50,7 @@ class Augmented(AbstractGenerator):
 
     def start(self, key, shape, dtype=None):
         """A draw of the state at t_max."""
-        return self.denoiser.path.prior(key, shape, dtype)
+        return self.denoiser.path.prior(key, shape, dtype)  # pyright: ignore[reportAttributeAccessIssue]
 
     def backward(self, stochasticity, cond=None):
         """The reverse SDE of the state, or its flow."""

@@ -59,11 +59,11 @@ class AbstractGenerator(AbstractModel):
 
     def time(self, s: ScalarLike) -> Array:
         """The time at clock s: 1 - s where a model has no other."""
-        return 1 - s
+        return 1 - s  # pyright: ignore[reportReturnType]
 
     def clock_of(self, t: ScalarLike) -> Array:
         """The clock at time t, the inverse of `time`."""
-        return 1 - t
+        return 1 - t  # pyright: ignore[reportReturnType]
 
     def problem(
         self, shape, *, solver, grid, stochasticity, denoise, refinable, cond, start

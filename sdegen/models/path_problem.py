@@ -125,7 +125,7 @@ class PathProblem(AbstractProblem):
             field = _Field(self, inverse, cond)
             return field, None if self.stochasticity is None else field.noise
         brownian = None
-        if self.stochasticity is not None or self.solver.draws:
+        if self.stochasticity is not None or self.solver.draws:  # pyright: ignore[reportAttributeAccessIssue]
             brownian = brownian_path(table.clock, keys, shape, refinable=refinable)
         return SemilinearTerm(
             denoiser, inverse, cond, self.stochasticity, brownian
@@ -194,12 +194,12 @@ class _Field(eqx.Module):
         x0, z = self.problem.denoiser.posterior_means(row.t, row.scale * y, self.cond)
         if stochasticity is None:
             return row.rate * (x0 - z)
-        pull = (1 - row.tau) * (x0 - z) - stochasticity.astype(u.dtype) ** 2 * z
-        return row.rate * row.tau * pull
+        pull = (1 - row.tau) * (x0 - z) - stochasticity.astype(u.dtype) ** 2 * z  # pyright: ignore[reportOperatorIssue]
+        return row.rate * row.tau * pull  # pyright: ignore[reportOperatorIssue]
 
     def noise(self, l, y, args):
         row, stochasticity = self._row(l, args), self.problem.stochasticity
-        scale = stochasticity.astype(l.dtype) * row.tau
+        scale = stochasticity.astype(l.dtype) * row.tau  # pyright: ignore[reportOperatorIssue, reportOptionalMemberAccess]
         return scale * jnp.sqrt(2 * row.rate).astype(l.dtype)
 
     def _row(self, u, args):

@@ -153,7 +153,7 @@ class VelocityModel(AbstractVelocityModel):
 
     def noise_scale(self, t: ScalarLike) -> Scalar:
         """sqrt(2) gamma: the noise of (3) on its clock, for lambda = 1."""
-        return jnp.sqrt(2.0) * self.interpolant.gamma(t)
+        return jnp.sqrt(2.0) * self.interpolant.gamma(t)  # pyright: ignore[reportOperatorIssue]
 
     def reversal(self, t, x, cond, stochasticity, up):
         """The drift of (3) on a batch."""

@@ -86,7 +86,7 @@ class ADMUNet(AbstractUNet):
 class ADMConfig(AbstractUNetConfig):
     """ADM with the sizes for ImageNet at 64 x 64."""
 
-    network = ADMUNet
+    network = ADMUNet  # pyright: ignore[reportAssignmentType]
     channels: int = 192
     multiples: tuple[int, ...] = (1, 2, 3, 4)
     blocks: int = 3

@@ -181,7 +181,7 @@ _SIZES |= {"XL": (1152, 28, 16)}
 class DiTConfig(AbstractNetworkConfig):
     """DiT; the paper names its networks by size and patch, DiT-XL/2."""
 
-    network = DiffusionTransformer
+    network = DiffusionTransformer  # pyright: ignore[reportAssignmentType]
     size: Literal["S", "B", "L", "XL"] = "S"
     """Width, depth and heads: 384, 12, 6; 768, 12, 12; 1024, 24, 16; 1152, 28, 16."""
     patch: int = 2

@@ -72,7 +72,7 @@ class MPBlock(nnx.Module):
         if self.qkv is not None:
             shape = (h.shape[0], -1, 3, self.heads, h.shape[-1] // self.heads)
             qkv = normalise(self.qkv(h).reshape(shape), -1)
-            h = mp_sum(h, self.out(attend(qkv).reshape(h.shape)), _BRANCH)
+            h = mp_sum(h, self.out(attend(qkv).reshape(h.shape)), _BRANCH)  # pyright: ignore[reportOptionalCall]
         return jnp.clip(h, -_CLIP, _CLIP)
 
 
@@ -122,7 +122,7 @@ class EDM2UNet(AbstractUNet):
         """The embedding of time and condition."""
         emb = self.time(mp_fourier(t, self.features))
         if self.cond is not None:
-            emb = mp_sum(emb, self.cond(cond * math.sqrt(self.cond_dim)))
+            emb = mp_sum(emb, self.cond(cond * math.sqrt(self.cond_dim)))  # pyright: ignore[reportOptionalOperand]
         return mp_silu(emb)
 
     def predict(self, x, emb, key):
@@ -139,7 +139,7 @@ _CHANNELS = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL
 class EDM2Config(AbstractNetworkConfig):
     """EDM2 for 64 x 64 (latents or pixels); from M on the paper has dropout 0.1."""
 
-    network = EDM2UNet
+    network = EDM2UNet  # pyright: ignore[reportAssignmentType]
     size: Literal["XXS", "XS", "S", "M", "L", "XL", "XXL"] = "XS"
     """64, 128, 192, 256, 320, 384 or 448 channels."""
     channels: int | None = None

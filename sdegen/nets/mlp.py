@@ -75,7 +75,7 @@ class MLP(AbstractNetwork):
 class MLPConfig(AbstractNetworkConfig):
     """A residual multilayer perceptron."""
 
-    network = MLP
+    network = MLP  # pyright: ignore[reportAssignmentType]
     width: int = 128
     """Features of every layer."""
     depth: int = 3

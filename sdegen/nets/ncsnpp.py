@@ -97,7 +97,7 @@ class ScoreUNet(AbstractUNet):
         else:
             e = positional(t, self.features, endpoint=True)
         if self.cond is not None:
-            e = e + self.cond(cond * math.sqrt(self.cond_dim))
+            e = e + self.cond(cond * math.sqrt(self.cond_dim))  # pyright: ignore[reportOptionalOperand]
         return nnx.silu(self.map2(nnx.silu(self.map1(e))))
 
     def predict(self, x, emb, key):
@@ -132,14 +132,14 @@ class AbstractScoreConfig(AbstractUNetConfig):
 class DDPMppConfig(AbstractScoreConfig):
     """DDPM++ for CIFAR-10; the paper's for 64 x 64 has the multiples 1 2 2 2."""
 
-    network = ScoreUNet
+    network = ScoreUNet  # pyright: ignore[reportAssignmentType]
 
 
 @dataclasses.dataclass(frozen=True)
 class NCSNppConfig(AbstractScoreConfig):
     """NCSN++ for CIFAR-10; the paper's for 64 x 64 has the multiples 1 2 2 2."""
 
-    network = ScoreUNet
+    network = ScoreUNet  # pyright: ignore[reportAssignmentType]
 
     def sizes(self):
         """The arguments of the network."""

@@ -114,6 +114,6 @@ class Transformer:
     ) -> TokenTransformer:
         """A new network for sequences of `length` of `vocabulary` tokens."""
         sizes = dataclasses.asdict(self)
-        return init(
+        return init(  # pyright: ignore[reportReturnType]
             lambda rngs: TokenTransformer(length, vocabulary, rngs=rngs, **sizes), key
         )

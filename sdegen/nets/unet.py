@@ -150,7 +150,7 @@ class UNet(AbstractNetwork):
 class UNetConfig(AbstractNetworkConfig):
     """A small UNet for images."""
 
-    network = UNet
+    network = UNet  # pyright: ignore[reportAssignmentType]
     channels: int = 32
     """Features at full resolution."""
     multiples: tuple[int, ...] = (1, 2)

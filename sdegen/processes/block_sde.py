@@ -89,7 +89,7 @@ class BlockSDE(AbstractBlockSDE):
                 )
         _check_shapes(self.F, self.G, self.params, self.t_min, self.auxiliary)
         times = (self.t_min, self.t_max)
-        self.table = _solve(self.F, self.G, self.params, self.auxiliary, *times)
+        self.table = _solve(self.F, self.G, self.params, self.auxiliary, *times)  # pyright: ignore[reportAttributeAccessIssue]
 
     def matrix(self, t):
         """F(t, params)."""
@@ -230,7 +230,7 @@ def _integrate(F, G, params, auxiliary, t_min, t_max):
         max_steps=1024,
         throw=False,
     )
-    a, factor = _unpack(solution.ys[-1])
+    a, factor = _unpack(solution.ys[-1])  # pyright: ignore[reportOptionalSubscript]
     snr = jnp.sum(solve_lower(factor, a) ** 2)
     seen = jax.vmap(both)(jnp.linspace(t_min, t_max, 9))
     finite = jnp.stack([jnp.isfinite(v).all() for v in seen]).all()

@@ -69,7 +69,7 @@ class GridBrownianPath(dfx.AbstractBrownianPath):
     def evaluate(self, t0, t1=None, left=True, use_levy=False):
         """The increment over the cell [t0, t1]."""
         cell = jnp.sum(self.ts[1:-1] <= t0)
-        dt = (t1 - t0).astype(self.ts.dtype)
+        dt = (t1 - t0).astype(self.ts.dtype)  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue]
 
         def draw(key):
             key = jax.random.fold_in(key, cell)

@@ -100,7 +100,7 @@ class LinearSDE(AbstractLinearSDE):
                 f"{shapes[0]} and {shapes[1]}. A matrix that mixes coordinates is for "
                 "BlockSDE."
             ) from None
-        self.moments = _solve_moments(self.f, self.g, self.params, t_min, t_max)
+        self.moments = _solve_moments(self.f, self.g, self.params, t_min, t_max)  # pyright: ignore[reportAttributeAccessIssue]
 
     def alpha(self, t):
         """exp(int f), from (1)."""
@@ -151,7 +151,7 @@ def _solve_moments(f, g, params, t_min, t_max):
     ok = solution.result == dfx.RESULTS.successful
     if not is_traced(ok) and not bool(ok):
         if bool(solution.result == dfx.RESULTS.max_steps_reached):
-            steps = _most_steps(solution.interpolation.y0_if_trivial.size)
+            steps = _most_steps(solution.interpolation.y0_if_trivial.size)  # pyright: ignore[reportOptionalMemberAccess]
             raise ValueError(
                 f"LinearSDE did not reach t_max with {steps} steps of its moment "
                 "equations: f or g is infinite on the way, or some rate |f(t, params)| "

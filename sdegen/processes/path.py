@@ -240,7 +240,7 @@ class NoiseInverse(eqx.Module):
             return jnp.clip(t, self.path.t_min, self.path.t_max)
         target = jax.lax.stop_gradient(h)
         i = jnp.clip(jnp.sum(self.hs > target), 1, len(_NODES) - 1)
-        lo, hi, h_lo, h_hi = self.ts[i - 1], self.ts[i], self.hs[i - 1], self.hs[i]
+        lo, hi, h_lo, h_hi = self.ts[i - 1], self.ts[i], self.hs[i - 1], self.hs[i]  # pyright: ignore[reportOptionalSubscript]
         gap = jnp.where(h_lo > h_hi, h_lo - h_hi, 1.0)
         t = lo + (hi - lo) * jnp.clip((h_lo - target) / gap, 0.0, 1.0)
         fixed = jax.lax.stop_gradient(self)

@@ -41,10 +41,10 @@ class PosteriorMeans(Protocol):
 
     def posterior_means(
         self, t: Time, x: Batch, cond: PyTree = None
-    ) -> tuple[Batch, Batch]:
+    ) -> tuple[Batch, Batch]:  # pyright: ignore[reportReturnType]
         """(E[x0 given x_t], E[z given x_t])."""
 
-    def eps(self, t: Time, x: Batch, cond: PyTree = None) -> Batch:
+    def eps(self, t: Time, x: Batch, cond: PyTree = None) -> Batch:  # pyright: ignore[reportReturnType]
         """E[z given x_t]."""
 
 

@@ -47,7 +47,7 @@ class VP(AbstractVP):
 
     def closed_inverse(self, h):
         """From alpha / sigma = exp(h) - 1: B, and the root of (1)."""
-        ratio = jnp.minimum(jnp.expm1(h) ** -2, jnp.finfo(h.dtype).max)
+        ratio = jnp.minimum(jnp.expm1(h) ** -2, jnp.finfo(h.dtype).max)  # pyright: ignore[reportAttributeAccessIssue]
         b = jnp.log1p(ratio)
         slope = 2 * (self.beta_max - self.beta_min)
         return 2 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + slope * b))

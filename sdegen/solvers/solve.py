@@ -74,8 +74,8 @@ def evaluations(solver: dfx.AbstractSolver, steps: Int[Array, ""]) -> Array:
         skipped = 0 if ignored is None else sum(bool(i) for i in ignored)
         return steps * (len(solver.tableau.b_sol) - skipped)
     if isinstance(solver, dfx.AbstractERK):
-        stages = solver.tableau.num_stages
-        return steps * (stages - 1) + 1 if solver.tableau.fsal else steps * stages
+        stages = solver.tableau.num_stages  # pyright: ignore[reportAttributeAccessIssue]
+        return steps * (stages - 1) + 1 if solver.tableau.fsal else steps * stages  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(
         solver, dfx.Euler | dfx.EulerHeun | dfx.ItoMilstein | dfx.StratonovichMilstein
     ):

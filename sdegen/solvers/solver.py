@@ -55,7 +55,7 @@ class AbstractSemilinearSolver(dfx.AbstractItoSolver):
         """One step, as Diffrax asks for it."""
         term = dataclasses.replace(_unwrap(terms), cell=(t0, t1))
         nodes = _nodes(term, t0, t1, args)
-        y1, error, state = self.advance(term, *nodes, y0, solver_state)
+        y1, error, state = self.advance(term, *nodes, y0, solver_state)  # pyright: ignore[reportGeneralTypeIssues]
         return y1, error, {"y0": y0, "y1": y1}, state, dfx.RESULTS.successful
 
     def func(self, terms, t0, y0, args):

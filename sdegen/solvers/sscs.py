@@ -134,12 +134,12 @@ class SSCS(dfx.AbstractItoSolver):
         term, precision = _unwrap(terms), solver_state
         process = term.parts()
         sde, noisy = process.sde, term.brownian is not None
-        stochasticity = process.stochasticity if noisy else jnp.zeros((), t0.dtype)
+        stochasticity = process.stochasticity if noisy else jnp.zeros((), t0.dtype)  # pyright: ignore[reportAttributeAccessIssue]
         weight = (1 + stochasticity**2) / 2
         start, half, stop = (process.time(c) for c in (t0, (t0 + t1) / 2, t1))
         one = two = None
         if noisy:
-            area = term.brownian.evaluate(t0, t1, use_levy=True)
+            area = term.brownian.evaluate(t0, t1, use_levy=True)  # pyright: ignore[reportOptionalMemberAccess]
             length = jnp.sqrt(area.dt)
             one, two = area.W / length, area.H / length * np.sqrt(12.0)
 
@@ -149,13 +149,13 @@ class SSCS(dfx.AbstractItoSolver):
 
             def coefficients(r):
                 t = before - span * r
-                g = sde.noise_scale(t)
+                g = sde.noise_scale(t)  # pyright: ignore[reportAttributeAccessIssue]
                 pull = weight * g[:, None] ** 2 * precision
-                return -span * (sde.matrix(t) + pull), jnp.sqrt(
+                return -span * (sde.matrix(t) + pull), jnp.sqrt(  # pyright: ignore[reportAttributeAccessIssue]
                     span
                 ) * stochasticity * g
 
-            nodes = transition_nodes(t0.dtype)
+            nodes = transition_nodes(t0.dtype)  # pyright: ignore[reportAttributeAccessIssue]
             move, rows = transition(*jax.vmap(coefficients)(nodes))
             u = jax.vmap(mix, (None, 0))(move, u)
             if z is None:
@@ -165,7 +165,7 @@ class SSCS(dfx.AbstractItoSolver):
 
         def rest(u):
             """The slope of B over the whole step, with F and G of its middle, (3)."""
-            g = sde.noise_scale(half)
+            g = sde.noise_scale(half)  # pyright: ignore[reportAttributeAccessIssue]
             pull = term.score(half, u) + jax.vmap(mix, (None, 0))(precision, u)
             return (start - stop) * weight * column(g, u.ndim - 1) ** 2 * pull
 

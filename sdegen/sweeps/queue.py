@@ -50,7 +50,7 @@ class Slots:
     def _enqueue(self):
         """A trial that waits for every slot that has none."""
         there = {trial.user_attrs.get("slot") for trial in self._trials()}
-        for slot in range(self.slots()):
+        for slot in range(self.slots()):  # pyright: ignore[reportAttributeAccessIssue]
             if slot not in there:
                 self.study.add_trial(
                     self.optuna.create_trial(
@@ -78,7 +78,7 @@ class Slots:
         while True:
             fail_stale(self.study)
             live = self._live()
-            if self._claim(live):
+            if self._claim(live):  # pyright: ignore[reportAttributeAccessIssue]
                 return self.task
             if all(trial.state.is_finished() for trial in live.values()):
                 self._tell_of_lost(live)

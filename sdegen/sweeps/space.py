@@ -178,7 +178,7 @@ class Space:
         for part in self.parts:
             if set(part) - {SEED} == set(point.static) | set(point.values):
                 try:
-                    return {k: part[k].values[v] for k, v in point.static.items()}
+                    return {k: part[k].values[v] for k, v in point.static.items()}  # pyright: ignore[reportAttributeAccessIssue]
                 except (KeyError, AttributeError):
                     continue
         raise ValueError(f"the space has no point {dict(point.row)}.")

@@ -75,7 +75,7 @@ def _repaint(
 ):
     path, basis = denoiser.path, basis_of(denoiser.path)
     ts = grid(path) if callable(grid) else grid
-    keys, dtype = sample_keys(key, shape[0], sharding), ts.dtype
+    keys, dtype = sample_keys(key, shape[0], sharding), ts.dtype  # pyright: ignore[reportAttributeAccessIssue]
     transpose = jax.linear_transpose(
         measurement.apply, jax.ShapeDtypeStruct(shape, dtype)
     )
@@ -108,14 +108,14 @@ def _repaint(
         return x, x if trajectory else None
 
     if start is None:
-        x = (path.sigma(ts[0]) * noise(2**31 - 1)).astype(dtype)
+        x = (path.sigma(ts[0]) * noise(2**31 - 1)).astype(dtype)  # pyright: ignore[reportIndexIssue]
     else:
         x = constrain(basis.coordinates(start.astype(dtype)), sharding)
-    now = (ts[:-1], ts[1:], jnp.arange(len(ts) - 1))
+    now = (ts[:-1], ts[1:], jnp.arange(len(ts) - 1))  # pyright: ignore[reportIndexIssue]
     end, frames = jax.lax.scan(step, x, now)
     if trajectory:
         frames = jax.vmap(basis.data)(jnp.concatenate([x[None], frames]))
-    x = basis.data(denoiser(ts[-1], end, cond) if denoise else end)
+    x = basis.data(denoiser(ts[-1], end, cond) if denoise else end)  # pyright: ignore[reportIndexIssue]
     count = jnp.asarray((len(ts) - 1) * method.resamples + bool(denoise))
     result = checked(RESULTS.successful, x)
     return Solution(x, count, result, ts if trajectory else None, frames)

@@ -88,4 +88,4 @@ def cost_matrix(
         weight = 1 + top * cost.shape[1]
     else:
         apart = sum(jnp.sum((c * 1.0 - d) ** 2, axis=-1) for c, d in pairs)
-    return cost + jnp.asarray(weight, cost.dtype) * apart.astype(cost.dtype)
+    return cost + jnp.asarray(weight, cost.dtype) * apart.astype(cost.dtype)  # pyright: ignore[reportAttributeAccessIssue]
