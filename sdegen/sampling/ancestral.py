@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 
 from ..processes.path import AbstractPath
 from ..solvers.ddim import Variance
-from ..solvers.semilinear import decay, root
+from ..solvers.semilinear import Node, decay, root
 from ..typing import ScalarLike
 
 
@@ -45,7 +45,7 @@ class Transition(eqx.Module):
         variance: Variance | None = None,
     ):
         (a0, s0), (a1, s1) = path.scales(t), path.scales(s)
-        shrink, gain = decay(jnp.log1p(a0 / s0), jnp.log1p(a1 / s1))
+        shrink, gain = decay(Node.at(path, t), Node.at(path, s))
         share = eta**2 * gain * (1 + shrink)  # v / sigma_s^2
         self.data, self.noise = a1, s1 * root(1 - share)
         self.pull = a1 - self.noise * a0 / s0

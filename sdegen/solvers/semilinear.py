@@ -48,7 +48,7 @@ from ..processes import prediction
 from ..processes.brownian import GridBrownianPath, TreeBrownianPath
 from ..processes.path import AbstractPath, NoiseInverse
 from ..processes.prediction import PosteriorMeans, Prediction
-from ..typing import PyTree, Scalar, ScalarLike
+from ..typing import PyTree, Scalar, ScalarLike, float_array
 
 Clock: TypeAlias = Float[Array, "..."]
 """The clock c: a scalar, or one for each coordinate of a sample."""
@@ -70,8 +70,9 @@ class Node(eqx.Module):
     scale: Clock
 
     @classmethod
-    def at(cls, path: AbstractPath, t: Scalar) -> "Node":
+    def at(cls, path: AbstractPath, t: ScalarLike) -> "Node":
         """The node at the time t of a path."""
+        t = float_array(t)
         alpha, sigma = path.scales(t)
         total = alpha + sigma
         return cls(jnp.log1p(alpha / sigma), alpha / total, sigma / total, t, total)
