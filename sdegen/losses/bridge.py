@@ -45,11 +45,9 @@ def bridge_loss(
     x0, x1 = batch.x0, batch.x1
     x_ = jax.vmap(model.interpolant.point)(t, x0, x1, -batch.z).astype(x0.dtype)  # pyright: ignore[reportOptionalOperand]
     to_x0, to_x1 = bridge_noise(model.sigma, t, batch.z)
+    gap = x0 - x1  # pyright: ignore[reportOperatorIssue]
     down = antithetic_square(
-        model.down(t, x, cond),
-        model.down(t, x_, cond),
-        x0 - x1,
-        to_x0,  # pyright: ignore[reportOperatorIssue]
+        model.down(t, x, cond), model.down(t, x_, cond), gap, to_x0
     )
-    up = antithetic_square(model.up(t, x, cond), model.up(t, x_, cond), x1 - x0, to_x1)  # pyright: ignore[reportOptionalOperand]
+    up = antithetic_square(model.up(t, x, cond), model.up(t, x_, cond), -gap, to_x1)
     return with_aux(jnp.mean(down + up).astype(x0.dtype), batch.aux)
