@@ -23,7 +23,7 @@ from sdegen.checks import PARTS, Report
 from sdegen.checks import command as command_line
 from sdegen.checks.fokker_planck import solve
 from sdegen.checks.test_data import LINE, data, lopsided
-from sdegen.checks.weak_form import STOCHASTICITIES, residuals_on_a_line
+from sdegen.checks.weak_form import STOCHASTICITIES, coefficients, residuals
 
 SAMPLES = 2000
 RIGHT = dict(
@@ -396,7 +396,9 @@ PHI = {
 
 @eqx.filter_jit
 def residual(path, t):
-    return residuals_on_a_line(path, path, data(), t, jnp.asarray(GRID)).value
+    t, xs = jnp.asarray(t), jnp.asarray(GRID)
+    scales, sde = (path.alpha(t), path.sigma(t)), coefficients(path, t, xs)
+    return residuals(data(), scales, path.rates(t), sde, xs, 1.0).value
 
 
 def by_hand(t, m, phi, factor):

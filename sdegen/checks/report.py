@@ -51,11 +51,7 @@ def measured(
 
 
 def worst(
-    part: str,
-    name: str,
-    what: str,
-    errors: dict[str, ScalarLike],
-    limit: ScalarLike,
+    part: str, name: str, what: str, errors: dict[str, ScalarLike], limit: ScalarLike
 ) -> Row:
     """A row for the largest error, in standard errors; a failure says which it is."""
     size = {label: float(error) for label, error in errors.items()}
@@ -132,20 +128,16 @@ def _cells(row):
 
 
 def _line(cells, widths):
-    left = [c.ljust(w) for c, w in zip(cells[:3], widths[:3], strict=True)]
-    right = [c.rjust(w) for c, w in zip(cells[3:], widths[3:], strict=True)]
-    return "  ".join(left + right).rstrip()
+    sides = (str.ljust,) * 3 + (str.rjust,) * 2
+    padded = (side(c, w) for side, c, w in zip(sides, cells, widths, strict=True))
+    return "  ".join(padded).rstrip()
 
 
 def _wrap(text, indent):
-    lines = []
-    for line in text.split("\n"):
-        lines += textwrap.wrap(
-            line,
-            _WIDTH,
-            initial_indent=indent,
-            subsequent_indent=indent + "  ",
-            replace_whitespace=False,
-            drop_whitespace=True,
-        )
-    return lines
+    wrap = textwrap.TextWrapper(
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + "  ",
+        replace_whitespace=False,
+    )
+    return [part for line in text.split("\n") for part in wrap.wrap(line)]

@@ -2,7 +2,7 @@
 
     finite     all functions finite at all times                          `moments`
     moments    alpha, sigma against drift, diffusion                      `moments`
-    weak form  p_t against the equation           `weak_form`, `weak_form_samples`
+    weak form  p_t against the equation                                 `weak_form`
     reversal   the flow and the reverse SDE bring data back               `reversal`
     terminal   x at t_max against the noise                               `terminal`
 
@@ -25,7 +25,7 @@ from ..processes.momentum import AbstractBlockSDE
 from ..processes.path import AbstractPath
 from ..processes.sde import AbstractSDE
 from ..typing import PyTree
-from . import custom_sde, moments, non_gaussian, reversal, weak_form, weak_form_samples
+from . import custom_sde, moments, non_gaussian, reversal, weak_form
 from .interpolants import check_interpolant
 from .momentum import check_momentum
 from .per_coordinate import chosen, labelled
@@ -142,7 +142,7 @@ def _check_path(case):
         rows += moments.path_rows(grid)
     if "weak form" in parts:
         rows += weak_form.line_rows(case)
-        rows += weak_form_samples.space_rows(case, shape)
+        rows += weak_form.space_rows(case, shape)
         if not all(row.passed for row in found[:2]):  # not linear: simulate, too
             rows.append(reversal.forward_row(case))
     if "reversal" in parts:

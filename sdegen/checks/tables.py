@@ -36,49 +36,38 @@ _OFFSET = 0.382  # keeps the times off the round numbers where a chain has its s
 
 
 class Window(AbstractSDE):
-    """`sde` between two other times. It has no alpha, so that its ends are not used."""
+    """The SDE of a process between two other times.
 
-    sde: AbstractSDE
+    It has no alpha, so that its ends are not used. A path that declares no SDE has the
+    linear one, f = alpha' / alpha and g^2 = 2 sigma (sigma' - sigma f).
+    """
+
+    process: AbstractSDE | AbstractPath
     t_min: Scalar
     t_max: Scalar
     noise: AbstractNoise
 
     def drift(self, t, x):
-        """That of `sde`."""
-        return self.sde.drift(t, x)
+        """That of the process, or f x."""
+        if isinstance(self.process, AbstractSDE):
+            return self.process.drift(t, x)
+        return self.process.rates(t)[0] / self.process.alpha(t) * x
 
     def diffusion(self, t, x):
-        """That of `sde`."""
-        return self.sde.diffusion(t, x)
-
-
-class OfPath(AbstractSDE):
-    """The linear SDE of a path that declares none: f = alpha'/alpha, g^2 from sigma."""
-
-    path: AbstractPath
-    t_min: Scalar
-    t_max: Scalar
-    noise: AbstractNoise
-
-    def drift(self, t, x):
-        """(alpha' / alpha) x."""
-        return self.path.rates(t)[0] / self.path.alpha(t) * x
-
-    def diffusion(self, t, x):
-        """sqrt(2 sigma (sigma' - sigma alpha' / alpha))."""
-        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        d_alpha, d_sigma = self.path.rates(t)
+        """That of the process, or g."""
+        if isinstance(self.process, AbstractSDE):
+            return self.process.diffusion(t, x)
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        d_alpha, d_sigma = self.process.rates(t)
         return jnp.sqrt(2 * sigma * (d_sigma - sigma * d_alpha / alpha))
 
 
 def window(
-    sde: AbstractSDE | AbstractPath, t_min: ScalarLike, t_max: ScalarLike
-) -> AbstractSDE:
-    """The SDE of `sde` (that of the path, where it is only a path) on these times."""
+    process: AbstractSDE | AbstractPath, t_min: ScalarLike, t_max: ScalarLike
+) -> Window:
+    """The SDE of a process on these times."""
     ends = (jnp.asarray(float(t_min)), jnp.asarray(float(t_max)))
-    if not isinstance(sde, AbstractSDE):
-        sde = OfPath(sde, *ends, sde.noise)
-    return Window(sde, *ends, sde.noise)
+    return Window(process, *ends, process.noise)
 
 
 class Clock:

@@ -112,17 +112,15 @@ class Restorer(AbstractModel):
 
 
 def _falling(grid):
-    try:
-        times = float_array(grid)
-    except (TypeError, ValueError):
-        times = jnp.zeros(())
-    if times.ndim != 1 or len(times) < 2:
+    times = jnp.zeros(()) if callable(grid) else float_array(grid)
+    falls = times.ndim == 1 and len(times) > 1
+    if falls and not is_traced(times):
+        falls = bool((jnp.diff(times) < 0).all())
+    if not falls:
         raise ValueError(
             "the grid of a chain is a number of steps, or an array of at least two "
-            f"falling times, got {grid!r:.80}."
+            f"times that fall, got {grid!r:.80}."
         )
-    if not is_traced(times) and not bool((jnp.diff(times) < 0).all()):
-        raise ValueError("the grid of a chain, as an array, must hold times that fall.")
     return times
 
 
@@ -176,29 +174,13 @@ class ChainProblem(AbstractProblem):
         return y
 
 
-class Iterate(dfx.AbstractSolver):
-    """y1 = f(t0, y0): every step is the map itself."""
-
-    term_structure = dfx.ODETerm
-    interpolation_cls = dfx.LocalLinearInterpolation
-    calls = 1
-
-    def order(self, terms):
-        """None: it approximates no equation."""
-        return None
-
-    def init(self, terms, t0, t1, y0, args):
-        """No state."""
-        return None
+class Iterate(dfx.Euler):
+    """y1 = f(t0, y0): every step is the map itself, one evaluation as Euler's."""
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step, as Diffrax asks for it."""
         y1 = terms.vector_field(t0, y0, args)
         return y1, None, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
-
-    def func(self, terms, t0, y0, args):
-        """The map."""
-        return terms.vector_field(t0, y0, args)
 
 
 def corrupt(

@@ -27,7 +27,6 @@ from .guidance import (
     carried,
     check_gaussian,
     check_weight,
-    gradient,
     guidance_weight,
     moved,
     noise_gain,
@@ -66,10 +65,10 @@ class ClassifierGuided(AbstractGuidance):
             return per_sample(value, len(x), "log_prob")
 
         w = guidance_weight(self.weight, self.interval, path, t, x)
-        shift = w * noise_gain(path, early, x) * gradient(log_prob, x)
-        return moved(
-            path, t, self.denoiser.posterior_means(t, x, cond), shift.astype(x.dtype), x
-        )
+        slope = jax.grad(lambda x: jnp.sum(log_prob(x)))(x)
+        shift = w * noise_gain(path, early, x) * slope
+        means = self.denoiser.posterior_means(t, x, cond)
+        return moved(path, t, means, shift.astype(x.dtype), x)
 
     def __check_init__(self):
         check_weight(self.weight)

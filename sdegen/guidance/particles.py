@@ -33,13 +33,7 @@ from ..solvers.ddim import Variance
 from ..solvers.grids import Adaptive, Grid, LogSNRGrid, check_grid
 from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
 from .classifier import rewarded
-from .guidance import (
-    carried,
-    check_gaussian,
-    noise_gain,
-    off_noise,
-    remaining_variance,
-)
+from .guidance import carried, check_gaussian, noise_gain, off_noise, remaining_variance
 
 
 class Particles(eqx.Module):

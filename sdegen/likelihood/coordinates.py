@@ -89,10 +89,7 @@ class Angle(eqx.Module):
 
 
 class AngleFlow(eqx.Module):
-    """Equation (3), or (4) with `stochasticity`, of a denoiser on batches.
-
-    A flow enters its coordinates with data at one time and leaves them at another.
-    """
+    """Equation (3), or (4) with `stochasticity`, of a denoiser on batches."""
 
     denoiser: AbstractDenoiser
     angle: Angle
@@ -128,19 +125,20 @@ class AngleFlow(eqx.Module):
         """x / scale, in the basis of the path."""
         return basis_of(self.process).coordinates(x) / self.angle.scale(t)
 
-    def leave(self, u, t):
-        """scale u, as data."""
-        return basis_of(self.process).data(u * self.angle.scale(t))
+    def leave(self, u, first, last, log_prior):
+        """(x at `last`, log p(x) + log |dx / du|, the latter relative to `first`).
 
-    def log_noise(self, u, t):
-        """The log-density, at x, of sigma z, from which `sample` starts."""
-        sigma = self.process.sigma(t)
-        z = u * self.angle.scale(t) / sigma
-        return jax.vmap(self.process.noise.log_prob)(z) - _log_det(sigma, u.shape[1:])
-
-    def log_stretch(self, shape, first, last):
-        """log |dx / du| at the time `last` less that at `first`, of one sample."""
-        return _log_det(self.angle.scale(last) / self.angle.scale(first), shape)
+        p is that of `log_prior`, or of sigma z, from which `sample` starts.
+        """
+        path, shape, scale = self.process, u.shape[1:], self.angle.scale(last)
+        x = basis_of(path).data(u * scale)
+        if log_prior is None:
+            sigma = path.sigma(last)
+            log_p = jax.vmap(path.noise.log_prob)(u * scale / sigma)
+            log_p = log_p - _log_det(sigma, shape)
+        else:
+            log_p = jax.vmap(log_prior)(x)
+        return x, log_p + _log_det(scale / self.angle.scale(first), shape)
 
     def score(self, c, u, slope):
         """grad log p(u) of Gaussian noise: -z_hat / sin(xi) = -(u + F cot(xi))."""
@@ -185,17 +183,9 @@ class InterpolantFlow(eqx.Module):
         """x itself."""
         return x
 
-    def leave(self, u, t):
-        """u itself."""
-        return u
-
-    def log_noise(self, u, t):
-        """The density of x1, which x at t_max must be."""
-        return jax.vmap(self.process.noise.log_prob)(u)
-
-    def log_stretch(self, shape, first, last):
-        """0: nothing is scaled."""
-        return jnp.zeros_like(first)
+    def leave(self, u, first, last, log_prior):
+        """(u itself, log p(u)); without `log_prior` p is that of x1."""
+        return u, jax.vmap(log_prior or self.process.noise.log_prob)(u)
 
     def score(self, c, u, slope):
         """None: how x0 and x1 were coupled in training is not known."""
