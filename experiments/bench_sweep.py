@@ -60,7 +60,7 @@ def trial(key, rate, config):
     return Training(
         model,
         data,
-        config.steps,
+        steps=config.steps,
         batch_size=config.batch_size,
         optimizer=sdegen.AdamW(learning_rate=rate),
     )
@@ -113,7 +113,7 @@ def steps(config):
     spec = trial(jax.random.key(0), 1e-3, config)
     feed = spec.feed()
     call, leaves, _ = make_call(
-        spec.model, feed, steps=config.steps, optimizer=spec.optimizer
+        spec.model, feed, steps=config.steps, optimizer=spec.config.optimizer
     )
     calls, ratios, rates = (1 if config.quick else 4), [], []
     for round_ in range(2 if config.quick else 2 * config.timed + 1):

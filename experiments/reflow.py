@@ -150,11 +150,10 @@ def main(config: Config) -> None:
     moved = {"cost": float("nan"), "straightness": float("nan")}
     rows = [{"flow": "real half", "steps": 0} | figures(train[None], held) | moved]
     blocks = {}
-    making = {"n": config.pairs, "grid": FINE // 2, "batch_pairs": 512}
+    how_pairs = {"n": config.pairs, "pairs": {"grid": FINE // 2, "batch_size": 512}}
+    loss = eqx.Partial(sdegen.denoising_loss, coupling=first)
     start = jax.random.fold_in(key, 1)
-    rounds = sdegen.rectify(
-        start, model, train, rounds=2, coupling=first, **making, **how
-    )
+    rounds = sdegen.rectify(start, model, train, loss=loss, **how_pairs, **how)
     for number, model, pairs in rounds:
         sets = solved(config, model, held.shape, (*config.euler, FINE))
         cost, bend = pairs.transport_cost, pairs.straightness

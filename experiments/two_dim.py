@@ -199,7 +199,7 @@ def couplings(task, method, config, known, drawn):
         return sdegen.Training(
             sdegen.VelocityModel(network, interpolant),
             rows,
-            config.steps,
+            steps=config.steps,
             batch_size=config.batch_size,
             optimizer=config.optimizer,
             loss=loss,
@@ -228,17 +228,17 @@ def rounds(task, method, config, known, drawn):
         key = jax.random.key(seed)
         keys = jax.random.split(key)
         nets = [Plain(config.width, x0.std(), rngs=nnx.Rngs(k)) for k in keys]
-        number = 2
+        number, pairs, options = 2, {"grid": 20}, {}
         if method == "reflow":
             interpolant = sdegen.StochasticInterpolant(latent=None, noise=noise)
-            model, options = sdegen.VelocityModel(nets[0], interpolant), {"grid": 20}
+            model = sdegen.VelocityModel(nets[0], interpolant)
         else:
             model = sdegen.SchroedingerBridge(*nets, 1.0, noise)
-            options = {"grid": 20, "stochasticity": 1.0}
-            plan = coupling.EntropicOT(2.0, points=128)
-            number = 1 if method == "bridge" else config.rounds
-            first = plan if method == "bridge" else coupling.independent
-            options |= {"coupling": first, "both_ways": True}
+            pairs["stochasticity"], options["both_ways"] = 1.0, True
+            number = config.rounds
+            if method == "bridge":
+                plan, number = coupling.EntropicOT(2.0, points=128), 1
+                options["loss"] = eqx.Partial(sdegen.bridge_loss, coupling=plan)
         *_, last = sdegen.rectify(
             key,
             model,
@@ -251,6 +251,7 @@ def rounds(task, method, config, known, drawn):
             steps_per_call=min(500, config.steps),
             seed=seed,
             progress=False,
+            pairs=pairs,
             **options,
         )
         raw = jax.device_get(judge(key, last.model))

@@ -236,19 +236,17 @@ def test_both_ways_to_train_a_bridge(well_compiled, float32):
         return sdegen.SchroedingerBridge(*pair, np.sqrt(EPS), base)
 
     options = {
-        "loss": sdegen.bridge_loss,
-        "stochasticity": 1.0,
         "both_ways": True,
         "steps": 800,
         "batch_size": 256,
         "n": 8192,
-        "grid": 30,
+        "pairs": {"grid": 30, "stochasticity": 1.0},
         "steps_per_call": 200,
         "optimizer": sdegen.AdamW(learning_rate=1e-2),
         "progress": False,
     }
-    plan = coupling.EntropicOT(2 * EPS)
-    (batch,) = sdegen.rectify(KEY, model(), x0, rounds=1, coupling=plan, **options)
+    plan = eqx.Partial(sdegen.bridge_loss, coupling=coupling.EntropicOT(2 * EPS))
+    (batch,) = sdegen.rectify(KEY, model(), x0, rounds=1, loss=plan, **options)
     *_, fitted = sdegen.rectify(KEY, model(), x0, rounds=3, **options)
     for found in (batch.pairs, fitted.pairs):
         cov = np.cov(found.x0[:, 0], found.x1[:, 0])

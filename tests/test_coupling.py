@@ -357,7 +357,7 @@ def test_a_sweep_tells_of_plans_that_were_not_reached(float32):
         model, loss = small(coupling=EntropicOT(1e-3, max_iterations=2))
         optimizer = sdegen.AdamW(learning_rate=rate)
         return sdegen.Training(
-            model, data, 4, batch_size=64, loss=loss, optimizer=optimizer
+            model, data, steps=4, batch_size=64, loss=loss, optimizer=optimizer
         )
 
     with pytest.warns(UserWarning, match="100.0% of the plans of the coupling did not"):

@@ -312,10 +312,10 @@ def test_check_follows_the_flow_and_compares_draws_with_their_density():
     report = sdegen.check(sdegen.PoissonFlow(1))
     print(report)
     found = {row.name: row for row in report.rows if row.passed}
-    assert report.ok and found["flow"].residual < 1e-3 and "noise law" in found
+    assert report.ok and found["flow"].residual < 1e-3 and "noise draws" in found
     wrong = sdegen.StraightFlow(noise=Mislabelled())
-    report = sdegen.check(wrong, parts=("terminal law",))
-    assert [row.name for row in report.failed] == ["noise law"]
+    report = sdegen.check(wrong, parts=("terminal",))
+    assert [row.name for row in report.failed] == ["noise draws"]
 
 
 # -- networks for heavy tails ----------------------------------------------------------

@@ -16,7 +16,7 @@ from sdegen import coupling, nets, prediction
 from sdegen.data import ring
 from sdegen.mesh import make_mesh
 from sdegen.metrics import sliced_w2
-from sdegen.training.reflow import _Log
+from sdegen.training.pair_store import Log
 
 KEY = jax.random.key(0)
 TIGHT = {"solver": diffrax.Dopri8(), "grid": sdegen.Adaptive(1e-11, 1e-11)}
@@ -65,13 +65,14 @@ def test_a_flow_from_a_law_to_itself():
         return ((2 * t - 1) / ((1 - t) ** 2 + t**2)) * jnp.eye(1)
 
     z = points(np.eye(1), 2048)
-    pairs = sdegen.reflow(KEY, flat(Linear(swell)), 2048, start=z, grid=400)
+    pairs = sdegen.reflow(KEY, flat(Linear(swell)), z.shape, start=z, grid=400)
     watched = np.mean(z[:1024] ** 2)  # S is that of the first paths
     print(pairs.straightness, 2 - np.pi / 2)
     assert pairs.transport_cost < 1e-8
     assert abs(pairs.straightness / watched - (2 - np.pi / 2)) < 1e-4
     again = flat(Linear(lambda t: jnp.zeros((1, 1))))
-    assert sdegen.reflow(KEY, again, 64, start=z[:64], grid=10).straightness < 1e-12
+    still = sdegen.reflow(KEY, again, (64, 1), start=z[:64], grid=10)
+    assert still.straightness < 1e-12
 
 
 def test_rectified_gaussians_are_straight_and_not_optimal():
@@ -83,7 +84,7 @@ def test_rectified_gaussians_are_straight_and_not_optimal():
     inverse = np.sort(np.linalg.eigvals(np.linalg.inv(a)).real)
     golden = np.array([0.3900, 1.5323])
     assert min(np.abs(e - golden).max() for e in (eigenvalues, inverse)) < 1e-4
-    pairs = sdegen.reflow(KEY, model, len(z), start=z, **TIGHT, batch_size=4096)
+    pairs = sdegen.reflow(KEY, model, z.shape, start=z, **TIGHT, batch_size=4096)
     rows = np.trace(SIGMA0) + np.trace(SIGMA1)
     print(pairs.transport_cost, pairs.straightness, rows)
     assert abs(rows - 4.2) < 1e-12
@@ -91,14 +92,14 @@ def test_rectified_gaussians_are_straight_and_not_optimal():
     assert sdegen.metrics.gaussian_w2(
         np.zeros(2), SIGMA0, np.zeros(2), SIGMA1
     ) ** 2 == pytest.approx(0.8121818105, abs=1e-9)
-    fine = sdegen.reflow(KEY, model, 1024, start=points(SIGMA1, 1024), grid=400)
+    fine = sdegen.reflow(KEY, model, (1024, 2), start=points(SIGMA1, 1024), grid=400)
     assert abs(fine.straightness - 0.66823) < 1e-3
 
     def straight(t):  # the flow of the pairs x0 = A x1
         return (jnp.eye(2) - a) @ jnp.linalg.inv((1 - t) * a + t * jnp.eye(2))
 
     second = flat(Linear(straight))
-    again = sdegen.reflow(KEY, second, 1024, start=z[:1024], grid=50)
+    again = sdegen.reflow(KEY, second, (1024, 2), start=z[:1024], grid=50)
     assert again.straightness < 1e-9
     np.testing.assert_allclose(again.x0, z[:1024] @ a.T, atol=1e-5)
 
@@ -109,7 +110,7 @@ def test_on_the_line_the_rectified_map_is_the_monotone_one():
     z = norm.ppf(q)[:, None]
     exact = np.asarray(G1.quantile(q))
     model = G1.denoiser(sdegen.RectifiedFlow(t_min=1e-8))
-    pairs = sdegen.reflow(KEY, model, len(z), start=z, **TIGHT)
+    pairs = sdegen.reflow(KEY, model, z.shape, start=z, **TIGHT)
     error = np.abs(np.asarray(G1.cdf(pairs.x0[:, 0])) - q).max()
     print(f"quantiles {error:.1e}, cost {pairs.transport_cost:.6f}")
     assert error < 5e-6
@@ -127,10 +128,10 @@ def law_and_model():
 
 def test_pairs_are_the_same_in_any_parts_and_on_a_mesh():
     _, model = law_and_model()
-    options = {"shape": (2,), "grid": 8, "progress": False}
-    whole = sdegen.reflow(KEY, model, 40, **options)
-    parts = sdegen.reflow(KEY, model, 40, batch_size=16, **options)
-    mesh = sdegen.reflow(KEY, model, 40, mesh=make_mesh("data:8"), **options)
+    options = {"grid": 8, "progress": False}
+    whole = sdegen.reflow(KEY, model, (40, 2), **options)
+    parts = sdegen.reflow(KEY, model, (40, 2), batch_size=16, **options)
+    mesh = sdegen.reflow(KEY, model, (40, 2), mesh=make_mesh("data:8"), **options)
     for other in (parts, mesh):
         np.testing.assert_array_equal(other.x1, whole.x1)
         np.testing.assert_allclose(other.x0, whole.x0, atol=1e-6)
@@ -144,9 +145,9 @@ def test_pairs_are_the_same_in_any_parts_and_on_a_mesh():
 
 def test_a_call_that_was_killed_goes_on(tmp_path, monkeypatch):
     _, model = law_and_model()
-    options = {"shape": (2,), "grid": 4, "batch_size": 16, "progress": False}
-    whole = sdegen.reflow(KEY, model, 60, **options)
-    finish, done = _Log.finish, []
+    options = {"grid": 4, "batch_size": 16, "progress": False}
+    whole = sdegen.reflow(KEY, model, (60, 2), **options)
+    finish, done = Log.finish, []
 
     def stop(self, n):
         if len(done) == 2:
@@ -154,35 +155,35 @@ def test_a_call_that_was_killed_goes_on(tmp_path, monkeypatch):
         done.append(n)
         finish(self, n)
 
-    monkeypatch.setattr(_Log, "finish", stop)
+    monkeypatch.setattr(Log, "finish", stop)
     with pytest.raises(KeyboardInterrupt):
-        sdegen.reflow(KEY, model, 60, directory=tmp_path, **options)
+        sdegen.reflow(KEY, model, (60, 2), directory=tmp_path, **options)
     assert json.loads((tmp_path / "pairs.json").read_text())["done"] == 32
     monkeypatch.setattr(
-        _Log, "finish", lambda self, n: (done.append(n), finish(self, n))
+        Log, "finish", lambda self, n: (done.append(n), finish(self, n))
     )
-    again = sdegen.reflow(KEY, model, 60, directory=tmp_path, **options)
+    again = sdegen.reflow(KEY, model, (60, 2), directory=tmp_path, **options)
     assert done == [16, 32, 48, 60]  # nothing twice
     np.testing.assert_array_equal(again.x0, whole.x0)
     np.testing.assert_array_equal(again.x1, whole.x1)
-    third = sdegen.reflow(KEY, model, 60, directory=tmp_path, **options)
+    third = sdegen.reflow(KEY, model, (60, 2), directory=tmp_path, **options)
     np.testing.assert_array_equal(third.x0, whole.x0)
     assert len(done) == 4 and third.evaluations == 4
     with pytest.raises(
         ValueError, match="holds pairs of another call: n was 60, now 9"
     ):
-        sdegen.reflow(KEY, model, 9, directory=tmp_path, **options)
+        sdegen.reflow(KEY, model, (9, 2), directory=tmp_path, **options)
     other = ring(std=0.2).denoiser(sdegen.RectifiedFlow())
     for changed in ({"model": other}, {"grid": 5}):
         given = {"model": model, **options, **changed}
         with pytest.raises(ValueError, match="another call: model, start, cond or"):
-            sdegen.reflow(KEY, n=60, directory=tmp_path, **given)
+            sdegen.reflow(KEY, shape=(60, 2), directory=tmp_path, **given)
 
 
 def test_pairs_stream_into_training_as_they_belong_together(float32):
     _, model = law_and_model()
     cond = np.arange(50)
-    pairs = sdegen.reflow(KEY, model, 50, shape=(2,), grid=4, cond=cond, progress=False)
+    pairs = sdegen.reflow(KEY, model, (50, 2), grid=4, cond=cond, progress=False)
     x0, ends = next(pairs.stream.batches(0, 0, batch_size=20, rows=slice(0, 20)))
     np.testing.assert_array_equal(x0, pairs.x0[ends.cond])
     np.testing.assert_array_equal(ends.x1, pairs.x1[ends.cond])
@@ -191,7 +192,7 @@ def test_pairs_stream_into_training_as_they_belong_together(float32):
 def test_upward_pairs_start_from_the_data():
     x0 = np.random.default_rng(0).normal(size=(30, 2))
     model = sdegen.Forward(flat(Linear(independent)), sdegen.Gaussian())
-    pairs = sdegen.reflow(KEY, model, 30, start=x0, grid=20, progress=False)
+    pairs = sdegen.reflow(KEY, model, x0.shape, start=x0, grid=20, progress=False)
     np.testing.assert_allclose(pairs.x0, x0, rtol=1e-6)
     assert np.abs(pairs.x1 - x0).max() > 0.1
 
@@ -217,7 +218,7 @@ def test_rounds_go_on_where_they_were_stopped(tmp_path, float32):
     def run(directory):
         model = sdegen.Denoiser(network, path, kind)
         return sdegen.rectify(
-            KEY, model, data, rounds=2, n=32, grid=4, directory=directory, **options
+            KEY, model, data, n=32, pairs={"grid": 4}, directory=directory, **options
         )
 
     whole = list(run(None))
@@ -277,20 +278,23 @@ def one_step(model, test):
 # -- mistakes --------------------------------------------------------------------------
 
 
-def reflow(n=8, **options):
-    return sdegen.reflow(KEY, law_and_model()[1], n, progress=False, **options)
+def reflow(shape=(8, 2), **options):
+    return sdegen.reflow(KEY, law_and_model()[1], shape, progress=False, **options)
 
 
 REFUSED = {
-    "needs the number of pairs and the shape": lambda: reflow(),
-    "start needs a row for each of 8 pairs, got 3": lambda: reflow(
+    "needs the shape of its pairs": lambda: reflow((8,)),
+    r"start must have the shape \(8, 2\), got \(3, 2\)": lambda: reflow(
         start=np.zeros((3, 2))
     ),
-    "cond needs one row for each of the 8 pairs": lambda: reflow(
-        shape=(2,), cond=np.arange(3)
+    "cond needs one row for each of the 8 pairs": lambda: reflow(cond=np.arange(3)),
+    "or gets a loss= that takes a coupling, got SimulatedPrior": lambda: next(
+        sdegen.rectify(
+            KEY, sdegen.SimulatedPrior(sdegen.VP(), np.ones((4, 2))), np.zeros((4, 2))
+        )
     ),
     "not finite there": lambda: sdegen.reflow(
-        KEY, flat(lambda t, x, cond: x / 0), 4, shape=(2,), progress=False
+        KEY, flat(lambda t, x, cond: x / 0), (4, 2), progress=False
     ),
     "leave n out": lambda: next(
         sdegen.rectify(KEY, flat(Linear(independent)), np.zeros((4, 2)), n=9, cond=KEY)

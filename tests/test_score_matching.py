@@ -307,7 +307,7 @@ def test_the_likelihood_weight_needs_a_diffusion():
     class OnlyAPath(sdegen.AbstractPath):
         t_min: Scalar = number(1e-3)
         t_max: Scalar = number(1.0)
-        base: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
+        noise: sdegen.AbstractNoise = eqx.field(default_factory=sdegen.Gaussian)
 
         def alpha(self, t):
             return 1 - t

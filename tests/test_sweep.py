@@ -60,7 +60,7 @@ def train(key, rate=1e-3, beta=20.0, optimizer=sdegen.AdamW, steps=STEPS):
     return Training(
         Mean(jax.random.normal(key, (2,))),
         DATA,
-        steps,
+        steps=steps,
         batch_size=8,
         optimizer=optimizer(learning_rate=rate, warmup=2),
         loss=eqx.Partial(mean_loss, beta=beta),
@@ -85,7 +85,7 @@ def flow(key, rate, beta):
     return Training(
         model,
         DATA,
-        STEPS,
+        steps=STEPS,
         batch_size=8,
         optimizer=optimizer,
         steps_per_call=CALL,
@@ -459,16 +459,16 @@ def test_results_are_tidy_files(whole, tmp_path):
 
 
 def test_vmapped_guidance_like_parameters_are_swept_in_a_pure_trial():
-    mixture, x = mixture.ring(), jnp.asarray(DATA)
+    ring, x = mixture.ring(), jnp.asarray(DATA)
 
     def trial(key, beta):
         path = sdegen.VP(beta_max=beta)
-        return {"x": mixture.denoiser(path)(jnp.float32(0.5), x)[0, 0]}
+        return {"x": ring.denoiser(path)(jnp.float32(0.5), x)[0, 0]}
 
     results = sweep(trial, {"beta": [5.0, 20.0]})
     for row in results.rows:
         path = sdegen.VP(beta_max=row["beta"])
-        exact = mixture.denoise(path, 0.5, x[0])[0]
+        exact = ring.denoise(path, 0.5, x[0])[0]
         np.testing.assert_allclose(row["x"], exact, rtol=1e-5)
 
 

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import sdegen
-from sdegen import nets, prediction
+from sdegen import cli, nets, prediction
 from sdegen import training as train
 from sdegen.runs import checkpoint
 from sdegen.training import optimizer
@@ -124,6 +124,44 @@ def test_training_reaches_the_posterior_mean_of_a_gaussian(optimizer):
     exact = alpha * v * x / (alpha**2 * v + sigma**2)
     assert float(jnp.abs(run.model(t, x) - exact).max()) < 0.15
     assert float(jnp.abs(model(t, x) - exact).max()) > 0.3  # it had to learn it
+
+
+def test_a_config_its_fields_by_name_and_both_are_the_same():
+    config = train.TrainingConfig(steps=20, batch_size=32, steps_per_call=5, seed=3)
+    one = sdegen.fit(denoiser(), data(), config, progress=False)
+    two = fit(seed=3)
+    both = sdegen.fit(
+        denoiser(), data(), dataclasses.replace(config, seed=1), seed=3, progress=False
+    )
+    for run in (two, both):
+        chex.assert_trees_all_equal(leaves(run.state), leaves(one.state))
+    with pytest.raises(TypeError, match="fit has no argument 'batchsize'.*batch_size?"):
+        fit(batchsize=3)
+    with pytest.raises(TypeError, match="config of fit is a TrainingConfig, got 300"):
+        sdegen.fit(denoiser(), data(), 300)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.steps = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An experiment whose training is a block of flags."""
+
+    out: str = "runs"
+    training: train.TrainingConfig = dataclasses.field(
+        default_factory=lambda: train.TrainingConfig(steps=300)
+    )
+
+
+def test_a_config_is_a_block_of_flags():
+    words = "training.optimizer:lion --training.steps 7 --training.ema 0.9"
+    words += " --training.optimizer.learning-rate 0.5"
+    found = cli.parse(Experiment, words.split()).training
+    assert (found.steps, found.ema, found.batch_size) == (7, 0.9, 128)
+    assert isinstance(found.optimizer, sdegen.Lion)
+    assert float(found.optimizer.learning_rate) == 0.5
+    with pytest.raises(SystemExit):
+        cli.parse(Experiment, ["--training.steps", "0"])
 
 
 def test_values_do_not_retrace_and_structure_does(monkeypatch):

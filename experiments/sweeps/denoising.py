@@ -83,7 +83,7 @@ def trial(key, config: Config) -> Training:
     return Training(
         model,
         train,
-        steps,
+        steps=steps,
         batch_size=config.batch_size,
         optimizer=config.optimizer,
         loss=loss,

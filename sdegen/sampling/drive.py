@@ -5,7 +5,7 @@ import operator
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key, Num
 
 from ..models.problem import AbstractProblem
 from ..solvers.solve import Solution, checked, evaluations, solve, spread
@@ -18,7 +18,7 @@ def drive(
     shape: tuple[int, ...],
     *,
     cond: PyTree = None,
-    start: Float[Array, "batch ..."] | None = None,
+    start: Num[Array, "batch ..."] | None = None,
     trajectory: bool = False,
     refinable: bool = False,
     sharding: jax.sharding.Sharding | None = None,

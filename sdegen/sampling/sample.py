@@ -3,7 +3,7 @@
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Num
 
 from ..models.model import AbstractModel
 from ..solvers.grids import Adaptive, Grid
@@ -21,7 +21,7 @@ def sample(
     grid: Grid | Adaptive | Array | int | None = None,
     stochasticity: ScalarLike = 0.0,
     cond: PyTree = None,
-    start: Float[Array, "batch ..."] | None = None,
+    start: Num[Array, "batch ..."] | None = None,
     denoise: bool | None = None,
     trajectory: bool = False,
     refinable: bool = False,

@@ -13,7 +13,7 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Num
 
 from ..processes.brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
 from ..typing import PyTree, Scalar
@@ -36,11 +36,11 @@ class Solution(eqx.Module):
     both None unless asked for.
     """
 
-    x: Float[Array, "batch ..."]
+    x: Num[Array, "batch ..."]
     evaluations: Int[Array, ""]
     result: dfx.RESULTS
     times: Float[Array, " frames"] | None = None
-    trajectory: Float[Array, "frames batch ..."] | None = None
+    trajectory: Num[Array, "frames batch ..."] | None = None
 
     @property
     def ok(self) -> Array:

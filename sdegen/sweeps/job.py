@@ -1,4 +1,4 @@
-"""A job from its first step to its rows: run, saved, resumed, told to stop."""
+"""A job from its first step to its rows: run, saved, resumed, preempted."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..runs.checkpoint import Checkpoints
 from ..runs.recorder import progress_bar
-from ..training.fit import warn_of_unsolved
+from ..training.fit import UnsolvedPlans
 from ..training.preemption import Preempted, Preemption
 from .folder import write
 from .multihost import any_process
@@ -109,7 +109,7 @@ class _Run:
         self.program = Program(trial, points, orders.mesh, orders.lanes)
         self.directory, self.pending = directory, deque()
         self.latest: dict[int, float] = {}
-        self.unsolved: dict[str, float] = {}
+        self.unsolved = UnsolvedPlans()
         places = list(range(len(points)))
         self.now = _Progress(0, places, {}, {i: [0.0, 0.0] for i in places})
 
@@ -119,7 +119,7 @@ class _Run:
             metrics = self.program.evaluate()
             return [self._row(i, _pick(metrics, i)) for i in range(len(self.points))]
         self._train()
-        warn_of_unsolved(self.unsolved)
+        self.unsolved.warn()
         alive = [i for i in self.now.alive if i not in self.now.ended]
         found = self._measure() if alive else {}
         return [self._row(i, found.get(i, {})) for i in range(len(self.points))]
@@ -146,7 +146,7 @@ class _Run:
         guard = Preemption(None) if self.directory is not None else nullcontext()
         bar = progress_bar(spec.steps, self.orders.progress, self.now.step)
         bar.set_description_str(self.title, refresh=False)
-        with guard as stop, bar, self._checkpoints() as checkpoints:
+        with guard as preemption, bar, self._checkpoints() as checkpoints:
             while self.now.step < spec.steps and self._anyone():
                 step = self.now.step
                 count = min(spec.steps_per_call, spec.steps - step)
@@ -159,17 +159,19 @@ class _Run:
                 while len(self.pending) > bound:
                     self._settle()
                 bar.update(count)
-                told = stop is not None and any_process(stop.requested(False))
+                stop = preemption is not None and any_process(
+                    preemption.requested(False)
+                )
                 if rung:
                     leaves = self._compare(leaves, end)
-                if checkpoints is not None and (save or told):
+                if checkpoints is not None and (save or stop):
                     while self.pending:
                         self._settle()
                     self._save(checkpoints, leaves)
-                if told and end < spec.steps:
+                if stop and end < spec.steps:
                     raise Preempted(
-                        f"told to stop: step {end} of {spec.steps} of {self.title} is "
-                        "saved; the same command goes on from there.",
+                        f"preempted: step {end} of {spec.steps} of {self.title} is "
+                        "saved; the same command continues from there.",
                         end,
                     )
             while self.pending:
@@ -194,10 +196,7 @@ class _Run:
                 bad = first + int(np.argmin(finite[row]))
                 self.now.ended[place] = {"status": "non-finite", "step": bad}
                 continue
-            for name, values in metrics.items():
-                if name.endswith("_unsolved"):
-                    share = max(self.unsolved.get(name, 0.0), float(values[row].mean()))
-                    self.unsolved[name] = share
+            self.unsolved.add({name: values[row] for name, values in metrics.items()})
             self.latest[place] = float(metrics["loss"][row].mean(dtype=np.float64))
             losses = metrics["loss"][row][late]
             self.now.tail[place][0] += float(losses.sum(dtype=np.float64))

@@ -1,7 +1,7 @@
-"""Several processes that are one worker: process 0 speaks, all of them know.
+"""Several processes that are one worker: only process 0 does I/O.
 
-An SPMD job (one slice of a pod, say) has one process per host. Only process 0 talks to
-the storage and writes files; what it learns is broadcast as JSON.
+An SPMD job (one slice of a pod, say) has one process per host. Process 0 alone uses the
+storage and writes files, and broadcasts what it reads as JSON.
 """
 
 import json
@@ -25,8 +25,8 @@ def broadcast(value: Any) -> Any:
     return json.loads(text.tobytes().decode())
 
 
-def any_process(told: bool) -> bool:
-    """Whether any process says so."""
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is set on any process."""
     if jax.process_count() == 1:
-        return told
-    return bool(multihost_utils.process_allgather(np.int32(told)).any())
+        return flag
+    return bool(multihost_utils.process_allgather(np.int32(flag)).any())

@@ -124,12 +124,13 @@ class Program:
             seed, values = inputs
             key = jax.random.key(seed)
             spec = self.trial(key, values)
-            leaves, extras, static = begin(spec.model, key, **spec.rules)
+            leaves, extras, static = begin(spec.model, key, spec.config, spec.loss)
             # What a trace may leave behind: nothing of its arrays.
-            names = ("steps", "steps_per_call", "batch_size", "measure")
-            kept = {name: getattr(spec, name) for name in names}
-            kept["judged"] = spec.evaluate is not None
-            self.spec, self.static = SimpleNamespace(**kept), static
+            names = ("steps", "steps_per_call", "batch_size")
+            kept = {name: getattr(spec.config, name) for name in names}
+            judged = spec.evaluate is not None
+            self.spec = SimpleNamespace(**kept, measure=spec.measure, judged=judged)
+            self.static = static
             self.feed = spec.feed
             return leaves, extras
 

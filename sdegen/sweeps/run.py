@@ -176,7 +176,7 @@ def run_and_keep(
     try:
         rows = run_job(job, orders, folder.job(name), title)
     except SystemExit:
-        folder.log(f"job {name} told to stop, saved")
+        folder.log(f"job {name} preempted, saved")
         raise
     except Exception as error:
         folder.log(f"job {name} failed: {str(error).splitlines()[0]:.200}")

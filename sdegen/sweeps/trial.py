@@ -14,65 +14,65 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from ..training import Feed, Fit, fit
-from ..training.ema import AbstractAverage
-from ..training.optimizer import AbstractOptimizer
-from ..typing import PyTree, RandomKey, ScalarLike
+from ..training.config import TrainingConfig, configured
+from ..typing import PyTree, RandomKey, is_traced
 from .space import Space, override
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(init=False, eq=False)
 class Training:
     """What a trial trains: the arguments of `fit`, and how the result is judged.
 
     The numbers in `model`, `optimizer`, `loss` and `ema` may depend on the trial's
     hyperparameters; data, steps and batch size are the same for all trials of a
-    program.
+    program. "loss", the mean over the last tenth of the steps (at a rung of `Halving`
+    over the last call), is always among the metrics.
 
-    **Arguments:** `evaluate(key, model) -> pytree`, of the averaged model, on the
-    device, for all trials together; `measure(pytree) -> metrics`, on the host, for one
-    trial (default: `evaluate` gives the metrics itself). "loss", the mean over the
-    last tenth of the steps (at a rung of `Halving` over the last call), is always among
-    the metrics.
+    **Arguments:**
+
+    - `model`, `config`, `cond`, `loss`, `changes`: see `fit`; `data`, arrays.
+    - `evaluate`: (key, model) -> a pytree, of the averaged model, on the device, for
+      all trials together; nothing by default.
+    - `measure`: that pytree, of one trial -> metrics, on the host; by default
+      `evaluate` gives the metrics itself.
     """
 
     model: eqx.Module
     data: Array | np.ndarray
-    steps: int
-    _: dataclasses.KW_ONLY
-    batch_size: int = 128
-    optimizer: AbstractOptimizer | optax.GradientTransformation | None = None
-    cond: PyTree = None
-    loss: Callable | None = None
-    ema: ScalarLike | AbstractAverage | Sequence = 0.999
-    augment: Callable | None = None
-    accumulate: int = 1
-    steps_per_call: int = 50
-    evaluate: Callable[[RandomKey, Any], PyTree] | None = None
-    measure: Callable[[PyTree], Mapping[str, float]] | None = None
+    config: TrainingConfig
+    cond: PyTree
+    loss: Callable | None
+    evaluate: Callable[[RandomKey, Any], PyTree] | None
+    measure: Callable[[PyTree], Mapping[str, float]] | None
 
-    def fit(self, seed: int = 0, **options: Any) -> Fit:
+    def __init__(
+        self,
+        model: eqx.Module,
+        data: Array | np.ndarray,
+        config: TrainingConfig | None = None,
+        *,
+        cond: PyTree = None,
+        loss: Callable | None = None,
+        evaluate: Callable | None = None,
+        measure: Callable | None = None,
+        **changes: Any,
+    ):
+        self.model, self.data, self.cond, self.loss = model, data, cond, loss
+        self.evaluate, self.measure = evaluate, measure
+        self.config = configured(TrainingConfig, config, changes, "Training")
+
+    def fit(self, **options: Any) -> Fit:
         """The trial alone, by `fit`: what the sweep gives, to rounding."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("model", "data", "evaluate", "measure"):
-            own.pop(name)
-        own.pop("_", None)
-        return fit(self.model, self.data, seed=seed, **own, **options)
-
-    @property
-    def rules(self) -> dict[str, Any]:
-        """What the program of the steps is made with."""
-        names = ("steps", "optimizer", "loss", "ema", "augment", "accumulate")
-        return {name: getattr(self, name) for name in names}
+        options = {"cond": self.cond, "loss": self.loss} | options
+        return fit(self.model, self.data, self.config, **options)
 
     @property
     def feed(self) -> Callable[[], Feed]:
         """Makes the data of a program, the same for every trial."""
-        held = jax.tree.leaves((self.data, self.cond))
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in held):
+        if is_traced((self.data, self.cond)):
             raise ValueError(
                 "the data of a Training must be the same for all trials of a program: "
                 "make them outside of the trial, not from its key or hyperparameters."
@@ -81,18 +81,18 @@ class Training:
             Feed,
             self.data,
             self.cond,
-            batch_size=self.batch_size,
+            batch_size=self.config.batch_size,
             seed=0,
             mesh=None,
-            accumulate=self.accumulate,
+            accumulate=self.config.accumulate,
         )
 
 
 def bind(trial: Callable, config: Any, static: Mapping[str, Any]) -> Callable:
     """(key, values) -> what `trial` returns, with the static values filled in.
 
-    With a `noise` config the trial is called as `trial(key, config)`, the config with
-    the fields that the axes name replaced.
+    With a config the trial is called as `trial(key, config)`, with the fields that the
+    axes name replaced.
     """
 
     def bound(key, values):

@@ -1,6 +1,7 @@
-"""Training: a pure step, a compiled loop for any mesh, and `fit`: no step is lost."""
+"""Training: a pure step, a compiled loop for any mesh, and `fit`, which resumes."""
 
 from .compiled_loop import make_call as make_call
+from .config import TrainingConfig as TrainingConfig
 from .feed import Feed as Feed
 from .fit import Fit as Fit
 from .fit import NonFiniteError as NonFiniteError

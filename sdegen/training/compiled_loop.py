@@ -18,16 +18,18 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from ..losses.per_sample import batch_index, sample_keys
 from ..mesh import batch_axes, parameter_sharding, place, replicated
 from ..models.model import AbstractModel
-from ..typing import PyTree, RandomKey, ScalarLike
-from .ema import AbstractAverage, as_averages
+from ..typing import PyTree, RandomKey
+from .config import TrainingConfig, configured
+from .ema import as_averages
 from .feed import Feed, as_float, take
-from .optimizer import AbstractOptimizer, AdamW, Given
+from .optimizer import as_optimizer
 from .step import (
     TrainState,
     apply_gradients,
@@ -39,53 +41,67 @@ from .step import (
 )
 
 
-def as_optimizer(
-    optimizer: AbstractOptimizer | optax.GradientTransformation | None,
-) -> AbstractOptimizer:
-    """A module of `sdegen.optimizer` from what a user may hand in."""
-    optimizer = AdamW() if optimizer is None else optimizer
-    if isinstance(optimizer, optax.GradientTransformation):
-        optimizer = Given(optimizer)
-    if not isinstance(optimizer, AbstractOptimizer):
-        raise ValueError(
-            "optimizer must be a module such as sdegen.AdamW(), or an Optax "
-            f"transformation such as optax.adam(1e-3), got {optimizer!r:.60}."
-        )
-    return optimizer
-
-
 def make_call(
     model: AbstractModel,
     feed: Feed,
+    config: TrainingConfig | None = None,
     *,
-    steps: int,
-    optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
     loss: Callable | None = None,
-    ema: ScalarLike | AbstractAverage | Sequence = 0.999,
-    augment: Callable | None = None,
-    accumulate: int = 1,
+    **changes: Any,
 ) -> tuple[Callable, list[Array], Any]:
-    """The compiled loop of `fit`: many steps of a run of `steps` steps to one dispatch.
+    """The compiled loop of `fit`: many steps to one dispatch.
 
-    **Returns:** (call, leaves, structure): `call(leaves, fed) -> (leaves, metrics)`
+    **Arguments:**
+
+    - `model`: the model to train.
+    - `feed`: its data; the key of the run is that of the feed's seed.
+    - `config`, `loss`, `changes`: see `fit`.
+
+    **Returns:** (call, leaves, structure). `call(leaves, fed) -> (leaves, metrics)`
     runs one step for each row of a chunk of `feed` and donates `leaves`; the state is
-    `jax.tree.unflatten(structure, leaves)`. `call.lower` lowers without running.
-    A third argument, one number for each device, comes back as its largest in
-    metrics["heard"].
-    Leaves, because a network crosses the jit boundary far faster as a flat list than as
-    a tree of objects.
+    `jax.tree.unflatten(structure, leaves)`. A third argument, one number for each
+    device, comes back as its largest in metrics["stop"]. `call.lower` lowers without
+    running.
+    """
+    config = configured(TrainingConfig, config, changes, "make_call")
+    key = jax.random.key(feed.seed)
+    leaves, extras, static = begin(model, key, config, loss, feed.mesh)
+    arrays = (extras, feed.arrays)
+
+    class Call:
+        def __call__(self, leaves, fed, flags=None):
+            return _run(leaves, arrays, fed, flags, static)
+
+        def lower(self, leaves, fed, flags=None):
+            return _run.lower(leaves, arrays, fed, flags, static)
+
+    return Call(), leaves, static.parts[0]
+
+
+def begin(
+    model: eqx.Module,
+    key: RandomKey,
+    config: TrainingConfig,
+    loss: Callable | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[list[Array], PyTree, Any]:
+    """What `advance` needs for a run: (leaves, extras, static).
+
+    The leaves are those of the state: a flat list crosses the jit boundary far faster
+    than a tree of objects. Without a mesh this is a pure function of the arrays in its
+    arguments: under `vmap` it begins many runs, and `advance` under `vmap` goes on with
+    them. `key` gives the noise of the steps and, apart from it, their augmentation.
     """
     check_model(model)
-    optimizer, averages, mesh = as_optimizer(optimizer), as_averages(ema), feed.mesh
-    trained, transform = model.trained, optimizer.transform(steps)
-    # The same seed gives the noise of the steps and, apart, their augmentation.
+    optimizer, averages = as_optimizer(config.optimizer), as_averages(config.ema)
+    transform, trained = optimizer.transform(config.steps), model.trained
     extras = (
         without_trained(model),
         optimizer,
         loss or own_loss,
         averages,
-        augment,
-        jax.random.key(feed.seed),
+        config.augment,
+        key,
     )
     if mesh is None:
         state = init_state(trained, transform, averages=len(averages))
@@ -93,10 +109,10 @@ def make_call(
         _warn_of_whole_arrays(trained, mesh)
         trained = place(trained, parameter_sharding(trained, mesh))
         extras = place(extras, jax.tree.map(lambda _: replicated(mesh), extras))
-        arrays, static = eqx.partition(trained, eqx.is_array)
+        arrays, rest = eqx.partition(trained, eqx.is_array)
 
         def init(arrays):
-            full = eqx.combine(arrays, static)
+            full = eqx.combine(arrays, rest)
             state = init_state(full, transform, averages=len(averages))
             return eqx.filter(state, eqx.is_array)
 
@@ -108,50 +124,9 @@ def make_call(
         state = eqx.combine(born, eqx.filter(like, _is_static))
     leaves, structure = jax.tree.flatten(state)
     extras, static = eqx.partition(extras, eqx.is_array)
-    arrays = (extras, feed.arrays)
-    static = _static(structure, static, steps, accumulate, mesh)
-
-    class Call:
-        def __call__(self, leaves, fed, aux=None):
-            return _run(leaves, arrays, fed, aux, static)
-
-        def lower(self, leaves, fed, aux=None):
-            return _run.lower(leaves, arrays, fed, aux, static)
-
-    return Call(), leaves, structure
-
-
-def begin(
-    model: AbstractModel,
-    key: RandomKey,
-    *,
-    steps: int,
-    optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
-    loss: Callable | None = None,
-    ema: ScalarLike | AbstractAverage | Sequence = 0.999,
-    augment: Callable | None = None,
-    accumulate: int = 1,
-) -> tuple[list[Array], PyTree, Any]:
-    """What `advance` needs for a run on one device: (leaves, extras, static).
-
-    A pure function of the arrays in its arguments: under `vmap` it begins many runs,
-    and `advance` under `vmap` goes on with them.
-    """
-    check_model(model)
-    optimizer, averages = as_optimizer(optimizer), as_averages(ema)
-    state = init_state(
-        model.trained, optimizer.transform(steps), averages=len(averages)
-    )
-    shell = without_trained(model)
-    extras = (shell, optimizer, loss or own_loss, averages, augment, key)
-    extras, static = eqx.partition(extras, eqx.is_array)
-    leaves, structure = jax.tree.flatten(state)
-    return leaves, extras, _static(structure, static, steps, accumulate, None)
-
-
-def _static(structure, static, steps, accumulate, mesh):
-    leaves, inner = jax.tree.flatten(static)
-    return _Static(structure, tuple(leaves), inner, steps, accumulate, mesh)
+    static, inner = jax.tree.flatten(static)
+    parts = (structure, tuple(static), inner, config.steps, config.accumulate, mesh)
+    return leaves, extras, _Static(*parts)
 
 
 class _Static:
@@ -176,7 +151,7 @@ class _Static:
 
 
 def _warn_of_whole_arrays(trained, mesh):
-    """Say so where "fsdp" leaves much of the parameters on every device."""
+    """Warn where "fsdp" leaves much of the parameters on every device."""
     if mesh.shape.get("fsdp", 1) == 1:
         return
     arrays = jax.tree.leaves(eqx.filter(trained, eqx.is_array))
@@ -197,9 +172,9 @@ def _is_static(leaf):
 
 
 @functools.partial(jax.jit, static_argnums=(4,), donate_argnums=(0,))
-def _run(leaves, arrays, fed, aux, static):
+def _run(leaves, arrays, fed, flags, static):
     leaves, metrics = advance(leaves, arrays, fed, static)
-    return leaves, metrics if aux is None else metrics | {"heard": jnp.max(aux)}
+    return leaves, metrics if flags is None else metrics | {"stop": jnp.max(flags)}
 
 
 def advance(leaves, arrays, fed, static):
@@ -233,32 +208,20 @@ def advance(leaves, arrays, fed, static):
 
 
 def _part(trained, given, fed, step, *, accumulate, axes=None, dims=None):
-    """(loss, gradient, notes) of the batch of `step`, or of a device's part of it."""
+    """(loss, gradient, aux) of the batch of `step`, or of a device's part of it."""
     shell, loss, augment, key, held = given
     x0, cond = take(held, fed)
     if augment is not None:
-        rows = jnp.arange(x0.shape[0])
-        if axes is not None:
-            rows = rows + x0.shape[0] * jax.lax.axis_index(axes)
         # Apart from the keys of the steps: no run has so many.
         here = jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), step)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(here, rows)
-        x0 = jax.vmap(augment)(keys, x0)
+        x0 = jax.vmap(augment)(sample_keys(here, batch_index(len(x0), axes)[0]), x0)
     x0, key = as_float(x0), jax.random.fold_in(key, step)
     loss = loss if dims is None else _gathering(loss, dims)
     if axes is not None:
         full = shell.with_trained(trained)
         _check_loss(lambda key: loss(full, key, x0, cond, axis_name=axes), key)
-    return gradients(
-        trained,
-        shell,
-        x0,
-        cond,
-        key,
-        loss=loss,
-        axis_name=axes,
-        accumulate=accumulate,
-    )
+    options = {"loss": loss, "axis_name": axes, "accumulate": accumulate}
+    return gradients(trained, shell, x0, cond, key, **options)
 
 
 def _check_loss(loss, key):
@@ -280,8 +243,8 @@ def _check_loss(loss, key):
         raise ValueError(
             "on a mesh every device would draw the same random numbers with this loss, "
             "because it does not look at axis_name. Draw sample i of the whole batch "
-            "from fold_in(key, i), with i counted from jax.lax.axis_index(axis_name) "
-            "times the samples of one device, as sdegen.denoising_loss does."
+            "from fold_in(key, i), with the i of sdegen.losses.batch_index(len(x0), "
+            "axis_name), or begin with sdegen.losses.draw_batch."
         )
 
 

@@ -11,9 +11,9 @@ training, sigma_rel, is
 
     sigma_rel^2 = (g + 1) / ((g + 2)^2 (g + 3))                                     (2)
 
-Averages of two widths, saved now and then, span all others: any average that one might
-have kept is, to a part in thousands, a weighted sum of the saved ones, whose weights
-solve least squares between the profiles p(t) = (g + 1) t^g / T^(g + 1) on [0, T],
+Averages of two widths, saved now and then, span all others: any average is, to a part
+in thousands, a weighted sum of the saved ones, whose weights solve least squares
+between the profiles p(t) = (g + 1) t^g / T^(g + 1) on [0, T],
 
     <p_a, p_b> = (g_a + 1)(g_b + 1) / (g_a + g_b + 1)
                  min(T_a, T_b)^(g_a + g_b + 1) / (T_a^(g_a + 1) T_b^(g_b + 1))      (3)
@@ -30,6 +30,9 @@ from jaxtyping import Float
 
 from ..typing import PyTree, Scalar, ScalarLike, is_traced, number
 
+DECAY = 0.999
+"""The decay of the moving average unless another is given."""
+
 
 class AbstractAverage(eqx.Module):
     """The share 1 - b_n of the new parameters in an average at update n."""
@@ -42,7 +45,7 @@ class AbstractAverage(eqx.Module):
 class Decay(AbstractAverage):
     """Constant decay with a warm-up, min(decay, n / (9 + n))."""
 
-    decay: Scalar = number(0.999)
+    decay: Scalar = number(DECAY)
 
     def share(self, n):
         """1 - b_n of equation (1)."""
@@ -124,12 +127,16 @@ def posthoc_weights(
     target_step: int | float,
     target_std: float,
 ) -> tuple[Float[np.ndarray, " snapshots"], float]:
-    """(weights, error): the sum of saved averages that is nearest to another one.
+    """The sum of saved averages that is nearest to another one, by (3) in float64.
 
-    **Arguments:** `steps` and `stds`, of each saved average: the step at which it was
-    saved and its sigma_rel; `target_step` and `target_std`, of the one wanted. Least
-    squares between the profiles, equation (3), in float64; `error` is what is left of
-    the wanted profile, relative to its norm.
+    **Arguments:**
+
+    - `steps`, `stds`: of each saved average the step at which it was saved, and its
+      sigma_rel.
+    - `target_step`, `target_std`: those of the average that is wanted.
+
+    **Returns:** (weights, error), `error` what is left of the wanted profile, relative
+    to its norm.
     """
     steps = np.append(np.asarray(steps, np.float64), target_step)
     g = np.array([float(_exponent64(s)) for s in (*stds, target_std)])

@@ -1,8 +1,8 @@
-"""What training sees: the batch of step n as a function of (seed, n), on any mesh.
+"""The batch of step n as a function of (seed, n), on any mesh.
 
-Data that fit on a device stay there, and a step is told its rows; anything else comes
-as an `AbstractStream`, read and sent ahead by a thread. Both are handed to the compiled
-loop in chunks of several steps.
+Data that fit on a device stay there, and a step gets the numbers of its rows; an
+`AbstractStream` is read and sent ahead by a thread. Both reach the compiled loop in
+chunks of several steps.
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,12 @@ from ..typing import PyTree
 class Feed:
     """The data of a run: arrays on the device, or a stream.
 
-    `arrays` is (x, cond) on the device, or None for a stream; `chunks(start, counts)`
-    yields, for each count, what `count` steps from the step reached need: rows
-    (count, batch) of `arrays`, or batches (count, batch, ...) themselves.
+    **Arguments:**
+
+    - `data`, `cond`, `mesh`: see `fit`.
+    - `batch_size`, `seed`, `accumulate`: see `TrainingConfig`.
+
+    `arrays` is (x, cond) on the device, or None for a stream.
     """
 
     def __init__(
@@ -58,7 +61,10 @@ class Feed:
             self.arrays = None
 
     def chunks(self, start: int, counts: Iterator[int]):
-        """A context of an iterator over what each call of `counts` steps needs."""
+        """A context of an iterator over what each call of `counts` steps needs.
+
+        That is rows (count, batch) of `arrays`, or batches (count, batch, ...).
+        """
         if self.stream is None:
             return nullcontext(self._rows(start, counts))
         return closing(prefetch(self._batches(start, counts), self._put))
@@ -106,7 +112,7 @@ class Feed:
 
 
 def take(arrays: PyTree, fed: PyTree) -> tuple[Any, PyTree]:
-    """(x, cond) of one step from what the feed gave for it."""
+    """(x, cond) of one step from its part of a chunk."""
     if arrays is None:
         return fed
     return jax.tree.map(lambda a: a[fed], arrays)

@@ -1,4 +1,4 @@
-"""`fit`: the loop that trains, saves, resumes, stops in good order, and tells.
+"""`fit`: the loop that trains, saves, resumes, handles preemption and logs.
 
 Every quantity of step n is a function of (seed, n), and every compiled call starts at a
 multiple of `steps_per_call`, interrupted or not: a run that was killed and started
@@ -9,7 +9,7 @@ import dataclasses
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ..data.stream import AbstractStream
 from ..runs import checkpoint
 from ..runs.recorder import Recorder, progress_bar
 from ..runs.throughput import Speedometer, Trace
-from ..typing import PyTree, ScalarLike
-from .compiled_loop import as_optimizer
-from .ema import AbstractAverage, as_averages
+from ..typing import PyTree
+from .config import TrainingConfig, configured
 from .feed import Feed
-from .optimizer import AbstractOptimizer
 from .preemption import Preempted, Preemption
 from .run import Run
-from .run_directory import Disk
-from .step import TrainState
+from .run_directory import RunDirectory
+from .step import TrainState, check_model
 
 _COPY_EVERY = 10.0  # seconds between copies of a good state, where none is on disk
 _AHEAD = 2  # calls in flight; more can deadlock collectives on simulated devices
@@ -56,8 +54,7 @@ class Fit:
     """What `fit` returns.
 
     `model` is the trained one, by the first of its averages; `state` is the last;
-    `losses` are those of the steps from `start` on, where this process began or went
-    on.
+    `losses` are those of the steps from `start` on, at which this process began.
     """
 
     model: Any
@@ -74,185 +71,201 @@ class Fit:
 def fit(
     model: eqx.Module,
     data: Array | np.ndarray | AbstractStream,
+    config: TrainingConfig | None = None,
     *,
-    steps: int,
-    batch_size: int = 128,
-    seed: int = 0,
-    optimizer: AbstractOptimizer | optax.GradientTransformation | None = None,
     cond: PyTree = None,
     loss: Callable | None = None,
-    ema: ScalarLike | AbstractAverage | Sequence = 0.999,
-    augment: Callable | None = None,
-    accumulate: int = 1,
-    steps_per_call: int = 50,
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: Mesh | None = None,
     recorder: Recorder | None = None,
     directory: str | Path | None = None,
-    save_every: int | None = None,
-    keep: int | None = 3,
-    snapshot_every: int | None = None,
     watch: Callable[[int, Any], None] | None = None,
-    watch_every: int | None = None,
     profile: str | Path | None = None,
     progress: bool = True,
+    **changes: Any,
 ) -> Fit:
-    """Train what `model.trainable` names; the rest of the model stays as it is.
+    """Train a model: `fit(Denoiser(network, VP()), data, steps=500)`.
 
-    What is trained:
+    **Arguments:**
 
-    **Arguments:** `model`, an `AbstractModel`;
-    `data`, floating point (n, ...) or uint8 images (n, h, w, c), which become [-1, 1],
-    kept on the device, or an `AbstractStream` (see `sdegen.data`); `cond`, arrays with
-    leading axis n, or None; `optimizer`, a module of `sdegen.optimizer` or any Optax
-    transformation; `loss`, a function (model, key, x0, cond, *, axis_name), default
-    the model's own, for instance `eqx.Partial(denoising_loss,
-    times=LogNormal())`; `ema`, a decay, an average of `sdegen.average`, or several;
-    `augment(key, x) -> x`, on one sample, before bytes become floats.
+    - `model`: an `AbstractModel`. What `model.trainable` names is trained.
+    - `data`: floating-point data (n, ...) or uint8 images (n, h, w, c), which become
+      [-1, 1], kept on the device; or an `AbstractStream`, see `sdegen.data`.
+    - `config`: steps, batch size, optimiser and so on; `TrainingConfig()`.
+    - `cond`: conditions, a pytree of arrays with leading axis n, or None.
+    - `loss`: a function (model, key, x0, cond, *, axis_name), such as
+      `eqx.Partial(denoising_loss, times=LogNormal())`; the model's own.
+    - `mesh`: the devices, see `sdegen.mesh.make_mesh`: "data" splits the batch, "fsdp"
+      the parameters too; one device by default.
+    - `recorder`: gets a row for each compiled call; none.
+    - `directory`: where the run is saved, and from which the same call continues after
+      it was stopped; none.
+    - `watch`: `watch(step, model)` is called with the averaged model now and then.
+    - `profile`: a directory for a profiler's trace of three calls; none.
+    - `progress`: whether to show a progress bar; yes.
+    - `changes`: fields of `config` by name, which replace those of `config`.
 
-    How: `accumulate`, parts that a batch is worked off in; `steps_per_call`, steps in
-    one compiled call; `mesh`, see `sdegen.mesh.make_mesh`: "data" splits the batch,
-    "fsdp" the parameters too.
+    **Returns:** a `Fit`, with the trained model as `model`.
 
-    What remains: `recorder`, gets one row per call; `directory`, where checkpoints are
-    written every `save_every` steps (default: twenty in all), the last `keep` of them
-    kept, and from which the same call goes on after it was stopped; every
-    `snapshot_every` steps (default: 32 in all) the power-function averages are saved
-    for `python -m sdegen.posthoc_ema`; `watch(step, model)` is called every
-    `watch_every` steps to look at samples say; `profile`, a
-    directory for a profiler's trace of three calls. Steps are rounded up to whole
-    calls.
-
-    **Raises:** `NonFiniteError` when the loss stops being finite; the last good state
-    is in it, and in `directory` as `last_good`, if one was given. `Preempted`, which
-    ends the program with code 75, after SIGTERM, once the state is saved (only with a
-    `directory`). OSError if a checkpoint cannot be written.
+    **Raises:** ValueError for arguments that do not fit. `NonFiniteError` when the loss
+    stops being finite; the last good state is in it, and in `directory` as `last_good`.
+    `Preempted`, which ends the program with code 75, after SIGTERM with a `directory`,
+    once the state is saved. OSError if a checkpoint cannot be written.
     """
-    if steps < 1 or steps_per_call < 1:
-        raise ValueError(
-            f"fit needs steps >= 1 and steps_per_call >= 1, got {steps} and "
-            f"{steps_per_call}."
-        )
-    optimizer, averages = as_optimizer(optimizer), as_averages(ema)
+    config = configured(TrainingConfig, config, changes, "fit")
+    check_model(model)
     feed = Feed(
-        data, cond, batch_size=batch_size, seed=seed, mesh=mesh, accumulate=accumulate
+        data,
+        cond,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        mesh=mesh,
+        accumulate=config.accumulate,
     )
-    run = Run(
-        model,
-        feed,
-        steps=steps,
-        steps_per_call=steps_per_call,
-        options={
-            "optimizer": optimizer,
-            "loss": loss,
-            "ema": averages,
-            "augment": augment,
-            "accumulate": accumulate,
-        },
-    )
-    disk = Disk(directory, run, data, keep, save_every, snapshot_every)
-    with disk:
-        return _loop(run, disk, recorder, watch, watch_every, profile, progress)
+    run = Run(model, feed, config, loss)
+    with RunDirectory(directory, run, data) as folder:
+        loop = _Loop(run, folder, recorder, watch)
+        return loop.train(profile, progress)
 
 
-def _loop(run, disk, recorder, watch, watch_every, profile, progress):
-    start, losses, pending, heard = run.done, [], deque(), False
-    unsolved: dict[str, float] = {}
-    if recorder is not None and disk.here:
-        recorder.rewind(start)
-    good, copied = None, time.perf_counter()
-    if not disk.here:
-        good = (0, _copy(run.leaves))
-    speed, flops_known = Speedometer(run.feed.batch_size), False
-    watch_every = watch_every or max(run.steps // 10, 1)
+class UnsolvedPlans:
+    """The share of the plans of a coupling that did not reach their tolerance."""
 
-    def settle():
-        """Look at the oldest call in flight: finite? then a row."""
-        nonlocal heard
-        first, count, metrics = pending.popleft()
-        metrics = jax.device_get(metrics)
-        heard = bool(metrics.pop("heard", False)) or heard
-        finite = np.logical_and.reduce([np.isfinite(m) for m in metrics.values()])
-        if not finite.all():
-            bad = int(np.argmin(finite))
-            _non_finite(first + bad, metrics["loss"][bad], run, disk, good)
-        losses.append(metrics["loss"])
-        metrics.pop("update_norm")
-        names = ("loss", "grad_norm", *metrics)
-        means = {name: float(metrics[name].mean()) for name in names}
-        for name, share in means.items():
+    def __init__(self):
+        self._shares: dict[str, list[float]] = {}
+
+    def add(self, metrics: Mapping[str, np.ndarray]) -> None:
+        """Count the columns of `metrics` whose names end in "_unsolved"."""
+        for name, values in metrics.items():
             if name.endswith("_unsolved"):
-                unsolved[name] = unsolved.get(name, 0.0) + share * count
-        mean = means["loss"]
-        rates = speed.passed(count)
-        bar.set_postfix_str(_postfix(mean, rates), refresh=False)
-        bar.update(count)
-        if recorder is not None:
-            recorder.row(step=first + count, **means)
-            recorder.timing(step=first + count, **rates)
+                self._shares.setdefault(name, []).append(float(np.mean(values)))
 
-    guard = Preemption(run.feed.mesh) if disk.here else nullcontext()
-    counts = run.counts(start, run.steps)
-    chunks = run.feed.chunks(start, run.counts(start, run.steps))
-    with (
-        guard as stop,
-        progress_bar(run.steps, progress, start) as bar,
-        chunks as fed_chunks,
-        Trace(profile) as trace,
-    ):
-        for fed, count in zip(fed_chunks, counts, strict=False):
-            if not flops_known and (recorder is not None or progress):
-                speed.flops, flops_known = run.flops(fed), True
-            trace.call()
-            aux = stop.aux() if disk.here else None
-            pending.append((run.done, count, run.advance(fed, count, aux)))
-            save, snap = disk.due(count)
-            look = watch is not None and (
-                run.crossed(watch_every, count) or run.done == run.steps
-            )
-            now = time.perf_counter()
-            copy = good is not None and now - copied > _COPY_EVERY
-            # What is kept or shown is known to be finite first.
-            bound = 0 if save or snap or look or copy else _AHEAD - 1
-            while len(pending) > bound:
-                settle()
-            told = disk.here and stop.requested(heard)
-            while told and pending:
-                settle()
-            if copy:
-                good, copied = (run.done, _copy(run.leaves)), now
-            if snap:
-                disk.snapshot()
-            if save or told:
-                disk.save()
-            if told and run.done < run.steps:
-                disk.close()
-                raise Preempted(
-                    f"told to stop: step {run.done} of {run.steps} is saved in "
-                    f"{disk.directory}; the same command goes on from there.",
-                    run.done,
+    def warn(self) -> None:
+        """Warn if there were any."""
+        for name, shares in self._shares.items():
+            if (share := float(np.mean(shares))) > 0:
+                warnings.warn(
+                    f"{share:.1%} of the plans of the coupling did not reach their "
+                    f'tolerance (the column "{name}" of the record); they were used '
+                    "as they are. Give it more max_iterations, a larger "
+                    "regularisation or a looser tolerance.",
+                    stacklevel=4,
                 )
-            if look:
-                watch(run.done, run.averaged(copy=True))
-        while pending:
-            settle()
-    disk.close()
-    total = max(run.done - start, 1)
-    warn_of_unsolved({name: count / total for name, count in unsolved.items()})
-    losses = np.concatenate(losses) if losses else np.zeros(0, np.float32)
-    return Fit(run.averaged(), run.state, losses, start)
 
 
-def warn_of_unsolved(shares: Mapping[str, float]) -> None:
-    """Say so where the plans of a coupling were not those that were asked for."""
-    for name, share in shares.items():
-        if share > 0:
-            warnings.warn(
-                f"{share:.1%} of the plans of the coupling did not reach their "
-                f'tolerance (the column "{name}" of the record); what was reached was '
-                "used. Give it more max_iterations, a larger regularisation or a "
-                "looser tolerance.",
-                stacklevel=4,
+class _Loop:
+    """The calls in flight, what has come of them, and what is done between them."""
+
+    def __init__(self, run, folder, recorder, watch):
+        self.run, self.folder, self.recorder, self.watch = run, folder, recorder, watch
+        self.start, self.losses, self.pending = run.done, [], deque()
+        self.unsolved, self.stop_by_any = UnsolvedPlans(), False
+        self.speed = Speedometer(run.feed.batch_size)
+        self.watch_every = run.config.watch_every or max(run.steps // 10, 1)
+        # A good state to return to, where none is in a directory.
+        self.good = None if folder.active else (0, _copy(run.leaves))
+        self.copied = time.perf_counter()
+        if recorder is not None and folder.active:
+            recorder.rewind(self.start)
+
+    def train(self, profile, progress) -> Fit:
+        run, folder = self.run, self.folder
+        counts = run.counts(run.done, run.steps)
+        chunks = run.feed.chunks(run.done, run.counts(run.done, run.steps))
+        guard = Preemption(run.feed.mesh) if folder.active else nullcontext()
+        with (
+            guard as preemption,
+            progress_bar(run.steps, progress, run.done) as self.bar,
+            chunks as fed_chunks,
+            Trace(profile) as trace,
+        ):
+            for fed, count in zip(fed_chunks, counts, strict=False):
+                first = run.done == self.start
+                if first and (self.recorder is not None or progress):
+                    self.speed.flops = run.flops(fed)
+                trace.call()
+                flags = preemption.flags() if preemption else None
+                self.pending.append((run.done, count, run.advance(fed, count, flags)))
+                self._between(count, preemption)
+            self._settle(0)
+        folder.close()
+        self.unsolved.warn()
+        losses = np.concatenate(self.losses or [np.zeros(0, np.float32)])
+        return Fit(run.averaged(), run.state, losses, self.start)
+
+    def _between(self, count, preemption):
+        """What is due after a call of `count` steps."""
+        run, folder = self.run, self.folder
+        save, snap = folder.due(count)
+        look = self.watch is not None and (
+            run.crossed(self.watch_every, count) or run.done == run.steps
+        )
+        now = time.perf_counter()
+        copy = self.good is not None and now - self.copied > _COPY_EVERY
+        # What is kept or shown is known to be finite first.
+        self._settle(0 if save or snap or look or copy else _AHEAD - 1)
+        stop = preemption is not None and preemption.requested(self.stop_by_any)
+        if stop:
+            self._settle(0)
+        if copy:
+            self.good, self.copied = (run.done, _copy(run.leaves)), now
+        if snap:
+            folder.snapshot()
+        if save or stop:
+            folder.save()
+        if stop and run.done < run.steps:
+            folder.close()
+            raise Preempted(
+                f"preempted: step {run.done} of {run.steps} is saved in "
+                f"{folder.place}; the same command continues from there.",
+                run.done,
             )
+        if look:
+            self.watch(run.done, run.averaged(copy=True))
+
+    def _settle(self, left):
+        """Wait for the oldest calls, until `left` are in flight, and record them."""
+        while len(self.pending) > left:
+            first, count, metrics = self.pending.popleft()
+            metrics = jax.device_get(metrics)
+            self.stop_by_any |= bool(metrics.pop("stop", False))
+            finite = np.logical_and.reduce([np.isfinite(m) for m in metrics.values()])
+            if not finite.all():
+                bad = int(np.argmin(finite))
+                self._fail(first + bad, metrics["loss"][bad])
+            self.losses.append(metrics["loss"])
+            self.unsolved.add(metrics)
+            metrics.pop("update_norm")
+            names = ("loss", "grad_norm", *metrics)
+            means = {name: float(metrics[name].mean()) for name in names}
+            rates = self.speed.passed(count)
+            self.bar.set_postfix_str(_postfix(means["loss"], rates), refresh=False)
+            self.bar.update(count)
+            if self.recorder is not None:
+                self.recorder.row(step=first + count, **means)
+                self.recorder.timing(step=first + count, **rates)
+
+    def _fail(self, step, value):
+        """Return to a good state, advance to the one before `step`, and raise."""
+        run, folder, saved = self.run, self.folder, None
+        if folder.active:
+            folder.checkpoints.wait()
+            folder.restore()
+        else:
+            run.done, run.leaves = self.good
+        run.replay(step)
+        if folder.active:
+            saved = checkpoint.save(folder.place / "last_good", run.state, replace=True)
+        place = (
+            "it is in this error's `state`" if saved is None else f"saved in {saved}"
+        )
+        raise NonFiniteError(
+            f"step {step} gave a loss of {value}, or a gradient or update that is not "
+            f"finite; training stopped there. The last good state, after {step} steps, "
+            f"is kept: {place}. Try a smaller learning rate or more warm-up.",
+            step,
+            run.state,
+            saved,
+        )
 
 
 def _postfix(loss, rates):
@@ -267,25 +280,3 @@ def _postfix(loss, rates):
 @jax.jit
 def _copy(leaves):
     return [jnp.copy(leaf) for leaf in leaves]
-
-
-def _non_finite(step, value, run, disk, good):
-    """Go back to the last good state, on to the step before the bad one, and stop."""
-    if disk.here:
-        disk.checkpoints.wait()
-        disk.restore()
-    else:
-        run.done, run.leaves = good
-    run.replay(step)
-    saved = None
-    if disk.here:
-        saved = checkpoint.save(disk.directory / "last_good", run.state, replace=True)
-    place = "it is in this error's `state`" if saved is None else f"saved in {saved}"
-    raise NonFiniteError(
-        f"step {step} gave a loss of {value}, or a gradient or update that is not "
-        f"finite; training stopped there. The last good state, after {step} steps, is "
-        f"kept: {place}. Try a smaller learning rate or more warm-up.",
-        step,
-        run.state,
-        saved,
-    )

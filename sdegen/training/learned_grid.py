@@ -11,9 +11,11 @@ logarithms they count alike at any number of steps. The path, the network and th
 ends stay as they are, so the result costs nothing at sampling time.
 """
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
@@ -28,9 +30,11 @@ from ..processes.path import basis_of, logsnr_span
 from ..processes.prediction import Prediction, velocity
 from ..runs.recorder import progress_bar
 from ..sampling.sample import sample
-from ..solvers import UniPC, Weights
+from ..solvers import DEIS, AbstractSemilinearSolver, UniPC, Weights
+from ..solvers import evaluations as count
 from ..solvers.grids import AbstractGrid, Adaptive, CosineGrid
 from ..typing import PyTree, RandomKey, float_array
+from .config import configured
 from .optimizer import global_norm
 
 _CALLS = 20  # updates of the progress bar
@@ -40,7 +44,7 @@ class LearnedGrid(AbstractGrid):
     """Times at learned log-SNRs, with the solver that they were learned for.
 
     `sample(..., grid=grid)` uses `grid.solver` unless another is given. `losses` are
-    the values of (1), one per iteration.
+    the values of (1), one for each iteration.
     """
 
     steps: int = eqx.field(static=True)
@@ -57,13 +61,17 @@ class LearnedGrid(AbstractGrid):
 
     def save(self, file: str | Path) -> Path:
         """Write the log-SNRs and weights as JSON, for `load_grid`."""
-        weights = getattr(self.solver, "weights", None)
+        learned = isinstance(self.solver, UniPC | DEIS)
+        weights = self.solver.weights if learned else None
         content = {
             "solver": _name(self.solver),
             "steps": self.steps,
             "denoise": self.denoise,
             "half_logsnr": np.asarray(self.half_logsnr).tolist(),
-            "weights": weights and [np.asarray(w).tolist() for w in _pair(weights)],
+            "weights": weights
+            and [
+                np.asarray(w).tolist() for w in (weights.predictor, weights.corrector)
+            ],
         }
         file = Path(file)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +80,10 @@ class LearnedGrid(AbstractGrid):
 
 
 def load_grid(file: str | Path, solver: dfx.AbstractSolver) -> LearnedGrid:
-    """The grid saved in `file`; `solver` is the one it was learned for."""
+    """The grid saved in `file`; `solver` is the one it was learned for.
+
+    **Raises:** ValueError for another solver.
+    """
     content = json.loads(Path(file).read_text())
     if content["solver"] != _name(solver):
         raise ValueError(
@@ -94,78 +105,150 @@ def _name(solver) -> str:
     )
 
 
-def _pair(weights):
-    return weights.predictor, weights.corrector
-
-
 def _with_weights(solver, weights):
+    if weights is None:
+        return solver
     return eqx.tree_at(
         lambda s: s.weights, solver, weights, is_leaf=lambda x: x is None
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class GridConfig:
+    """How a grid is learned; `learn_grid` takes each field by its name, too."""
+
+    iterations: int = 300
+    """Steps of Adam."""
+    rate: float = 0.03
+    """Its learning rate, which falls to 0 along a half cosine."""
+    kept: int = 512
+    """Starts that are trained on, half of them those that a stock grid solves worst."""
+    weights: bool = True
+    """Learn the weights too, if the solver has any (`DEIS`, `UniPC`)."""
+    tolerance: float | None = None
+    """Of the fine solve; 1e-5, or 1e-9 in float64."""
+
+
 def learn_grid(
     key: RandomKey,
-    denoiser: AbstractDenoiser,
+    model: AbstractDenoiser,
     solver: dfx.AbstractSolver | None = None,
     evaluations: int = 8,
+    config: GridConfig | None = None,
     *,
     shape: tuple[int, ...] | None = None,
     start: Float[Array, "draws ..."] | None = None,
     cond: PyTree = None,
     draws: int = 2048,
-    kept: int = 512,
     denoise: bool = False,
-    weights: bool = True,
-    iterations: int = 300,
-    rate: float = 0.03,
-    tolerance: float | None = None,
     progress: bool = True,
+    **changes: Any,
 ) -> LearnedGrid:
     """Fit the times, and the weights, of a solve of `evaluations` by equation (1).
 
-    **Arguments:** `solver`, with a fixed number of evaluations a step (default
-    `UniPC(2)` in velocity, the best of those tried at 5 to 10 evaluations); `shape`, of
-    one sample, from whose noise `draws` starts are drawn, or `start`, x at t_max,
-    (draws, ...); `cond`, with leading axis `draws`; `kept`, how many starts are trained
-    on, half of them those that a stock grid solves worst; `denoise`, as
-    in `sample`, included in `evaluations`; `weights`, learn those too if the solver has
-    any (`DEIS`, `UniPC`); `iterations` of Adam at `rate`, which falls to 0 by a cosine;
-    `tolerance` of the fine solve (default 1e-5, or 1e-9 in float64).
+    **Arguments:**
 
-    **Returns:** a grid to sample with: `sample(key, denoiser, shape, grid=grid)`.
+    - `key`: a typed random key.
+    - `model`: a denoiser.
+    - `solver`: one with a fixed number of evaluations a step; `UniPC(2)` in velocity.
+    - `evaluations`: network evaluations of one solve; 8.
+    - `config`: the optimisation; `GridConfig()`.
+    - `shape`: the shape of one sample, from whose noise `draws` starts are drawn; or
+    - `start`: x at t_max, (draws, ...).
+    - `cond`: a pytree of arrays with leading axis draws, or None.
+    - `draws`: the number of starts without `start`; 2048.
+    - `denoise`: as in `sample`, included in `evaluations`; no.
+    - `progress`: whether to show a progress bar; yes.
+    - `changes`: fields of `config` by name, which replace those of `config`.
+
+    **Returns:** a grid to sample with: `sample(key, model, shape, grid=grid)`.
+
+    **Raises:** ValueError for what does not fit, and where a solve fails.
 
     Cost: about 5 `evaluations` x `iterations` network evaluations on `kept` samples and
     a fine solve of all `draws` in one batch. After Watson et al. 2022, "Learning fast
     samplers for diffusion models by differentiating through sample quality", with the
     fine solve as the target, as in Shaul et al. 2024, "Bespoke non-stationary solvers".
     """
+    config = configured(GridConfig, config, changes, "learn_grid")
     solver = UniPC(2, prediction=velocity) if solver is None else solver
-    path = denoiser.path
-    calls = getattr(solver, "calls", None) or _calls(solver)
-    first = getattr(solver, "calls_first", 0)
+    steps, path = _steps(solver, evaluations, denoise), model.path
+    start_key, order_key = jax.random.split(key)
+    start = _starts(start_key, path, shape, start, cond, draws)
+    options = {"start": start, "cond": cond, "denoise": denoise}
+    fine, stock = _fine_and_stock(key, model, solver, steps, options, config.tolerance)
+    pick, share = _hardest(order_key, _square(stock, fine), config.kept)
+    target, options["start"] = fine[pick], start[pick]
+    options["cond"] = jax.tree.map(lambda c: c[pick], cond)
+    low, high = (v / 2 for v in logsnr_span(path))
+    times = CosineGrid(steps, model.overall_sigma_data)(path)[1:-1]
+    nodes = [low[None], jax.vmap(path.logsnr)(times) / 2, high[None]]
+    gaps = jnp.diff(jnp.concatenate(nodes))
+    parameters = {"gaps": jnp.log(jnp.maximum(gaps, 1e-3))}
+    if config.weights and isinstance(solver, UniPC | DEIS):
+        corrector = solver.corrector if isinstance(solver, UniPC) else 0
+        sizes = (steps, solver.points), (steps, corrector)
+        parameters["weights"] = Weights(*(jnp.zeros(n, start.dtype) for n in sizes))
+
+    def build(parameters):
+        share = jnp.cumsum(jax.nn.softmax(parameters["gaps"]))[:-1]
+        chosen = _with_weights(solver, parameters.get("weights"))
+        return LearnedGrid(steps, low + (high - low) * share, chosen, bool(denoise))
+
+    def loss(parameters, model, options, target):
+        options = {"grid": build(parameters)} | options
+        out = sample(order_key, model, target.shape, **options)
+        square, tiny = _square(out.x, target), jnp.finfo(start.dtype).eps ** 1.5
+        worst = jnp.log(jnp.sum(share * square) + tiny)
+        typical = jnp.sum(share * jnp.log(square + tiny))
+        return worst / 2 + typical / 4
+
+    best, losses = _descend(
+        loss, parameters, (model, options, target), config, progress
+    )
+    losses = jnp.asarray(losses, start.dtype)
+    none = lambda x: x is None  # noqa: E731
+    return eqx.tree_at(lambda g: g.losses, build(best), losses, is_leaf=none)
+
+
+def _steps(solver, evaluations, denoise):
+    """The steps that so many evaluations are; refuses what cannot be learned."""
+    name = type(solver).__name__
+    if isinstance(solver, AbstractSemilinearSolver):
+        if solver.draws:
+            raise ValueError(
+                f"a grid is learned along the flow, and {name} adds noise."
+            )
+        calls, first = solver.calls, solver.calls_first
+    else:
+        calls, two = (int(count(solver, jnp.asarray(n))) for n in (1, 2))
+        first = 0
+        if calls < 1 or two != 2 * calls:
+            raise ValueError(
+                "learn_grid needs a solver with a fixed number of evaluations a step, "
+                f"got {name}. Use DEIS() or UniPC()."
+            )
     steps, rest = divmod(evaluations - bool(denoise) - first, calls)
     if rest or steps < 1:
         raise ValueError(
-            f"{type(solver).__name__} makes {calls} evaluations a step, and evaluations"
-            f"={evaluations} with denoise={bool(denoise)} is no whole number of steps."
+            f"{name} makes {calls} evaluations a step, and evaluations={evaluations} "
+            f"with denoise={bool(denoise)} is no whole number of steps."
         )
-    if getattr(solver, "draws", False):
-        raise ValueError(
-            f"a grid is learned along the flow, and {type(solver).__name__} adds noise."
-        )
+    return steps
+
+
+def _starts(key, path, shape, start, cond, draws):
+    """x at t_max, as it was given or drawn."""
+    dtype = float_array(path.t_min).dtype
     if start is not None and shape is not None:
         raise ValueError("give learn_grid shape, or start, which has one: not both.")
-    dtype = float_array(path.t_min).dtype
-    start_key, order_key = jax.random.split(key)
     if start is None:
         if shape is None:
             raise ValueError(
                 "learn_grid needs the shape of one sample, shape=(2,), or starts at "
                 "t_max, start=x of shape (draws, ...)."
             )
-        scale = path.sigma(path.t_max)
-        keys = jax.random.split(start_key, draws)
+        scale, keys = path.sigma(path.t_max), jax.random.split(key, draws)
         start = scale * jax.vmap(lambda k: path.noise.sample(k, shape, dtype))(keys)
         start = basis_of(path).data(start)
     start = jnp.asarray(start, dtype)
@@ -175,71 +258,36 @@ def learn_grid(
             f"cond needs one row for each of the {len(start)} starts, got the shape "
             f"{odd[0]}."
         )
+    return start
+
+
+def _fine_and_stock(key, model, solver, steps, options, tolerance):
+    """Where a fine solve ends, and where `solver` does on a stock grid."""
+    shape, dtype = options["start"].shape, options["start"].dtype
     if tolerance is None:
         tolerance = 1e-9 if dtype == jnp.float64 else 1e-5
-    options = {"start": start, "cond": cond, "denoise": denoise}
-    fine = sample(
-        key,
-        denoiser,
-        start.shape,
-        solver=dfx.Tsit5(),
-        grid=Adaptive(tolerance, tolerance),
-        **options,
-    )
+    adaptive = Adaptive(tolerance, tolerance)
+    fine = sample(key, model, shape, solver=dfx.Tsit5(), grid=adaptive, **options)
     if not bool(fine.ok):
         raise ValueError(f"the fine solve did not reach the data: {fine.result}")
+    grid = CosineGrid(steps, model.overall_sigma_data)
+    return fine.x, sample(key, model, shape, solver=solver, grid=grid, **options).x
 
-    spread = getattr(denoiser, "sigma_data", 0.5)
-    stock = sample(
-        key,
-        denoiser,
-        start.shape,
-        solver=solver,
-        grid=CosineGrid(steps, spread),
-        **options,
-    )
-    pick, share = _hardest(order_key, _square(stock.x, fine.x), kept)
-    target, options["start"] = fine.x[pick], start[pick]
-    options["cond"] = jax.tree.map(lambda c: c[pick], cond)
-    low, high = (v / 2 for v in logsnr_span(path))
-    times = CosineGrid(steps, spread)(path)[1:-1]
-    nodes = jax.vmap(path.logsnr)(times) / 2
-    gaps = jnp.diff(jnp.concatenate([low[None], nodes, high[None]]))
-    parameters = {"gaps": jnp.log(jnp.maximum(gaps, 1e-3))}
-    if weights and hasattr(solver, "weights"):
-        older = jnp.zeros((steps, solver.points), dtype)
-        newer = jnp.zeros((steps, getattr(solver, "corrector", 0)), dtype)
-        parameters["weights"] = Weights(older, newer)
 
-    def build(parameters):
-        share = jnp.cumsum(jax.nn.softmax(parameters["gaps"]))[:-1]
-        chosen = solver
-        if "weights" in parameters:
-            chosen = _with_weights(solver, parameters["weights"])
-        return LearnedGrid(steps, low + (high - low) * share, chosen, bool(denoise))
-
-    def loss(parameters, denoiser, options, target):
-        grid = build(parameters)
-        out = sample(order_key, denoiser, target.shape, grid=grid, **options)
-        square, tiny = _square(out.x, target), jnp.finfo(dtype).eps ** 1.5
-        worst = jnp.log(jnp.sum(share * square) + tiny)
-        typical = jnp.sum(share * jnp.log(square + tiny))
-        return worst / 2 + typical / 4
-
-    chunk = max(1, -(-iterations // _CALLS))
-    total = chunk * -(-iterations // chunk)
+def _descend(loss, parameters, arguments, config, progress):
+    """(the best parameters, the loss of every iteration)."""
+    chunk = max(1, -(-config.iterations // _CALLS))
+    total = chunk * -(-config.iterations // chunk)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adam(optax.cosine_decay_schedule(rate, total)),
+        optax.adam(optax.cosine_decay_schedule(config.rate, total)),
     )
 
     @eqx.filter_jit
-    def run(carry, denoiser, options, target):
+    def run(carry, arguments):
         def update(carry, _):
             parameters, state, best = carry
-            value, slope = jax.value_and_grad(loss)(
-                parameters, denoiser, options, target
-            )
+            value, slope = jax.value_and_grad(loss)(parameters, *arguments)
             best = jax.tree.map(
                 functools.partial(jnp.where, value < best[0]), (value, parameters), best
             )
@@ -252,23 +300,17 @@ def learn_grid(
 
         return jax.lax.scan(update, carry, None, length=chunk)
 
-    best = (jnp.asarray(jnp.inf, dtype), parameters)
+    best = (jnp.asarray(jnp.inf, parameters["gaps"].dtype), parameters)
     carry, losses = (parameters, optimizer.init(parameters), best), []
     with progress_bar(total, progress) as bar:
         while len(losses) < total:
-            carry, values = run(carry, denoiser, options, target)
+            carry, values = run(carry, arguments)
             losses.extend(np.asarray(values).tolist())
             bar.update(chunk)
             bar.set_postfix(error=f"{np.exp(losses[-1]):.2g}")
     if not np.isfinite(losses).any():
         raise ValueError("the solve was not finite at any iteration; nothing learned.")
-    grid = build(carry[2][1])
-    return eqx.tree_at(
-        lambda g: g.losses,
-        grid,
-        jnp.asarray(losses, dtype),
-        is_leaf=lambda x: x is None,
-    )
+    return carry[2][1], losses
 
 
 def _square(x, target) -> Float[Array, " draws"]:
@@ -290,15 +332,3 @@ def _hardest(key, error, kept):
     weight = (total - hard) / (kept - hard)
     share = jnp.concatenate([jnp.ones(hard), jnp.full(kept - hard, weight)]) / total
     return jnp.concatenate([order[:hard], rest]), share.astype(error.dtype)
-
-
-def _calls(solver) -> int:
-    from ..solvers import evaluations as count
-
-    one, two = (int(count(solver, jnp.asarray(n))) for n in (1, 2))
-    if one < 1 or two != 2 * one:
-        raise ValueError(
-            f"learn_grid needs a solver with a fixed number of evaluations a step, got "
-            f"{type(solver).__name__}. Use DEIS() or UniPC()."
-        )
-    return one

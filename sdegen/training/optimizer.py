@@ -39,8 +39,12 @@ def _schedule(learning_rate, warmup, decay, steps):
 class AdamW(AbstractOptimizer):
     """Adam with decoupled weight decay. Loshchilov and Hutter 2019.
 
-    **Arguments:** `clip`, the largest global norm of a gradient; `warmup`, steps of
-    linear warm-up; `decay`, whether the rate falls to zero along a half cosine.
+    **Arguments:**
+
+    - `learning_rate`, `weight_decay`, `b1`, `b2`: numbers of the update rule.
+    - `clip`: the largest global norm of a gradient.
+    - `warmup`: steps of linear warm-up.
+    - `decay`: whether the rate falls to zero along a half cosine.
     """
 
     learning_rate: Scalar = number(1e-3)
@@ -63,8 +67,8 @@ class AdamW(AbstractOptimizer):
 class Lion(AbstractOptimizer):
     """u = sign(b1 m + (1 - b1) g), then m = b2 m + (1 - b2) g. Chen et al. 2023.
 
-    The defaults are AdamW's of this file with the rate 5 times smaller and the decay 5
-    times larger. Arguments as for `AdamW`.
+    The arguments are those of `AdamW`; the default rate is 5 times smaller than there
+    and the default weight decay 5 times larger.
     """
 
     learning_rate: Scalar = number(2e-4)
@@ -85,13 +89,30 @@ class Lion(AbstractOptimizer):
 
 
 class Given(AbstractOptimizer):
-    """Any Optax transformation as it is; its numbers are fixed when it is made."""
+    """An Optax transformation as it is; its numbers are static."""
 
     chain: optax.GradientTransformation = eqx.field(static=True)
 
     def transform(self, steps):
         """The transformation."""
         return self.chain
+
+
+def as_optimizer(
+    optimizer: AbstractOptimizer | optax.GradientTransformation,
+) -> AbstractOptimizer:
+    """An optimiser from what a user may give.
+
+    **Raises:** ValueError for what is neither an optimiser nor an Optax transformation.
+    """
+    if isinstance(optimizer, optax.GradientTransformation):
+        optimizer = Given(optimizer)
+    if not isinstance(optimizer, AbstractOptimizer):
+        raise ValueError(
+            "optimizer must be a module such as sdegen.AdamW(), or an Optax "
+            f"transformation such as optax.adam(1e-3), got {optimizer!r:.60}."
+        )
+    return optimizer
 
 
 def global_norm(tree) -> Scalar:

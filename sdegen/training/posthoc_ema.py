@@ -1,11 +1,11 @@
 """Averages of any length after training, from the snapshots of a run.
 
-    python -m sdegen.posthoc_ema RUN --std 0.05 0.10 0.15
+    sdegen ema RUN --std 0.05 0.10 0.15
 
 `fit(ema=[Power(0.05), Power(0.10)], directory=RUN)` leaves snapshots of its averages;
 this finds the weighted sum of them that is closest to an average of another relative
 width `std`, at the last step or at `--step`, and writes it as a checkpoint of the
-network. Equations in `sdegen.average`; Karras et al. 2024, section 3.2.
+network. Equations in `sdegen.ema`; Karras et al. 2024, section 3.2.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def snapshots(run: str | Path) -> tuple[list[int], list[float]]:
     steps = kept.steps()
     if not steps:
         raise FileNotFoundError(
-            f"no snapshots of averages in {place}: train with fit(ema=[sdegen.average."
-            "Power(0.05), sdegen.average.Power(0.10)], directory=...)."
+            f"no snapshots of averages in {place}: train with fit(ema=[sdegen.ema."
+            "Power(0.05), sdegen.ema.Power(0.10)], directory=...)."
         )
     return steps, kept.metadata(steps[-1])["identity"]["stds"]
 
@@ -37,12 +37,20 @@ def snapshots(run: str | Path) -> tuple[list[int], list[float]]:
 def reconstruct(
     run: str | Path, std: float, like: Any = None, *, step: int | None = None
 ) -> tuple[Any, float]:
-    """(network, error): the network averaged with relative width `std`.
+    """The network averaged with relative width `std`.
 
-    **Arguments:** `like`, a network of the same structure, whose shardings the result
-    takes (None: a dictionary of arrays by their place); `step`, up to which the average
-    runs, default the last. Snapshots are read one after the other. `error` is the part
-    of the profile that the snapshots cannot express, relative to its norm.
+    **Arguments:**
+
+    - `run`: the directory of the run.
+    - `std`: the width of the average relative to the time of training, below 0.28.
+    - `like`: what was trained, or its shape, whose shardings the result takes; by
+      default the result is a dictionary of arrays by their place.
+    - `step`: the last step of the average; the last snapshot.
+
+    **Returns:** (network, error), `error` the part of the profile that the snapshots
+    cannot express, relative to its norm.
+
+    **Raises:** ValueError for a width or a step out of range, FileNotFoundError.
     """
     if not 0 < std < 0.28:
         raise ValueError(
@@ -101,7 +109,7 @@ def _add(total, part, share):
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m sdegen.posthoc_ema",
+        prog="sdegen ema",
         description="Averages of any length, from the snapshots of a run.",
     )
     parser.add_argument("run", type=Path, help="directory of the run")

@@ -1,4 +1,4 @@
-"""Leaving in good order when a machine is taken away (SIGTERM, preemption)."""
+"""Preemption: SIGTERM is noted, the state saved, and the program ends with code 75."""
 
 import math
 import signal
@@ -12,11 +12,11 @@ from jaxtyping import Array, Int
 from ..mesh import batch_axes, batch_sharding
 
 PREEMPTED = 75
-"""The exit code of a run that was told to stop and saved (EX_TEMPFAIL): go on."""
+"""The exit code of a run that was preempted and saved (EX_TEMPFAIL): start it again."""
 
 
 class Preempted(SystemExit):
-    """The run was told to stop; its state is saved. Ends the program with code 75."""
+    """The run was preempted and its state is saved. Ends the program with code 75."""
 
     def __init__(self, message: str, step: int):
         super().__init__(PREEMPTED)
@@ -27,15 +27,14 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """A context in which SIGTERM is noted, not obeyed at once; a second one is obeyed.
+    """A context that notes SIGTERM; a second signal acts at once.
 
-    With several processes each hands its note to the compiled call (`aux`), which
-    returns whether any of them has one: all learn it from the same call, and stop
-    after the same one. No process waits for another that it would not wait for anyway.
+    Of several processes each gives its flag to the compiled call, which returns the
+    largest: all of them stop after the same call, and none waits for another.
     """
 
     def __init__(self, mesh: Mesh | None):
-        self._told, self._before = False, None
+        self._signalled, self._before = False, None
         self._mesh = mesh if jax.process_count() > 1 else None
 
     def __enter__(self):
@@ -46,23 +45,23 @@ class Preemption:
         return self
 
     def _note(self, number, frame):
-        self._told = True
+        self._signalled = True
         signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
-    def aux(self) -> Int[Array, " devices"] | None:
-        """This process's note on each of its devices; None with one process."""
+    def flags(self) -> Int[Array, " devices"] | None:
+        """This process's flag on each of its devices; None with one process."""
         if self._mesh is None:
             return None
         sharding = batch_sharding(self._mesh)
         size = math.prod(self._mesh.shape[axis] for axis in batch_axes(self._mesh))
         return jax.make_array_from_callback(
-            (size,), sharding, lambda _: np.full(1, self._told, np.int32)
+            (size,), sharding, lambda _: np.full(1, self._signalled, np.int32)
         )
 
-    def requested(self, heard: bool) -> bool:
-        """Whether to stop now; `heard`, what a call has returned of the notes."""
-        return self._told if self._mesh is None else heard
+    def requested(self, by_any: bool) -> bool:
+        """Whether to stop now; `by_any` is what a call has returned of the flags."""
+        return self._signalled if self._mesh is None else by_any
 
     def __exit__(self, *error):
-        if self._before is not None and not self._told:
+        if self._before is not None and not self._signalled:
             signal.signal(signal.SIGTERM, self._before)

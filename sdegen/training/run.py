@@ -12,40 +12,42 @@ from ..data.stream import AbstractStream
 from ..runs import checkpoint
 from ..runs.recorder import describe
 from .compiled_loop import make_call
-from .step import TrainState
+from .ema import as_averages
+from .optimizer import as_optimizer
+from .step import TrainState, own_loss
 
 
 class Run:
-    """The compiled run and where it stands."""
+    """The compiled run and the step it has reached, `done`."""
 
-    def __init__(self, model, feed, *, steps, steps_per_call, options):
-        self.model, self.feed, self.options = model, feed, options
-        self.steps, self.steps_per_call = steps, steps_per_call
-        self.done = 0
+    def __init__(self, model, feed, config, loss):
+        self.model, self.feed, self.config = model, feed, config
+        self.loss, self.steps = loss or own_loss, config.steps
         self.begin()
 
     def begin(self):
         """The state of step 0."""
         self.call, self.leaves, self.structure = make_call(
-            self.model, self.feed, steps=self.steps, **self.options
+            self.model, self.feed, self.config, loss=self.loss
         )
         self.done = 0
 
     def counts(self, start: int, end: int) -> Iterator[int]:
         """Steps of each call from `start` to `end`, at multiples of steps_per_call."""
+        size = self.config.steps_per_call
         while start < end:
-            count = min(self.steps_per_call - start % self.steps_per_call, end - start)
+            count = min(size - start % size, end - start)
             yield count
             start += count
 
-    def advance(self, fed, count, aux=None):
-        """`count` steps; their metrics, perhaps still under way."""
-        self.leaves, metrics = self.call(self.leaves, fed, aux)
+    def advance(self, fed, count, flags=None):
+        """`count` steps; their metrics, perhaps still being computed."""
+        self.leaves, metrics = self.call(self.leaves, fed, flags)
         self.done += count
         return metrics
 
     def replay(self, step: int) -> None:
-        """On from where the run stands to `step`, without a word."""
+        """Advance to `step` without logging."""
         with self.feed.chunks(self.done, self.counts(self.done, step)) as chunks:
             for fed, count in zip(chunks, self.counts(self.done, step), strict=False):
                 jax.block_until_ready(self.advance(fed, count))
@@ -60,10 +62,7 @@ class Run:
         return checkpoint.named(self.state)
 
     def averaged(self, copy: bool = False):
-        """The model with the first average as what training changes.
-
-        The next call takes the arrays: a copy outlives it.
-        """
+        """The model by the first average; a copy outlives the next call."""
         trained = self.state.averages[0]
         if copy:
             trained = jax.tree.map(jnp.copy, trained)
@@ -77,22 +76,21 @@ class Run:
         """Operations of one step on one device, from the lowered program."""
         cost = self.call.lower(self.leaves, fed).cost_analysis() or {}
         # The cost analysis counts the body of a loop once.
-        return float(cost.get("flops", 0.0)) * self.options["accumulate"]
+        return float(cost.get("flops", 0.0)) * self.config.accumulate
 
-
-def identify(run, data):
-    """What the numbers of a run depend on, as plain JSON; the mesh is not in it."""
-    options = run.options
-    size = np.shape(data) if not isinstance(data, AbstractStream) else len(data)
-    what = {
-        "steps": run.steps,
-        "batch_size": run.feed.batch_size,
-        "steps_per_call": run.steps_per_call,
-        "seed": run.feed.seed,
-        "data": {"size": size},
-        "model": run.model.with_trained(None),
-    }
-    if run.feed.stream is None:
-        held = [np.asarray(a) for a in jax.tree.leaves(run.feed.arrays)]
-        what["data"]["crc32"] = [zlib.crc32(np.ascontiguousarray(a)) for a in held]
-    return describe(what | options)
+    def identity(self, data):
+        """What the numbers of the run depend on, as plain JSON, without the mesh."""
+        config = self.config
+        size = np.shape(data) if not isinstance(data, AbstractStream) else len(data)
+        names = ("steps", "batch_size", "steps_per_call", "seed", "augment")
+        what = {name: getattr(config, name) for name in (*names, "accumulate")} | {
+            "data": {"size": size},
+            "model": self.model.with_trained(None),
+            "optimizer": as_optimizer(config.optimizer),
+            "loss": self.loss,
+            "ema": as_averages(config.ema),
+        }
+        if self.feed.stream is None:
+            held = [np.asarray(a) for a in jax.tree.leaves(self.feed.arrays)]
+            what["data"]["crc32"] = [zlib.crc32(np.ascontiguousarray(a)) for a in held]
+        return describe(what)

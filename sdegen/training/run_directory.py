@@ -4,36 +4,31 @@ from pathlib import Path
 
 from ..runs import checkpoint
 from ..runs.checkpoint import Checkpoints
-from .ema import Power
-from .run import identify
+from .ema import Power, as_averages
 
 
-class Disk:
-    """What a run keeps in its directory: checkpoints, snapshots of averages."""
+class RunDirectory:
+    """The directory of a run and what is saved in it; not `active` without one."""
 
-    def __init__(self, directory, run, data, keep, save_every, snapshot_every):
-        self.here = directory is not None
-        self.run = run
-        if not self.here:
+    def __init__(self, directory, run, data):
+        self.active, self.run = directory is not None, run
+        if not self.active:
             return
-        self.directory = Path(directory).absolute()
-        self.save_every = save_every or max(run.steps // 20, 1)
-        identity = identify(run, data)
+        self.place, config = Path(directory).absolute(), run.config
+        self.save_every = config.save_every or max(run.steps // 20, 1)
+        identity = run.identity(data)
         self.checkpoints = Checkpoints(
-            self.directory / "checkpoints", keep=keep, identity=identity
+            self.place / "checkpoints", keep=config.keep, identity=identity
         )
-        power = [
-            (i, float(a.std))
-            for i, a in enumerate(run.options["ema"])
-            if isinstance(a, Power)
-        ]
-        self.stds, self.snapshots = dict(power), None
-        if power:
-            self.snapshot_every = snapshot_every or max(run.steps // 32, 1)
+        averages = enumerate(as_averages(config.ema))
+        self.stds = {i: float(a.std) for i, a in averages if isinstance(a, Power)}
+        self.snapshots = None
+        if self.stds:
+            self.snapshot_every = config.snapshot_every or max(run.steps // 32, 1)
             self.snapshots = Checkpoints(
-                self.directory / "averages",
+                self.place / "averages",
                 keep=None,
-                identity=identity | {"stds": [std for _, std in power]},
+                identity=identity | {"stds": list(self.stds.values())},
             )
         self.restore()
 
@@ -47,8 +42,8 @@ class Disk:
             self.run.begin()
 
     def due(self, count):
-        """Whether this call ends at a checkpoint, or at a snapshot."""
-        if not self.here:
+        """Whether the last `count` steps end at (a checkpoint, a snapshot)."""
+        if not self.active:
             return False, False
         end = self.run.done == self.run.steps
         save = end or self.run.crossed(self.save_every, count)
@@ -60,10 +55,8 @@ class Disk:
     def snapshot(self):
         """Write the power-function averages."""
         averages = self.run.state.averages
-        arrays = {i: checkpoint.named(averages[i]) for i in self.stds}
-        flat = {
-            f"{j}{k}": v for j, i in enumerate(arrays) for k, v in arrays[i].items()
-        }
+        arrays = (checkpoint.named(averages[i]) for i in self.stds)
+        flat = {f"{j}{k}": v for j, part in enumerate(arrays) for k, v in part.items()}
         self.snapshots.save(self.run.done, flat)
 
     def save(self):
@@ -84,7 +77,7 @@ class Disk:
 
     def close(self):
         """Wait for what is being written, and close."""
-        if self.here:
+        if self.active:
             self.checkpoints.close()
             if self.snapshots is not None:
                 self.snapshots.close()

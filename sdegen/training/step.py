@@ -1,9 +1,8 @@
 """The state of training and the pure step that changes it.
 
-A step is a function of (state, data, key): the batch, the noise and the times of step n
-are functions of the seed and n alone. `train_step` is pure: jit it, scan it, or run it
-under `jax.pmap` or `shard_map` given the axis name (networks with our convolutions, and
-Diffrax itself, need `shard_map(check_vma=False)`).
+The batch, the noise and the times of step n are functions of the seed and n alone.
+`train_step` is pure: jit it, scan it, or run it under `jax.pmap` or `shard_map` given
+the axis name (our convolutions, and Diffrax, need `shard_map(check_vma=False)`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from ..losses.coupling.pairs import split_aux
 from ..models.model import AbstractModel
 from ..typing import AxisName, PyTree, RandomKey, Scalar, ScalarLike
 from . import ema
-from .ema import AbstractAverage, as_averages
+from .ema import DECAY, AbstractAverage, as_averages
 from .optimizer import global_norm
 
 
@@ -35,7 +34,14 @@ class TrainState(eqx.Module):
 def init_state(
     trained: Any, transform: optax.GradientTransformation, *, averages: int = 1
 ) -> TrainState:
-    """The state before the first step; every moving average starts at `trained`."""
+    """The state before the first step; every moving average starts at `trained`.
+
+    **Arguments:**
+
+    - `trained`: `model.trained`.
+    - `transform`: an Optax transformation.
+    - `averages`: how many moving averages are kept; 1.
+    """
     params = eqx.filter(trained, eqx.is_inexact_array)
 
     # a copy: the state's buffers are donated, the model's stay the caller's
@@ -63,16 +69,12 @@ def check_model(model: Any) -> None:
 
 
 def without_trained(model: AbstractModel) -> AbstractModel:
-    """The model without the arrays that training changes; `with_trained` fills them in.
-
-    No field becomes None, so the shell knows what of it is trained.
-    """
-    static = eqx.partition(model.trained, eqx.is_array)[1]
-    if len(model.trainable) == 1:
-        static = (static,)
-    return eqx.tree_at(
-        lambda m: [getattr(m, name) for name in m.trainable], model, list(static)
-    )
+    """The model without the arrays that training changes; `with_trained` adds them."""
+    # Only arrays become None: the rest still knows what of it is trained.
+    fields = [getattr(model, name) for name in model.trainable]
+    static = eqx.filter(fields, eqx.is_array, inverse=True)
+    where = lambda m: [getattr(m, name) for name in m.trainable]  # noqa: E731
+    return eqx.tree_at(where, model, static)
 
 
 def gradients(
@@ -86,15 +88,23 @@ def gradients(
     axis_name: AxisName | None = None,
     accumulate: int = 1,
 ) -> tuple[Scalar, PyTree, dict[str, Scalar]]:
-    """(loss, its gradient with respect to `trained`, aux), on a batch.
+    """The loss on a batch and its gradient.
 
-    `aux` is that of the loss's coupling, {} if it has none. With `axis_name` the
-    batch is one device's part: the loss is the mean over all, the gradient still the
-    part's, whose mean over the devices is the gradient. With `accumulate` = k the batch
-    is worked off in k parts, one after the other in less memory: part j holds the
-    samples i with i % k = j and uses fold_in(key, j).
+    **Arguments:**
+
+    - `trained`: what training changes, in the place of `model.trained`.
+    - `model`: the model, or what `without_trained` leaves of it.
+    - `x0`, `cond`: data (batch, ...), and conditions or None.
+    - `key`: the key of the batch.
+    - `loss`: a function (model, key, x0, cond, *, axis_name); the model's own.
+    - `axis_name`: the mapped axis, if the batch is one device's part; none.
+    - `accumulate`: parts that the batch is computed in, one after the other; 1. Of k
+      parts number j holds the samples i with i % k = j and uses fold_in(key, j).
+
+    **Returns:** (loss, gradient, aux), `aux` that of the coupling or {}. With
+    `axis_name` the loss is the mean over all devices and the gradient this device's:
+    its mean over the devices is the gradient.
     """
-
     loss = own_loss if loss is None else loss
 
     def part(trained, x0, cond, key):
@@ -157,20 +167,23 @@ def train_step(
     key: RandomKey,
     *,
     loss: Callable | None = None,
-    ema: ScalarLike | AbstractAverage | Sequence = 0.999,
+    ema: ScalarLike | AbstractAverage | Sequence = DECAY,
     axis_name: AxisName | None = None,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Scalar]]:
     """One step: (state, batch) -> (state, metrics). Pure; jit it, or scan it.
 
-    **Arguments:** `model`, whose trained part is replaced by the state's; `key`, of the
-    whole run: step n uses fold_in(key, n); `loss(model, key, x0, cond, axis_name=...)`,
-    default the model's own; `ema`, one decay or average, or as many as
-    `state.averages` has (see `sdegen.average`); `axis_name`, the mapped axis if the batch is one device's
-    part of it; `accumulate`, parts that the batch is worked off in.
+    **Arguments:**
 
-    **Returns:** the next state, and `loss`, `grad_norm`, `update_norm` and the notes of
-    the coupling, which the caller looks at now and then: the step itself never raises.
+    - `state`: of `init_state`, or of the step before.
+    - `model`: the model, whose trained part is replaced by the state's.
+    - `transform`: the Optax transformation of the state.
+    - `x0`, `cond`, `loss`, `axis_name`, `accumulate`: see `gradients`.
+    - `key`: the key of the run: step n uses fold_in(key, n).
+    - `ema`: a decay or an average of `sdegen.ema`, or as many as the state has.
+
+    **Returns:** the next state, and a dict of `loss`, `grad_norm`, `update_norm` and
+    the `aux` of the coupling. Nothing raises: look at these on the host.
     """
     value, grads, aux = gradients(
         state.trained,
