@@ -1,4 +1,4 @@
-"""Is a linear SDE of a state (`sdegen.block`) what it says it is?
+"""Is a linear SDE of a state (`sdegen.processes.momentum`) what it says it is?
 
 Its moments a and L against its F and G, in units of the noise: with A = L^-1 F L and
 H = L^-1 G,

@@ -49,7 +49,7 @@ class AbstractPath(eqx.Module):
     A subclass writes `alpha` and `sigma`, for a scalar t, so that logsnr strictly falls
     from `t_min` to `t_max`. alpha may vanish at t_max; sigma may not vanish at t_min.
     Both are scalars, or arrays over the coordinates of one sample; a field `basis` says
-    in which `sdegen.basis` these coordinates are (default: the data as they are).
+    in which basis these coordinates are (default: the data as they are).
     """
 
     t_min: eqx.AbstractVar[Scalar]

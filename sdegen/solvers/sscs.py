@@ -1,6 +1,6 @@
 """The symmetric splitting sampler of Langevin diffusions, on the state.
 
-The reverse process of a linear SDE of a state (`sdegen.block`), with strength lambda,
+The reverse process of a linear SDE of a state, with stochasticity lambda,
 
     du = [-F u + w G G^T score(u)] |dt| + lambda G dw,    w = (1 + lambda^2) / 2,  (1)
 
@@ -9,8 +9,8 @@ is split by the score -R^-1 u of its stationary law N(0, R), F R + R F^T + G G^T
     A:  du = (-F - w G G^T R^-1) u |dt| + lambda G dw,                             (2)
     B:  du = w G G^T (score(u) + R^-1 u) |dt|.                                     (3)
 
-A is a linear SDE, whose step is known (`sdegen.block.transition`); B is small near the
-noise, where the score is that of R. A step is half of A, the whole of B, half of A.
+A is a linear SDE, whose step is known (`processes.momentum.transition`); B is small
+near the noise, where the score is that of R. A step is half of A, the whole of B, half of A.
 """
 
 from collections.abc import Callable
