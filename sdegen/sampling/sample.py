@@ -8,7 +8,7 @@ from jaxtyping import Array, Num
 from ..models.model import AbstractModel
 from ..solvers.grids import Adaptive, Grid
 from ..solvers.solve import Solution
-from ..typing import PyTree, RandomKey, ScalarLike, float_array, is_traced
+from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
 from .drive import drive, whole_numbers
 
 
@@ -68,23 +68,12 @@ def sample(
             "sample takes a model, such as Denoiser(network, sdegen.VP()), got "
             f"{model!r:.60}."
         )
-    if jnp.ndim(stochasticity):
-        raise ValueError(
-            "stochasticity is one number for the whole batch, got an array of shape "
-            f"{jnp.shape(stochasticity)}."
-        )
-    flow = not is_traced(stochasticity) and float(stochasticity) == 0
-    if not is_traced(stochasticity) and not float(stochasticity) >= 0:
-        raise ValueError(
-            "stochasticity must be >= 0 (0 is the flow, 1 the reverse SDE), got "
-            f"{float(stochasticity):g}."
-        )
     start = None if start is None else jnp.asarray(start)
     problem = model.problem(
         shape,
         solver=solver,
         grid=grid,
-        stochasticity=None if flow else float_array(stochasticity),
+        stochasticity=noise_level(stochasticity),
         denoise=denoise,
         refinable=refinable,
         cond=cond,
@@ -100,3 +89,20 @@ def sample(
         refinable=refinable,
         sharding=sharding,
     )
+
+
+def noise_level(stochasticity: ScalarLike) -> Scalar | None:
+    """The stochasticity as a number, None for the flow."""
+    if jnp.ndim(stochasticity):
+        raise ValueError(
+            "stochasticity is one number for the whole batch, got an array of shape "
+            f"{jnp.shape(stochasticity)}."
+        )
+    if is_traced(stochasticity):
+        return float_array(stochasticity)
+    if not float(stochasticity) >= 0:
+        raise ValueError(
+            "stochasticity must be >= 0 (0 is the flow, 1 the reverse SDE), got "
+            f"{float(stochasticity):g}."
+        )
+    return None if float(stochasticity) == 0 else float_array(stochasticity)
