@@ -27,7 +27,7 @@ from sdegen.sweeps import (
     run,
     sweep,
 )
-from sdegen.sweeps.job import Orders, run_job
+from sdegen.sweeps.job import JobOptions, run_job
 from sdegen.sweeps.program import Program
 from sdegen.sweeps.space import Space
 from sdegen.sweeps.trial import bind
@@ -250,7 +250,7 @@ def test_it_leaves_in_good_order_when_told_to_stop(whole, tmp_path, monkeypatch)
 def test_memory_that_is_short_takes_fewer_trials_at_a_time(whole, monkeypatch):
     _, results = whole
     job = Sweep(train, SPACE).jobs()[0]
-    orders = Orders(train, metric="error", progress=False)
+    options = JobOptions(train, metric="error", progress=False)
     # As much as five trials take side by side: the lanes go first, then the width.
     few = Program(bind(train, None, {}), job.points[:5], lanes=1)
     few.advance(few.begin(), 0, CALL)
@@ -262,7 +262,7 @@ def test_memory_that_is_short_takes_fewer_trials_at_a_time(whole, monkeypatch):
     monkeypatch.setattr(
         Program, "begin", lambda self: widths.append(self.width) or begin(self)
     )
-    rows = run_job(job, orders)
+    rows = run_job(job, options)
     assert widths[0] == 12 and max(widths[1:]) < 12 and len(widths) > 2
     assert describe(rows) == describe(results.rows)
 

@@ -1,9 +1,9 @@
-"""A sweep on disk: what it is, its finished jobs, and a ledger for people.
+"""A sweep on disk: what it is, its finished jobs, and a ledger.
 
     sweep.json              what is swept; a folder of another sweep is refused
     jobs/NAME/results.jsonl a finished job: a row for each trial, written whole
     jobs/NAME/checkpoints/  a job under way
-    ledger.txt              who did what, and when
+    ledger.txt              what each worker did, and when
     results.csv, results.jsonl, summary.csv, sweep.png     all finished trials
 
 Any number of processes on any number of hosts may share a folder; a job is worked on
@@ -79,7 +79,7 @@ class Folder:
             return
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         line = f"{now}  {socket.gethostname()}:{os.getpid()}  {text}\n"
-        # One write of a short line: appended whole, whoever else writes.
+        # One write of a short line is appended whole, also beside other writers.
         with open(self.place / "ledger.txt", "ab", buffering=0) as file:
             file.write(line.encode())
 

@@ -27,7 +27,13 @@ class Halving:
         return sorted(step for step in up if step < total)
 
     def stop(self, values: Mapping[int, float], goal: str) -> set[int]:
-        """Who stops, of trials with these values at a rung; what is not finite does."""
+        """The trials to stop at this rung; non-finite ones always stop.
+
+        **Arguments:**
+
+        - `values`: the metric of each trial by its number.
+        - `goal`: "min" or "max".
+        """
         bad = {n for n, value in values.items() if not math.isfinite(value)}
         sign = 1 if goal == "min" else -1
         ranked = sorted(values.keys() - bad, key=lambda n: (sign * values[n], n))

@@ -27,11 +27,11 @@ _AHEAD = 2  # calls in flight; more can deadlock collectives on simulated device
 
 
 @dataclasses.dataclass(frozen=True)
-class Orders:
-    """How jobs are run: see `sweep`.
+class JobOptions:
+    """How jobs are run: see `Sweep` and `sweep`.
 
-    `rungs(total, multiple) -> steps` and `stop(step, {trial: value}) -> trials` say
-    when trials are compared and which of them then end.
+    Trials are compared at the steps of `rungs(total, multiple)`, and those of
+    `stop(step, {trial: value})` then end.
     """
 
     trial: Callable
@@ -46,22 +46,23 @@ class Orders:
 
 
 def run_job(
-    job: Job, orders: Orders, directory: Path | None = None, title: str = ""
+    job: Job, options: JobOptions, directory: Path | None = None, title: str = ""
 ) -> list[dict[str, Any]]:
     """The rows of a job's trials, in their order.
 
-    With a `directory` the job is saved there now and then, and goes on from there.
-    Raises `Preempted` after SIGTERM, once it is saved.
+    With a `directory` the job is saved there, and continues from there.
+
+    **Raises:** `Preempted` after SIGTERM, once the job is saved.
     """
-    trial = bind(orders.trial, orders.config, job.static)
-    return _run(trial, job.points, orders, directory, title)
+    trial = bind(options.trial, options.config, job.static)
+    return _run(trial, job.points, options, directory, title)
 
 
-def _run(trial, points, orders, directory, title):
+def _run(trial, points, options, directory, title):
     try:
-        return _Run(trial, points, orders, directory, title).rows()
+        return _Run(trial, points, options, directory, title).rows()
     except TooLargeError:
-        devices = 1 if orders.mesh is None else orders.mesh.devices.size
+        devices = 1 if options.mesh is None else options.mesh.devices.size
         if len(points) <= devices:
             raise
     # As many at a time as the memory holds, one half after the other.
@@ -70,13 +71,13 @@ def _run(trial, points, orders, directory, title):
     for part in (points[:middle], points[middle:]):
         name = f"trials-{part[0].number}-{part[-1].number}"
         place = None if directory is None else directory / name
-        rows += _run(trial, part, orders, place, title)
+        rows += _run(trial, part, options, place, title)
     return rows
 
 
 @dataclasses.dataclass
 class _Progress:
-    """What the host knows of a job under way; plain JSON."""
+    """The state of a job that is not on the device; plain JSON."""
 
     step: int
     alive: list[int]
@@ -102,11 +103,11 @@ class _Progress:
 class _Run:
     """Trials of one program from begin to end."""
 
-    def __init__(self, trial, points: Sequence[Point], orders, directory, title):
-        self.points, self.orders, self.title = points, orders, title
-        seen = outcome(trial, points[0].values, orders.metric)
+    def __init__(self, trial, points: Sequence[Point], options, directory, title):
+        self.points, self.options, self.title = points, options, title
+        seen = outcome(trial, points[0].values, options.metric)
         self.trains = isinstance(seen, Training)
-        self.program = Program(trial, points, orders.mesh, orders.lanes)
+        self.program = Program(trial, points, options.mesh, options.lanes)
         self.directory, self.pending = directory, deque()
         self.latest: dict[int, float] = {}
         self.unsolved = UnsolvedPlans()
@@ -139,12 +140,12 @@ class _Run:
     def _train(self):
         leaves, spec = self.program.begin(), self.program.spec
         leaves = self._restore(leaves)
-        save_every = self.orders.save_every or max(spec.steps // 10, 1)
+        save_every = self.options.save_every or max(spec.steps // 10, 1)
         rungs = []
-        if self.orders.rungs is not None:
-            rungs = self.orders.rungs(spec.steps, spec.steps_per_call)
+        if self.options.rungs is not None:
+            rungs = self.options.rungs(spec.steps, spec.steps_per_call)
         guard = Preemption(None) if self.directory is not None else nullcontext()
-        bar = progress_bar(spec.steps, self.orders.progress, self.now.step)
+        bar = progress_bar(spec.steps, self.options.progress, self.now.step)
         bar.set_description_str(self.title, refresh=False)
         with guard as preemption, bar, self._checkpoints() as checkpoints:
             while self.now.step < spec.steps and self._anyone():
@@ -182,7 +183,7 @@ class _Run:
         return any(i not in self.now.ended for i in self.now.alive)
 
     def _settle(self):
-        """Look at the oldest call in flight: who is still finite, and the losses."""
+        """Wait for the oldest call in flight: note non-finite trials, and losses."""
         first, alive, metrics = self.pending.popleft()
         metrics = self.program.to_host(metrics)
         # A call that was under way when trials left has more rows than are alive now.
@@ -215,18 +216,18 @@ class _Run:
             found[place] = {k: float(v) for k, v in metrics.items()}
             # At a rung that of the last call, which a resumed run has as well.
             found[place]["loss"] = self.latest[place] if rung else total / number
-            check_metric(self.orders.metric, list(found[place]))
+            check_metric(self.options.metric, list(found[place]))
         return found
 
     def _compare(self, leaves, step):
-        """At a rung: measure everyone, and let the worse ones go."""
+        """At a rung: measure all trials, and stop the worse ones."""
         self.leaves = leaves
-        metric = self.orders.metric
+        metric = self.options.metric
         found = self._measure()
         values = {
             self.points[i].number: m.get(metric, math.nan) for i, m in found.items()
         }
-        out = self.orders.stop(step, values)
+        out = self.options.stop(step, values)
         for place, metrics in found.items():
             if self.points[place].number in out:
                 self.now.ended[place] = {
@@ -254,7 +255,7 @@ class _Run:
             checkpoints.close()
 
     def _save(self, checkpoints, leaves):
-        """The arrays, and before them, beside them, what the host knows."""
+        """The arrays, and before them, in a file beside them, the progress."""
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             text = json.dumps(dataclasses.asdict(self.now))

@@ -35,11 +35,13 @@ class TooLargeError(ValueError):
 class Program:
     """`width` trials as one program.
 
-    **Arguments:** `trial`, (key, values) -> Training or metrics, on tracers; `points`,
-    at least one, all of the same static values; `mesh`, over whose devices, all axes
-    together, the trials are split (None: one device); `lanes`, trials side by side on a
-    device, the others after them (None: all on an accelerator, where a small network
-    leaves most of the chip idle; `CPU_LANES` on a CPU, where it does not).
+    **Arguments:**
+
+    - `trial`: (key, values) -> a `Training` or metrics, on tracers.
+    - `points`: at least one, all of the same static values.
+    - `mesh`: the trials are split over all of its devices; one device by default.
+    - `lanes`: trials side by side on a device, the others after them. By default all on
+      an accelerator, most of which a small network leaves idle; `CPU_LANES` on a CPU.
     """
 
     def __init__(
@@ -241,7 +243,7 @@ class Program:
 
 
 def _memory(compiled) -> float:
-    """Bytes that a program needs on a device, as its compiler reckons."""
+    """Bytes that a program needs on a device, by its compiler."""
     stats = compiled.memory_analysis()
     if stats is None:
         return 0.0

@@ -1,4 +1,4 @@
-"""The slots of a sweep in a storage: who does what, agreed on by any number of workers.
+"""The slots of a sweep in a storage, which any number of workers claim.
 
 A slot is a job of the grid or, with a sampler, a point. Each is an Optuna trial that
 waits, runs, and is finished; claiming one is atomic. A trial whose heartbeats stop
@@ -16,7 +16,7 @@ from .storage import RETRIES, Life, fail_stale, load_optuna, make_sampler, open_
 
 
 class Slots:
-    """The slots of a sweep in an Optuna storage, seen by process 0 of a worker."""
+    """The slots of a sweep in an Optuna storage, used by process 0 of a worker."""
 
     def __init__(self, plan, url, folder, sampler, batch, heartbeat, grace):
         self.plan, self.folder, self.batch, self.grace = plan, folder, batch, grace
@@ -74,25 +74,25 @@ class Slots:
 
     def next(self) -> dict[str, Any] | None:
         """The next job of this worker, as plain JSON; None when all slots are done."""
-        told = False
+        logged = False
         while True:
             fail_stale(self.study)
             live = self._live()
             if self._claim(live):  # pyright: ignore[reportAttributeAccessIssue]
                 return self.task
             if all(trial.state.is_finished() for trial in live.values()):
-                self._tell_of_lost(live)
+                self._report_lost(live)
                 return None
-            if not told:
+            if not logged:
                 left = [s for s, t in live.items() if not t.state.is_finished()]
                 self.folder.log(
                     f"waits: {len(left)} jobs are with other workers, and become free "
                     f"if one is silent for {self.grace} s"
                 )
-                told = True
+                logged = True
             time.sleep(random.uniform(0.5, 1.0) * min(self.grace / 3, 5.0))
 
-    def _tell_of_lost(self, live):
+    def _report_lost(self, live):
         lost = sorted({t.user_attrs.get("slot") for t in self._trials()} - live.keys())
         if lost:
             text = f"{len(lost)} jobs took {RETRIES} workers with them: {lost[:10]}"
@@ -104,7 +104,7 @@ class Slots:
     def _take(self, trial) -> bool:
         """Claim one waiting trial; False if another worker was faster."""
         errors = self.optuna.exceptions
-        # A sign of life first: killed between the two, the claim would be for ever.
+        # The heartbeat first: a worker killed between the two would keep the claim.
         self.storage.record_heartbeat(trial_id(trial))
         try:
             got = self.storage.set_trial_state_values(
@@ -121,7 +121,7 @@ class Slots:
         try:
             self.storage.set_trial_state_values(id_, state, values)
         except self.optuna.exceptions.UpdateFinishedTrialError:
-            # Taken for dead by another worker, which finds the rows in the folder.
+            # Another worker has requeued it, and finds the rows in the folder.
             pass
 
     def _release(self):
@@ -129,14 +129,14 @@ class Slots:
         self.mine = []
 
     def failed(self, error: Exception) -> None:
-        """The job at hand raised: nobody tries it again."""
+        """Mark the current job as failed; no worker runs it again."""
         for id_ in self.mine:
             self.storage.set_trial_user_attr(id_, "error", str(error)[:500])
             self._finish(id_, self.states.FAIL)
         self._release()
 
     def close(self) -> None:
-        """Hand back what is claimed, for others to go on with, and end."""
+        """Return claimed slots to the other workers, and end."""
         for id_ in self.mine:
             trial = self.storage.get_trial(id_)
             if not trial.state.is_finished():
@@ -167,8 +167,8 @@ class Grid(Slots):
                 return True
         return False
 
-    def tell(self, rows) -> None:
-        """Done: the value of a job is its best trial's."""
+    def report(self, rows) -> None:
+        """Finish the job; its value is that of its best trial."""
         best = _best(rows, self.plan)
         for id_ in self.mine:
             if best is None:

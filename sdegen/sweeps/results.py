@@ -22,9 +22,13 @@ _NOT_AXES = ("trial", SEED, "status", "step")
 class Results:
     """Rows of finished trials.
 
-    **Arguments:** `rows`, dicts with "trial", the axes, "seed", "status" ("ok",
-    "non-finite", "stopped" at a rung, "failed") and the metrics; `axes`, the names of
-    the hyperparameters; `metric`, the one that counts; `goal`, "min" or "max".
+    **Arguments:**
+
+    - `rows`: dicts with "trial", the axes, "seed", "status" ("ok", "non-finite",
+      "stopped" at a rung, "failed") and the metrics.
+    - `axes`: the names of the hyperparameters.
+    - `metric`: the one that trials are ranked by, or None.
+    - `goal`: "min" or "max".
     """
 
     rows: Sequence[dict[str, Any]]
@@ -34,7 +38,7 @@ class Results:
 
     @property
     def metrics(self) -> list[str]:
-        """The names of the metrics, the one that counts first."""
+        """The names of the metrics, the one of the ranking first."""
         names = dict.fromkeys(
             name
             for row in self.rows

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from .folder import Folder
 from .halving import Halving
-from .job import Orders, run_job
+from .job import JobOptions, run_job
 from .results import Results
 from .space import SEED, Job, Point, Space
 from .trial import check_names
@@ -18,7 +18,23 @@ from .trial import check_names
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What is swept; a sweep file makes one. The fields are those of `sweep`."""
+    """What is swept; a sweep file makes one.
+
+    **Arguments:**
+
+    - `trial`: (key, **hyperparameters) -> metrics or a `Training`; with a config
+      (key, config).
+    - `space`: see `sdegen.sweeps.space`; lists of numbers are traced, `Static` values
+      make a program each, the axis "seed" is the key's.
+    - `config`: a dataclass whose fields the axes name by dotted paths; none.
+    - `metric`, `goal`: by which trials are ranked, and "min" (the default) or "max".
+    - `trials`: points drawn at random; by default the grid.
+    - `chunk`: the most trials to one program; all by default.
+    - `lanes`: trials side by side on a device, the others after them; all by default,
+      and on a CPU four, which is faster there and takes less memory.
+    - `halving`: a `Halving`, which stops the worse trials early; none.
+    - `seed`: of the points drawn at random; 0.
+    """
 
     trial: Callable
     space: Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -58,14 +74,14 @@ class Sweep:
             chunk = -(-len(points) // parts)
         return self.axes.jobs(points, chunk)
 
-    def orders(self, **options: Any) -> Orders:
+    def job_options(self, **options: Any) -> JobOptions:
         """How the jobs of this sweep are run."""
         if self.halving is not None:
             halving, goal = self.halving, self.goal
             options.setdefault("rungs", halving.steps)
             options.setdefault("stop", lambda _, values: halving.stop(values, goal))
         names = ("trial", "config", "metric", "lanes")
-        return Orders(**{name: getattr(self, name) for name in names}, **options)
+        return JobOptions(**{name: getattr(self, name) for name in names}, **options)
 
     def identity(self, **more: Any) -> dict[str, Any]:
         """What the numbers of the sweep depend on."""
@@ -95,28 +111,22 @@ def sweep(
 ) -> Results:
     """Run `trial` for every point of `space`, as many at once as one program holds.
 
-    `trial(key, **hyperparameters)` is pure: it returns scalar metrics, or a `Training`,
-    whose steps are then run side by side. It is traced once; what it does for one point
-    is what it would do alone, and a trial that goes non-finite is reported and hurts no
-    other.
+    The trial is pure and traced once. It does for one point what it would do alone; one
+    that goes non-finite is reported and does not affect the others.
 
-    **Arguments:** `space`, see `sdegen.sweep.space`: lists of numbers are traced,
-    `Static` values make a program each, the axis "seed" is the key's; `mesh`, over all
-    of whose devices the trials are split; `directory`, where finished jobs and the
-    states of a job under way are kept, and from which the same sweep goes on;
-    `save_every`, steps between two of its checkpoints (default: ten in all).
+    **Arguments:**
 
-    The rest are fields of `Sweep`: `noise`, a config whose fields the axes name by
-    dotted paths, the trial then being `trial(key, config)`; `metric` and `goal` ("min"
-    or "max"), by which trials are ranked; `trials`, so many points drawn at random
-    instead of the grid, and `seed`, of the draw; `chunk`, the most trials to one
-    program; `lanes`, trials side by side on a device (default: all; on a CPU four and
-    then the next, which is faster there and takes less memory); `halving`, stop the
-    worse ones early.
+    - `trial`, `space`, `options`: see `Sweep`.
+    - `mesh`: the trials are split over all of its devices; one device by default.
+    - `directory`: where finished jobs and the states of a job under way are kept, and
+      from which the same sweep continues; none.
+    - `save_every`: steps between checkpoints of a job; ten checkpoints by default.
+    - `progress`: whether to show a progress bar; yes.
 
-    **Returns:** `Results`. **Raises:** ValueError with a sentence for a space or a
-    trial that will not do, before anything runs; `Preempted` after SIGTERM, once all is
-    saved (with a `directory`).
+    **Returns:** `Results`.
+
+    **Raises:** ValueError for a space or a trial that does not fit, before anything
+    runs; `Preempted` after SIGTERM with a `directory`, once all is saved.
     """
     plan = Sweep(trial, space, **options)
     return run(
@@ -134,11 +144,16 @@ def run(
     progress: bool = True,
     watch: Callable[[Results], None] | None = None,
 ) -> Results:
-    """The jobs of `plan` that shard i of n has, one after the other.
+    """Run the jobs of shard i of n, which are the jobs j with j % n = i, in order.
 
-    Job j belongs to shard j modulo n; no storage is needed but the shared directory.
-    `watch` is called with the results so far after every job. **Returns:** all results
-    that are there, those of other shards too.
+    **Arguments:**
+
+    - `plan`: the sweep.
+    - `mesh`, `directory`, `save_every`, `progress`: see `sweep`.
+    - `shard`: (i, n); the shards need nothing but the directory, which they share.
+    - `watch`: called with the results so far after every job; none.
+
+    **Returns:** all results that are there, those of other shards too.
     """
     index, parts = shard
     if not 0 <= index < parts:
@@ -148,14 +163,14 @@ def run(
     jobs, folder, rows = plan.jobs(parts), None, []
     if directory is not None:
         folder = Folder(directory, plan.identity(chunk=plan.chunk, parts=parts))
-    orders = plan.orders(mesh=mesh, save_every=save_every, progress=progress)
+    options = plan.job_options(mesh=mesh, save_every=save_every, progress=progress)
     for job in jobs:
         if job.number % parts != index:
             continue
         name = f"{job.number:04d}"
         found = None if folder is None else folder.finished(name)
         if found is None:
-            found = run_and_keep(job, orders, folder, name, len(jobs))
+            found = run_and_keep(job, options, folder, name, len(jobs))
         rows += found
         if watch is not None and jax.process_index() == 0:
             watch(plan.results(rows if folder is None else folder.rows()))
@@ -164,17 +179,17 @@ def run(
 
 
 def run_and_keep(
-    job: Job, orders: Orders, folder: Folder | None, name: str, total: int | None
+    job: Job, options: JobOptions, folder: Folder | None, name: str, total: int | None
 ) -> list[dict[str, Any]]:
-    """The rows of a job, written to its folder; the ledger tells how it went."""
+    """The rows of a job, written to its folder and noted in the ledger."""
     of = "" if total is None else f" of {total}"
     title = f"job {job.number + 1}{of}, {_trials(job)}"
     if folder is None:
-        return run_job(job, orders, None, title)
+        return run_job(job, options, None, title)
     again = "goes on" if folder.job(name).exists() else "begins"
     folder.log(f"job {name} {again}: {_what(job)}")
     try:
-        rows = run_job(job, orders, folder.job(name), title)
+        rows = run_job(job, options, folder.job(name), title)
     except SystemExit:
         folder.log(f"job {name} preempted, saved")
         raise

@@ -1,7 +1,7 @@
 """Slots whose points a sampler chooses, several at once to one program.
 
-The first slot of such a batch leads: it remembers, in the storage, which slots belong
-together, and whoever claims it after its worker was lost claims the others, too.
+The first slot of such a batch leads: its trial in the storage lists the slots of the
+batch. A worker that claims it after its worker was lost claims the others, too.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Search(Slots):
             if not trial.state.is_finished():
                 for member in trial.user_attrs.get("batch", ()):
                     reserved[member] = slot
-        # A batch that somebody lost goes on as it was.
+        # A batch whose worker was lost continues as it was.
         for slot, trial in sorted(live.items()):
             if trial.state == self.states.WAITING and "batch" in trial.user_attrs:
                 if self._take(trial):
@@ -54,7 +54,7 @@ class Search(Slots):
             static = self._choose(trial_id(trial))
             groups.setdefault(str(sorted(static.items())), []).append((slot, trial))
         first, *others = sorted(groups.values(), key=len, reverse=True)
-        # Other programs are for whoever comes next: their points are chosen already.
+        # Other programs are for the next worker: their points are chosen already.
         for _, trial in itertools.chain(*others):
             self._give_back(trial)
         members = [slot for slot, _ in first]
@@ -136,9 +136,9 @@ class Search(Slots):
         return {slot: sum(all_) / len(all_) for slot, all_ in several.items()}
 
     def prune(self, step: int, values: dict[int, float]) -> list[int]:
-        """Who stops at a rung, compared with all that any worker has reported there.
+        """The trials to stop at a rung, by what all workers have reported there.
 
-        Asynchronous successive halving: nobody waits for others (Li et al. 2020, "A
+        Asynchronous successive halving: no worker waits for others (Li et al. 2020, "A
         system for massively parallel hyperparameter tuning").
         """
         means = self._means(values)
@@ -153,8 +153,8 @@ class Search(Slots):
         out = self.plan.halving.stop(everyone | means, self.plan.goal)
         return [number for number in values if self.slot[number] in out]
 
-    def tell(self, rows) -> None:
-        """Every point's mean over its seeds."""
+    def report(self, rows) -> None:
+        """Finish every point; its value is the mean over its seeds."""
         metric, values = self.plan.metric, {}
         for row in rows:
             fine = row["status"] == "ok"

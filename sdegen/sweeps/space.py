@@ -33,8 +33,8 @@ SEED = "seed"
 class Static:
     """Values of an axis that cannot be numbers in a program: one program for each.
 
-    `Static(vp=VP(), edm=EDM())` names them for tables; `Static(64, 128)` or
-    `Static(AdamW(), Lion())` call them by their text or their class.
+    `Static(vp=VP(), edm=EDM())` names them for tables; the values of `Static(64, 128)`
+    or `Static(AdamW(), Lion())` are called by their text or their class.
     """
 
     def __init__(self, *values: Any, **named: Any):
@@ -184,7 +184,7 @@ class Space:
         raise ValueError(f"the space has no point {dict(point.row)}.")
 
     def describe(self) -> Any:
-        """The space as plain JSON, to tell it from another one."""
+        """The space as plain JSON, for the identity of a sweep."""
 
         def plain(values):
             return {"static": values.values} if isinstance(values, Static) else values

@@ -1,4 +1,4 @@
-"""The Optuna storage of a sweep: opened, sampled from, and kept told who is alive."""
+"""The Optuna storage of a sweep: opening it, its samplers, and heartbeats."""
 
 import itertools
 import random
@@ -11,11 +11,11 @@ from .._compat import need
 
 SAMPLERS = ("tpe", "random")
 RETRIES = 10
-"""How often a job is given to another worker: it may be what kills them."""
+"""How often a job is given to another worker: the job may be what kills them."""
 
 
 _RACES = ("already exists", "UNIQUE constraint", "UniqueViolation", "is locked")
-"""What a database says to a worker that makes the tables while another does."""
+"""Errors of a database whose tables two workers make at the same time."""
 
 
 def load_optuna() -> Any:
@@ -25,7 +25,7 @@ def load_optuna() -> Any:
 
 
 def make_sampler(optuna: Any, name: str | None) -> Any:
-    """Who chooses points; for a grid nobody asks it."""
+    """The Optuna sampler called `name`; for a grid it is not used."""
     if name == "tpe":
         # Points under way count as bad ones: batches do not crowd one place.
         return optuna.samplers.TPESampler(constant_liar=True)
@@ -33,7 +33,7 @@ def make_sampler(optuna: Any, name: str | None) -> Any:
 
 
 def fail_stale(study: Any) -> None:
-    """Fail the trials whose workers are silent; a copy of each waits in its place."""
+    """Fail the trials without heartbeats; a copy of each waits in its place."""
     optuna = load_optuna()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -41,7 +41,7 @@ def fail_stale(study: Any) -> None:
 
 
 def open_storage(url: str, heartbeat: int, grace: int) -> Any:
-    """The storage; workers that start at once may all try to make its tables."""
+    """The storage; waits while other workers make its tables."""
     optuna = load_optuna()
     for attempt in itertools.count():
         try:

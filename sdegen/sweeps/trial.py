@@ -105,7 +105,7 @@ def bind(trial: Callable, config: Any, static: Mapping[str, Any]) -> Callable:
 
 
 def check_names(trial: Callable, config: Any, space: Space) -> None:
-    """Refuse axes that the trial does not know."""
+    """Refuse axes that are no parameters of the trial."""
     for part in space.parts:
         names = [name for name in part if name != "seed"]
         if config is not None:
@@ -127,8 +127,10 @@ def check_names(trial: Callable, config: Any, space: Space) -> None:
 def outcome(trial: Callable, values: Mapping[str, Any], metric: str | None) -> Any:
     """What `trial(key, values)` returns, as shapes: a Training, or a dict of metrics.
 
-    `values` are numbers of one trial. Raises ValueError with a sentence for an axis
-    that cannot be traced, and for metrics that are no scalars.
+    `values` are numbers of one trial.
+
+    **Raises:** ValueError for an axis that cannot be traced, and for metrics that are
+    no scalars.
     """
     seen = []
 
@@ -187,7 +189,7 @@ def check_metric(metric: str | None, names: Sequence[str]) -> None:
 
 
 def _blame(trial, key, values, error):
-    """Say which axis it is that cannot be traced, if it is one."""
+    """Raise with the name of the axis that cannot be traced, if it is one."""
 
     def traced(name):
         """What is wrong if only the value of `name` (and the key) are traced."""

@@ -1,14 +1,14 @@
 """Workers that pull jobs from an Optuna storage: a SQLite file, or a database server.
 
-Every worker is the same command; there is no driver that could be lost. What is to be
-done stands in the storage as trials that wait, one for each *slot*: a job of the grid,
-or a point that a sampler is to choose. A worker claims slots, which is atomic, sends
-heartbeats while it works, and tells the results. A slot whose heartbeats stop waits
-again, and whoever claims it goes on from the job's last checkpoint, because the folder
-is shared. All that a worker does when it starts may be done twice.
+Every worker is the same command, without a driver. The storage holds a waiting trial
+for each *slot*: a job of the grid, or a point that a sampler is to choose. A worker
+claims slots, which is atomic, sends heartbeats while it works, and reports the results.
+A slot whose heartbeats stop waits again, and the worker that claims it continues from
+the job's last checkpoint, because the folder is shared. The start of a worker is
+idempotent.
 
 With a sampler a worker claims several slots at once and runs their points as one
-program; the first of them leads, and remembers which belong together.
+program; the first slot holds the list of them.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import jax
 from jax.sharding import Mesh
 
 from .folder import Folder
-from .job import Orders
+from .job import JobOptions
 from .multihost import broadcast
 from .queue import Grid
 from .results import Results
@@ -44,20 +44,27 @@ def work(
     progress: bool = True,
     watch: Callable[[Results], None] | None = None,
 ) -> Results:
-    """Work on `plan` until nothing is left to do, beside any number of other workers.
+    """Run jobs of `plan` until none is left, beside any number of other workers.
 
-    **Arguments:** `directory`, shared by all workers; `storage`, an Optuna URL
-    ("postgresql+psycopg://user@host/name"; default: a SQLite file in `directory`, for
-    the processes of one machine); `sampler`, "tpe" or "random": draw `plan.trials`
-    points from a storage that all workers learn from, `batch` of them at once as one
-    program (default: the grid, job by job); `mesh`, see `sweep`; `heartbeat` and
-    `grace`, seconds between signs of life, and without one until a slot is given to
-    another worker; `watch`, called with the results so far after every job.
+    A worker may be one process or an SPMD job of many: process 0 uses the storage.
 
-    A worker may be one process or an SPMD job of many: process 0 talks to the storage.
+    **Arguments:**
 
-    **Returns:** all results. A job whose code raises is marked as failed, the others
-    are done, and the first such error is raised at the end.
+    - `plan`: the sweep.
+    - `directory`: shared by all workers.
+    - `storage`: an Optuna URL, "postgresql+psycopg://user@host/name"; by default a
+      SQLite file in `directory`, for the processes of one machine.
+    - `sampler`: "tpe" or "random" chooses `plan.trials` points by the results of all
+      workers; by default the jobs are those of the grid.
+    - `batch`: points that a sampler chooses at once, run as one program; 16.
+    - `mesh`, `save_every`, `progress`: see `sweep`.
+    - `heartbeat`: seconds between heartbeats; 30.
+    - `grace`: seconds without one until a slot is given to another worker; 120.
+    - `watch`: called with the results so far after every job; none.
+
+    **Returns:** all results.
+
+    **Raises:** the first error of a job's code, once all other jobs are done.
     """
     if plan.trials is None and sampler is not None:
         raise ValueError(
@@ -76,11 +83,13 @@ def work(
     failed = []
     try:
         while (task := broadcast(queue.next() if queue else None)) is not None:
-            orders = plan.orders(mesh=mesh, save_every=save_every, progress=progress)
+            options = plan.job_options(
+                mesh=mesh, save_every=save_every, progress=progress
+            )
             if sampler:
-                orders = _compared_by_all(orders, plan, queue)
+                options = _compared_by_all(options, plan, queue)
             try:
-                rows = _rows(plan, folder, task, orders)
+                rows = _rows(plan, folder, task, options)
             except Exception as error:
                 # The same on every process; the next job may well run.
                 failed.append(error)
@@ -88,7 +97,7 @@ def work(
                     queue.failed(error)
                 continue
             if queue:
-                queue.tell(rows)
+                queue.report(rows)
             if watch is not None and jax.process_index() == 0:
                 watch(plan.results(folder.rows()))
     finally:
@@ -99,23 +108,23 @@ def work(
     return plan.results(folder.rows())
 
 
-def _rows(plan, folder, task, orders):
+def _rows(plan, folder, task, options):
     """The rows of a job, as they stand in the folder or as they are now computed."""
     points = tuple(Point(**point) for point in task["points"])
     job = Job(task["number"], plan.axes.static_values(points[0]), points)
     rows = broadcast(folder.finished(task["name"]))
     if rows is None:
-        rows = run_and_keep(job, orders, folder, task["name"], task["total"])
+        rows = run_and_keep(job, options, folder, task["name"], task["total"])
     return rows
 
 
-def _compared_by_all(orders: Orders, plan: Sweep, queue: Any) -> Orders:
-    """Orders by which trials are compared with those of all workers."""
+def _compared_by_all(options: JobOptions, plan: Sweep, queue: Any) -> JobOptions:
+    """Options by which trials are compared with those of all workers."""
     if plan.halving is None:
-        return orders
+        return options
 
     def stop(step, values):
         found = queue.prune(step, values) if queue else None
         return set(broadcast(found))
 
-    return dataclasses.replace(orders, stop=stop)
+    return dataclasses.replace(options, stop=stop)

@@ -2,13 +2,12 @@
 
     c_ij = |x0_i - x1_j|^2 + w d(cond_i, cond_j)                                    (1)
 
-The noise of row j takes the condition of row j with it. Without the second term noise
-is given to the class that it is near to, so that a class is trained on a part of the
-noise alone and sampled from all of it; w = infinity pairs within a class (Cheng and
-Schwing 2025, "The curse of conditions: analyzing and improving optimal transport for
-conditional flow-based generation"). With w = infinity d is 0 for equal conditions and 1
-for others, so that conditions that are all different pair every row with its own; for a
-finite w it is |cond_i - cond_j|^2.
+Row j of the noise has the condition of row j. Without the second term noise goes to the
+class that it is near to: a class is then trained on a part of the noise and sampled
+from all of it. w = infinity pairs within a class, with d = 0 for equal conditions and 1
+for others; for a finite w it is |cond_i - cond_j|^2 (Cheng and Schwing 2025, "The curse
+of conditions: analyzing and improving optimal transport for conditional flow-based
+generation").
 """
 
 import jax
@@ -67,8 +66,13 @@ def cost_matrix(
 ) -> Float[Array, "n m"]:
     """Equation (1), in (units of the data)^2, summed over coordinates.
 
-    `weight`, in (units of the data)^2; None is infinity, in a finite way: more than all
-    other costs together; `axis_name`, the mapped axis if these are one device's rows.
+    **Arguments:**
+
+    - `x0`, `x1`: two sets of points, (n, ...) and (m, ...).
+    - `cond0`, `cond1`: their conditions, pytrees of arrays, or None.
+    - `weight`: w, in (units of the data)^2; None is infinity, by a number that is more
+      than all other costs together.
+    - `axis_name`: the mapped axis, if `x0` is one device's part; none.
     """
     x, y = x0.reshape(len(x0), -1), x1.reshape(len(x1), -1)
     middle = jnp.mean(y, axis=0)  # far from the origin squares would lose digits

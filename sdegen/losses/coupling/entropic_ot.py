@@ -15,10 +15,10 @@ from .sinkhorn import potentials
 
 
 class Plan(NamedTuple):
-    """A plan between two sets of points, and whether it is one.
+    """A plan between two sets of points, meaningless unless `converged`.
 
     `matrix` sums to 1; its columns sum to 1/m exactly, and `error` is the mass that its
-    rows misplace, in [0, 2]. Meaningless unless `converged`: read it on the host.
+    rows misplace, in [0, 2].
     """
 
     matrix: Float[Array, "n m"]
@@ -38,15 +38,18 @@ class EntropicOT(eqx.Module):
     al. 2025, "On fitting flow models with large Sinkhorn couplings"): by default there
     is one for the batch of all devices, each of which holds its rows of the costs.
 
-    **Arguments:** `regularisation`, eps of `sdegen.sinkhorn` in (units of the data)^2
-    (default: .05 of the mean cost of each plan); `points`, rows in one plan, None for
-    all; `condition_weight`, see `sdegen.coupling.transport`: None pairs within a class;
-    `tolerance`, the mass of a plan that may be misplaced; `max_iterations`.
+    **Arguments:**
+
+    - `regularisation`: eps of (1) in `sdegen.losses.coupling.sinkhorn`, in (units of
+      the data)^2; .05 of the mean cost of each plan by default.
+    - `points`: rows in one plan; all by default.
+    - `condition_weight`: w of `cost_matrix`; None pairs within a class.
+    - `tolerance`: the mass of a plan that may be misplaced; 0.01.
+    - `max_iterations`: of one plan; 1000.
 
     In `Pairs.aux`, "coupling_unsolved" is the share of plans that did not reach the
-    tolerance and "coupling_error" the mass that they misplace on average. The iterate
-    that was reached is used all the same; one that is not finite gives x1 = nan, and so
-    stops the training.
+    tolerance and "coupling_error" the mass that they misplace on average. What was
+    reached is used; if it is not finite x1 is nan, which stops the training.
     """
 
     regularisation: Scalar | None = number(None)
@@ -62,7 +65,7 @@ class EntropicOT(eqx.Module):
         cond0: PyTree = None,
         cond1: PyTree = None,
     ) -> Plan:
-        """The plan between two whole sets of points, to look at."""
+        """The plan between two whole sets of points; see `cost_matrix`."""
         cost = cost_matrix(x0, x1, cond0, cond1, self.condition_weight)
         eps = self._eps(x0, x1)
         solved = self._solve(cost, eps)

@@ -19,17 +19,18 @@ class ExactOT(eqx.Module):
 
     Pooladian et al. 2023, "Multisample flow matching"; Tong et al. 2024, "Improving
     and generalizing flow-based generative models with minibatch optimal transport".
-    By SciPy's `linear_sum_assignment` in a callback to the host: about points^2.6 time,
-    .2 ms for 64 points and 5 ms for 256 on a CPU. What it gains is nearly flat beyond
-    64 points, so a larger batch is made of several plans. These are the same on any
-    mesh whose devices hold whole plans.
+    By SciPy's `linear_sum_assignment` on the host, in about points^2.6 time: .2 ms for
+    64 points, 5 ms for 256. The plans are the same on any mesh whose devices hold whole
+    plans.
 
-    **Arguments:** `points`, rows in one plan, None for the whole batch (on a mesh one
-    device's part of it); `condition_weight`, see `sdegen.coupling.transport`: None
-    pairs within a class.
+    **Arguments:**
+
+    - `points`: rows in one plan; 64, beyond which little is gained. None is the whole
+      batch (on a mesh one device's part of it).
+    - `condition_weight`: w of `cost_matrix`; None pairs within a class.
 
     In `Pairs.aux`, "coupling_unsolved" is the share of plans whose costs were not
-    finite; their rows stay as they came.
+    finite; their rows stay as they were.
     """
 
     points: int | None = eqx.field(default=64, static=True)

@@ -35,7 +35,7 @@ _FALL = 0.7
 
 
 class Potentials(NamedTuple):
-    """f and g of (2), what is left to do, and what it took.
+    """f and g of (2).
 
     `error` is the mass that the rows of the plan misplace, sum_i |P_i - a_i|, in [0, 2]
     (nan if the cost was); its columns are exact. `converged` is error < tolerance.
@@ -60,15 +60,18 @@ def potentials(
     relaxation: ScalarLike = RELAXATION,
     axis_name: AxisName | None = None,
 ) -> Potentials:
-    """Solve (2).
+    """Solve (2). Nothing raises: read `converged`.
 
-    **Arguments:** `log_a` and `log_b`, the logarithms of the weights (default: equal
-    ones); `start`, the first eps (default: the largest cost, or eps if that is
-    larger); `tolerance` of the error; `axis_name`, the mapped axis if these are one
-    device's rows of a larger cost matrix, as many on each device: the iterations then
-    exchange one vector of length m each.
+    **Arguments:**
 
-    Nothing raises on the device: read `converged`. An iteration reads the matrix twice.
+    - `cost`: c_ij, (n, m).
+    - `eps`: the regularisation, in the units of `cost`.
+    - `log_a`, `log_b`: the logarithms of the weights; equal ones by default.
+    - `start`: the first eps; by default the largest cost, or eps if that is larger.
+    - `tolerance`, `max_iterations`: when to stop; 1e-3 and 2000.
+    - `relaxation`: see above; `RELAXATION`.
+    - `axis_name`: the mapped axis, if these are one device's rows of the matrix. An
+      iteration then exchanges one vector of length m.
     """
     parts = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     n, m = cost.shape
