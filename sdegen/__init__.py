@@ -37,7 +37,9 @@ from .likelihood import log_likelihood as log_likelihood
 from .likelihood import variational_bound as variational_bound
 from .likelihood.score_error import score_error as score_error
 from .likelihood.score_error import wasserstein_bound as wasserstein_bound
+from .losses import Batch as Batch
 from .losses import coupling as coupling
+from .losses import draw_batch as draw_batch
 from .losses import implicit_score_loss as implicit_score_loss
 from .losses import simulated_score_loss as simulated_score_loss
 from .losses import sliced_score_loss as sliced_score_loss
@@ -114,6 +116,7 @@ from .sweeps import sweep as sweep
 from .training import Fit as Fit
 from .training import NonFiniteError as NonFiniteError
 from .training import Preempted as Preempted
+from .training import TrainingConfig as TrainingConfig
 from .training import TrainState as TrainState
 from .training import ema as ema
 from .training import fit as fit
