@@ -136,7 +136,7 @@ def test_a_job_that_was_finished_but_not_told_is_not_repeated(
     with monkeypatch.context() as patch, pytest.raises(_Killed):
         from sdegen.sweeps.queue import Grid
 
-        patch.setattr(Grid, "tell", silent)
+        patch.setattr(Grid, "report", silent)
         patch.setattr(Slots, "close", lambda self: self.life.close())
         work(plan, tmp_path, **FAST)
     steps = watch_steps(monkeypatch)
