@@ -16,6 +16,7 @@ from sdegen import cli, nets, prediction
 from sdegen import training as train
 from sdegen.runs import checkpoint
 from sdegen.training import optimizer
+from sdegen.training.config import configured
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -138,7 +139,8 @@ def test_a_config_its_fields_by_name_and_both_are_the_same():
     with pytest.raises(TypeError, match="fit has no argument 'batchsize'.*batch_size?"):
         fit(batchsize=3)
     with pytest.raises(TypeError, match="config of fit is a TrainingConfig, got 300"):
-        sdegen.fit(denoiser(), data(), 300)
+        # Through `configured`: under pytest beartype would speak before `fit` does.
+        configured(sdegen.TrainingConfig, 300, {}, "fit")
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.steps = 3
 

@@ -52,7 +52,7 @@ class TrainingConfig:
 
 
 def configured(
-    kind: type[Config], config: Config | None, changes: Mapping[str, Any], caller: str
+    kind: type[Config], config: Any, changes: Mapping[str, Any], caller: str
 ) -> Config:
     """`config`, or the default `kind()`, with the fields that `changes` names replaced.
 
