@@ -83,6 +83,7 @@ def linear_step(solver, c0, c1, variance, stochasticity, state=None, steps=8):
             node=node_at,
             normal=lambda *a: jnp.full_like(y, noise),
             stochasticity=stochasticity,
+            row=None,
             brownian=types.SimpleNamespace(ts=np.zeros(steps + 1)),
         )
         here, there = node_at(c0), node_at(c1)

@@ -53,7 +53,7 @@ from ..solvers.grids import (
     check_grid,
 )
 from ..solvers.semilinear import Node, SemilinearTerm
-from ..solvers.solve import brownian_path, check_solver, stages_at_ends
+from ..solvers.solve import brownian_path, check_solver
 from ..solvers.solver import AbstractSemilinearSolver
 from ..solvers.sscs import BackwardTerm
 from ..solvers.unipc import UniPC
@@ -87,7 +87,8 @@ class PathProblem(AbstractProblem):
         if self.semilinear:
             nodes = jax.vmap(lambda t: Node.at(path, t))(ts)
             c = nodes.clock
-            return Table(c.mean(tuple(range(1, c.ndim))), ts, nodes)
+            rows = (nodes, self.solver.rows(nodes))
+            return Table(c.mean(tuple(range(1, c.ndim))), ts, rows)
         alpha, sigma = jax.vmap(path.level)(ts)
         if self.stochasticity is None:
             clock, times = alpha / (alpha + sigma), ts
@@ -98,20 +99,16 @@ class PathProblem(AbstractProblem):
             clock = jnp.maximum(l, floor)
             first = path.inverse()(jax.nn.softplus(jnp.asarray(floor, l.dtype)))
             times = jnp.where(l < floor, first, ts)
-        rows = None
-        if stages_at_ends(self.solver):
-            rows = jax.vmap(lambda t, u: self._row(t, u))(times, clock)
+        rows = jax.vmap(lambda t, u: self._row(t, u))(times, clock)
         return Table(clock, ts, rows)
 
     def start(self, table, key, shape):
         """Noise of the level at the start of the clock, in the path's coordinates."""
-        path = self.denoiser.path
-        if self.stochasticity is None or self.semilinear:
-            alpha, sigma = path.scales(table.times[0])
-            tau = sigma / (alpha + sigma)
-        else:
-            tau = jnp.exp(-path.inverse().local(jax.nn.softplus(table.clock[0])))
-        return tau * path.noise.sample(key, shape, table.clock.dtype)
+        noise = self.denoiser.path.noise.sample(key, shape, table.clock.dtype)
+        return self._nodes(table).tau[0] * noise
+
+    def _nodes(self, table):
+        return table.rows[0] if self.semilinear else table.rows
 
     def encode(self, table, x):
         """y of given x at the first time."""
@@ -143,11 +140,10 @@ class PathProblem(AbstractProblem):
 
     def finish(self, table, y, cond):
         """x at the last time, or the posterior mean there."""
-        path, t = self.denoiser.path, table.times[-1]
-        if not self.denoise:
-            return self.decode(t, y), 0
-        x0 = self.denoiser.posterior_means(t, sum(path.scales(t)) * y, cond)[0]
-        return basis_of(path).data(x0), 1
+        x = self._nodes(table).scale[-1] * y
+        if self.denoise:
+            x = self.denoiser.posterior_means(table.times[-1], x, cond)[0]
+        return basis_of(self.denoiser.path).data(x), int(self.denoise)
 
     def _c(self, u):
         """-log tau at a point of the clock."""
@@ -159,16 +155,17 @@ class PathProblem(AbstractProblem):
         """What (1) or (2) needs at the time t, where the clock is u."""
         path, c = self.denoiser.path, self._c(u)
         alpha, sigma = path.scales(t)
+        tau = sigma / (alpha + sigma)
         if self.stochasticity is None:
             rate = jnp.ones_like(u)
             if alpha.ndim:  # du_i / du where every coordinate has a clock of its own
                 slope = noise_slope(path, t)
                 ratio = jnp.exp(c) * sigma / (alpha + sigma)
                 rate = ratio * slope / jnp.mean(slope)
-            return _Row(t, alpha + sigma, None, rate)
+            return _Row(t, alpha + sigma, tau, rate)
         if alpha.ndim == 0:
             return _Row(t, alpha + sigma, jax.nn.sigmoid(-u), jnp.ones_like(u))
-        slope, tau = noise_slope(path, t), sigma / (alpha + sigma)
+        slope = noise_slope(path, t)
         rate = slope / jnp.mean(slope) * jax.nn.sigmoid(u) / (1 - tau)
         return _Row(t, alpha + sigma, tau, rate)
 
@@ -178,7 +175,7 @@ class _Row(NamedTuple):
 
     t: Scalar
     scale: Array
-    tau: Array | None
+    tau: Array
     rate: Array
 
 

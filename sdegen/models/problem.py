@@ -14,8 +14,8 @@ from ..typing import PyTree, RandomKey
 class Table(NamedTuple):
     """The steps of a solve: the rising clock, its times, and rows for the equation.
 
-    `rows` is what the equation needs of each point of the clock, with that leading
-    axis, or None (see `solvers.solve`).
+    `rows` is what is known of each point of the clock, with that leading axis, or None;
+    `solvers.solve` hands them to the equation.
     """
 
     clock: Float[Array, " points"]

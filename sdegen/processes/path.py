@@ -40,7 +40,7 @@ from .noise import AbstractNoise
 _NODES = np.unique(
     np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 64), np.linspace(0.0, 1.0, 65)])
 )
-_NEWTON_STEPS = 4
+_NEWTON_STEPS = 5
 
 
 class AbstractPath(eqx.Module):
@@ -221,16 +221,7 @@ class NoiseInverse(eqx.Module):
         t_min, t_max = float_array(path.t_min), float_array(path.t_max)
         ts = t_min + (t_max - t_min) * jnp.asarray(_NODES, t_min.dtype)
         self.ts = jax.lax.stop_gradient(ts)
-        self.hs = jax.lax.stop_gradient(jax.vmap(self._h)(ts))
-
-    def _h(self, t):
-        alpha, sigma = self.path.scales(t)
-        return _mean(jnp.log1p(alpha / sigma))
-
-    def _newton(self, t, h):
-        value, slope = jax.jvp(self._h, (t,), (jnp.ones_like(t),))
-        slope = jax.lax.stop_gradient(slope)
-        return t - (value - h) / jnp.where(slope < 0, slope, -1.0)
+        self.hs = jax.lax.stop_gradient(jax.vmap(lambda t: _clock(path, t))(ts))
 
     def __call__(self, h: ScalarLike) -> Scalar:
         """The time t in [t_min, t_max] with -log tau(t) = h."""
@@ -238,22 +229,10 @@ class NoiseInverse(eqx.Module):
         if self.hs is None:
             t = self.path.closed_inverse(h)
             return jnp.clip(t, self.path.t_min, self.path.t_max)
-        target = jax.lax.stop_gradient(h)
-        i = jnp.clip(jnp.sum(self.hs > target), 1, len(_NODES) - 1)
-        lo, hi, h_lo, h_hi = self.ts[i - 1], self.ts[i], self.hs[i - 1], self.hs[i]  # pyright: ignore[reportOptionalSubscript]
-        gap = jnp.where(h_lo > h_hi, h_lo - h_hi, 1.0)
-        t = lo + (hi - lo) * jnp.clip((h_lo - target) / gap, 0.0, 1.0)
-        fixed = jax.lax.stop_gradient(self)
-
-        def better(_, t):
-            return jnp.clip(fixed._newton(t, target), lo, hi)
-
-        t = jax.lax.fori_loop(0, _NEWTON_STEPS, better, jax.lax.stop_gradient(t))
-        # One more step carries the derivative (implicit function theorem); outside the
-        # range of the path the answer is the end itself.
-        outside = (target >= self.hs[0]) | (target <= self.hs[-1])
-        end = jnp.where(target >= self.hs[0], self.path.t_min, self.path.t_max)
-        return jnp.where(outside, end, self._newton(t, h))
+        # Outside the range of the path the answer is the end itself.
+        below, above = h >= self.hs[0], h <= self.hs[-1]
+        end = jnp.where(below, self.path.t_min, self.path.t_max)
+        return jnp.where(below | above, end, _inverted(h, self.path, self.ts, self.hs))
 
     def local(self, h: ScalarLike) -> Float[Array, "..."]:
         """(4) in every coordinate, at the time when its mean is h."""
@@ -269,6 +248,40 @@ class NoiseInverse(eqx.Module):
             return 1.0
         slope = noise_slope(self.path, self(h))
         return slope / jnp.mean(slope)
+
+
+def _clock(path, t):
+    """(4): the mean of -log tau over the coordinates."""
+    alpha, sigma = path.scales(t)
+    return _mean(jnp.log1p(alpha / sigma))
+
+
+@eqx.filter_custom_jvp
+def _inverted(h, path, ts, hs):
+    i = jnp.clip(jnp.sum(hs > h), 1, len(_NODES) - 1)
+    lo, hi, h_lo, h_hi = ts[i - 1], ts[i], hs[i - 1], hs[i]
+    gap = jnp.where(h_lo > h_hi, h_lo - h_hi, 1.0)
+    t = lo + (hi - lo) * jnp.clip((h_lo - h) / gap, 0.0, 1.0)
+
+    def newton(_, t):
+        value, slope = jax.jvp(lambda t: _clock(path, t), (t,), (jnp.ones_like(t),))
+        return jnp.clip(t - (value - h) / jnp.where(slope < 0, slope, -1.0), lo, hi)
+
+    return jax.lax.fori_loop(0, _NEWTON_STEPS, newton, t)
+
+
+@_inverted.def_jvp
+def _inverted_jvp(primals, tangents):
+    """The implicit function theorem: dt = (dh - dh(t) of the path's numbers) / h'."""
+    h, path, ts, hs = primals
+    h_dot, path_dot, *_ = tangents
+    t = _inverted(h, path, ts, hs)
+    change = jnp.zeros_like(t) if h_dot is None else h_dot
+    if any(leaf is not None for leaf in jax.tree.leaves(path_dot)):
+        moved = eqx.filter_jvp(lambda path: _clock(path, t), (path,), (path_dot,))[1]
+        change = change - (0 if moved is None else moved)
+    slope = jax.jvp(lambda t: _clock(path, t), (t,), (jnp.ones_like(t),))[1]
+    return t, change / jnp.where(slope < 0, slope, -1.0)
 
 
 def noise_slope(path: AbstractPath, t: ScalarLike) -> Float[Array, "..."]:
@@ -291,8 +304,13 @@ LOGSNR_FLOOR = -13.8155  # 2 log(1e-3): noise, for paths that reach alpha = 0
 
 def logsnr_span(path: AbstractPath) -> tuple[Scalar, Scalar]:
     """(log-SNR at t_max, at t_min), the first not below LOGSNR_FLOOR."""
-    low = jnp.maximum(path.logsnr(path.t_max), LOGSNR_FLOOR)
-    return low, path.logsnr(path.t_min)
+    low, high = at_both_ends(path, path.logsnr)
+    return jnp.maximum(low, LOGSNR_FLOOR), high
+
+
+def at_both_ends(path: AbstractPath, fn: Callable) -> Float[Array, "2"]:
+    """fn at t_max and at t_min, as one program."""
+    return jax.vmap(fn)(jnp.stack([float_array(path.t_max), float_array(path.t_min)]))
 
 
 def batched(fn: Callable, t: Time, x: Float[Array, "batch ..."]):

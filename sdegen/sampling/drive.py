@@ -78,12 +78,31 @@ def sample_keys(
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
+def split_keys(
+    key: RandomKey, batch: int, sharding: jax.sharding.Sharding | None = None
+) -> Key[Array, "2 batch"]:
+    """Two keys for each sample, `split(fold_in(key, i))`.
+
+    split folds in 0 and 1, so that both are one cipher in a loop: the program of
+    random numbers is half as long to compile.
+    """
+    index = constrain(jnp.arange(batch), sharding)
+    halves = jnp.broadcast_to(jnp.arange(2)[:, None], (2, batch))
+
+    def fold(stage, keys):
+        number = jnp.where(stage == 0, index, halves)
+        return jax.vmap(jax.vmap(jax.random.fold_in))(keys, number)
+
+    return jax.lax.fori_loop(0, 2, fold, jnp.broadcast_to(key, (2, batch)))
+
+
 @eqx.filter_jit
 def _drive(key, problem, cond, start, shape, trajectory, refinable, sharding):
     table, adaptive = problem.table(), problem.adaptive
-    keys = sample_keys(key, shape[0], sharding)
     if problem.draws_start:
-        start_keys, keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
+        start_keys, keys = split_keys(key, shape[0], sharding)
+    else:
+        keys = sample_keys(key, shape[0], sharding)
     if start is None:
         y0 = jax.vmap(lambda k: problem.start(table, k, shape[1:]))(start_keys)
     else:

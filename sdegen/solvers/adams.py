@@ -47,17 +47,19 @@ class ExponentialAdams(AbstractSemilinearSolver, dfx.AbstractAdaptiveSolver):
         """The local order of the error estimate."""
         return self.points + 1
 
+    @property
+    def _adams(self):
+        rule = (self.prediction, self.sigma_data)
+        return multistep.Adams(*rule, self.points, self.points + 1)
+
     def start(self, term, here, there, y):
         """The prediction at the start."""
-        means = term.posterior_means(here, y)
-        return means, multistep.empty(self.points, y, here, True)
+        return term.posterior_means(here, y), self._adams.empty(None, y, here)
 
     def advance(self, term, here, there, y, state):
         """Predict, evaluate, correct."""
-        (means, history), rule = state, (self.prediction, self.sigma_data)
-        predicted, history = multistep.predict(
-            *rule, self.points, here, there, y, means, history
-        )
+        means, history = state
+        predicted, history = self._adams.predict(None, here, there, y, means, history)
         means = term.posterior_means(there, predicted)
-        y1 = multistep.correct(*rule, self.points + 1, there, predicted, means, history)
+        y1 = self._adams.correct(None, there, predicted, means, history)
         return y1, y1 - predicted, (means, history)

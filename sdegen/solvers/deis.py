@@ -47,22 +47,21 @@ class DEIS(AbstractSemilinearSolver):
         """The order of convergence."""
         return self.points
 
+    @property
+    def _adams(self):
+        rule = (self.prediction, self.sigma_data)
+        return multistep.Adams(*rule, self.points, learned=self.weights)
+
+    def rows(self, nodes):
+        """The weights of each step."""
+        return self._adams.rows(nodes)
+
     def start(self, term, here, there, y):
         """No prediction is known."""
-        return multistep.empty(self.points - 1, y, here, False)
+        return self._adams.empty(term.row, y, here)
 
     def advance(self, term, here, there, y, state):
         """One evaluation, one step."""
-        learned = None if self.weights is None else self.weights.predictor
-        y1, state = multistep.predict(
-            self.prediction,
-            self.sigma_data,
-            self.points,
-            here,
-            there,
-            y,
-            term.posterior_means(here, y),
-            state,
-            learned,
-        )
+        means = term.posterior_means(here, y)
+        y1, state = self._adams.predict(term.row, here, there, y, means, state)
         return y1, None, state

@@ -72,24 +72,27 @@ class DPMSolverPP(AbstractSemilinearSolver):
         """The order of convergence."""
         return self.points
 
+    @property
+    def _adams(self):
+        return multistep.Adams(prediction.x0, jnp.ones(()), self.points)
+
+    def rows(self, nodes):
+        """The weights of each step of order 3."""
+        return self._adams.rows(nodes) if self.points == 3 else None
+
     def start(self, term, here, there, y):
         """No prediction is known."""
-        return multistep.empty(self.points - 1, y, here, False)
+        return self._adams.empty(term.row, y, here)
 
     def advance(self, term, here, there, y, state):
         """One evaluation, one step."""
-        means = term.posterior_means(here, y)
-        order = 1 if self.points == 2 else self.points
-        earlier = state
-        y1, state = multistep.predict(
-            prediction.x0, jnp.ones(()), order, here, there, y, means, state
-        )
-        if self.points == 2:
-            gain = decay(here, there)[1]
-            rise = there.half_logsnr - here.half_logsnr
-            before = here.half_logsnr - earlier.nodes[0]
-            known = (earlier.step > 0) & (before > 0)
-            ratio = jnp.where(known, rise / jnp.where(known, before, 1), 0)
-            change = means[0] - earlier.values[0]
-            y1 = y1 + 0.5 * ratio * there.a * gain * change
-        return y1, None, state
+        x0, z = term.posterior_means(here, y)
+        if self.points == 3:
+            y1, state = self._adams.predict(term.row, here, there, y, (x0, z), state)
+            return y1, None, state
+        y1 = ddim(there, x0, z)
+        if self.points == 1:
+            return y1, None, state
+        ratio = multistep.growth(state, here, there)
+        y1 = y1 + 0.5 * ratio * there.a * decay(here, there)[1] * (x0 - state.values[0])
+        return y1, None, multistep.after(state, x0, here)

@@ -3,7 +3,6 @@
 import math
 
 import equinox as eqx
-import jax.numpy as jnp
 
 from . import multistep
 from .semilinear import decay, kept, root
@@ -43,7 +42,7 @@ class DPMSolverSDE(AbstractSemilinearSolver):
 
     def start(self, term, here, there, y):
         """No prediction is known."""
-        return multistep.empty(1, y, here, False)
+        return multistep.empty(1, y, here)
 
     def advance(self, term, here, there, y, state):
         """One evaluation, one step."""
@@ -53,13 +52,9 @@ class DPMSolverSDE(AbstractSemilinearSolver):
         if term.stochasticity is not None:
             lost, fresh = 1 - shrink * keep, root(1 - keep**2)
         y1 = a1 * x0 + tau1 * keep * z
-        start = here.half_logsnr
         if self.points == 2:
-            before = start - state.nodes[0]
-            known = (state.step > 0) & (before > 0)
-            rise = there.half_logsnr - start
-            ratio = jnp.where(known, rise / jnp.where(known, before, 1), 0)
+            ratio = multistep.growth(state, here, there)
             y1 = y1 + 0.5 * ratio * a1 * lost * (x0 - state.values[0])
         if fresh is not None:
             y1 = y1 + tau1 * fresh * term.normal()
-        return y1, None, multistep.History(state.step + 1, (x0,), start[None], None)
+        return y1, None, multistep.after(state, x0, here)

@@ -52,7 +52,7 @@ class ERSDE(AbstractSemilinearSolver):
 
     def start(self, term, here, there, y):
         """No prediction is known."""
-        return multistep.empty(max(self.points - 1, 1), y, here, False)
+        return multistep.empty(max(self.points - 1, 1), y, here)
 
     def advance(self, term, here, there, y, state):
         """One evaluation, one step."""
@@ -78,7 +78,8 @@ class ERSDE(AbstractSemilinearSolver):
         if self.points > 1:
             known = jnp.minimum(state.step + 1, self.points)
             weights = integrals(nodes[: self.points], known, start, stop, density)
-            y1 = y1 + a1 * multistep.combine(weights, values[: self.points])
+            change = multistep.Combination(weights, None)
+            y1 = y1 + a1 * change(values[: self.points])
         if term.stochasticity is not None:
             y1 = y1 + tau1 * root(1 - keep**2) * term.normal()
         length = len(state.values)

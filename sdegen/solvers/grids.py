@@ -1,8 +1,6 @@
-"""Times: how training draws them, and where a sampler stops on its way.
+"""Where a sampler stops on its way.
 
-A *draw* is a quantile function u in (0, 1) -> t; the uniform numbers u come either
-independently or stratified (one in each of B equal cells, by one shared shift), so
-every law can have low discrepancy. A *grid* is a function path -> times that fall from
+A *grid* is a function path -> times that fall from
 t_max to t_min; `Adaptive` stands in its place and lets the solver's error estimate
 choose.
 """
@@ -17,13 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..processes.path import AbstractPath, logsnr_span
+from ..processes.path import AbstractPath, at_both_ends, logsnr_span
 from ..typing import Scalar, float_array, is_traced, number
-
-# -- draws -----------------------------------------------------------------------------
-
-
-# -- grids -----------------------------------------------------------------------------
 
 
 class AbstractGrid(eqx.Module):
@@ -70,7 +63,7 @@ class FlowTimeGrid(AbstractGrid):
 
     def __call__(self, path):
         """The times for `path`, both ends included."""
-        high, low = path.flow_time(path.t_max), path.flow_time(path.t_min)
+        high, low = at_both_ends(path, path.flow_time)
         tau = high + (low - high) * _fraction(path, self.steps)
         return _pin(path, jax.vmap(path.inverse())(-jnp.log(tau)))
 
@@ -132,7 +125,7 @@ class CosineGrid(AbstractGrid):
             root = jnp.where(positive, alpha, 1.0) ** power
             return jnp.arctan2(sigma**power, jnp.where(positive, root, 0.0))
 
-        high, low = angle(path.t_max), angle(path.t_min)
+        high, low = at_both_ends(path, angle)
         angles = (high + (low - high) * _fraction(path, self.steps))[1:-1]
         ratio = self.sigma_data * jnp.tan(angles) ** self.rho
         times = jax.vmap(path.inverse())(jnp.log1p(1 / ratio).astype(angles.dtype))

@@ -10,9 +10,11 @@ its end is known, with that one among the nodes; the network is not called again
 first steps have fewer predictions and a lower order.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -32,107 +34,193 @@ class Weights(eqx.Module):
     corrector: Float[Array, "steps nodes"]
 
 
-class History(NamedTuple):
-    """Predictions of earlier steps, the newest first, and the step that led here."""
+class Combination(NamedTuple):
+    """sum_j W_j (p_j - p_0), and what is learned: sum_j C_j p_j."""
 
-    step: Int[Array, ""]
+    weights: Float[Array, "nodes ..."]
+    learned: Float[Array, "nodes ..."] | None
+
+    def __call__(self, values):
+        """The sum for the predictions p_j, whose weights of (1) sum to 0."""
+        total = jnp.zeros_like(values[0])
+        for w, p in zip(self.weights[1:], values[1:], strict=True):
+            total = total + w * (p - values[0])
+        if self.learned is not None:
+            for w, p in zip(self.learned, values, strict=True):
+                total = total + w * p
+        return total
+
+
+class Row(NamedTuple):
+    """The weights of the step from a node, and of the corrector of the step to it."""
+
+    predictor: Combination
+    corrector: Combination | None
+    usable: Array | None
+    """Whether the step to it can be corrected."""
+
+
+class History(NamedTuple):
+    """Predictions of earlier steps, the newest first, and the step that led here.
+
+    With rows neither the number of the step nor the older nodes are needed: None.
+    """
+
+    step: Int[Array, ""] | None
     values: tuple[Float[Array, "batch ..."], ...]
-    nodes: Float[Array, "length ..."]
+    nodes: Float[Array, "length ..."] | None
     linear: Float[Array, "batch ..."] | None
     """L of the last step, which a corrector starts from; None without one."""
 
 
-def empty(
-    length: int, y: Float[Array, "batch ..."], node: Node, corrects: bool
-) -> History:
+def empty(length: int, y: Float[Array, "batch ..."], node: Node) -> History:
     """A history of `length` predictions, none of them known yet."""
-    zero, nodes = jnp.zeros_like(y), jnp.zeros((length, *node.a.shape), node.a.dtype)
-    step = jnp.zeros((), jnp.int32)
-    return History(step, (zero,) * length, nodes, zero if corrects else None)
+    nodes = jnp.zeros((length, *node.a.shape), node.a.dtype)
+    zeros = (jnp.zeros_like(y),) * length
+    return History(jnp.zeros((), jnp.int32), zeros, nodes, None)
 
 
-def combine(weights, values, learned=None, unit=None):
-    """sum_j W_j p_j by differences from p_0, since the weights of (1) sum to 0."""
-    total = jnp.zeros_like(values[0])
-    for w, p in zip(weights[1:], values[1:], strict=True):
-        total = total + w * (p - values[0])
-    if learned is not None:
-        for w, p in zip(learned, values, strict=True):
-            total = total + unit * w * p
-    return total
+def growth(history: History, here: Node, there: Node) -> Array:
+    """This step of lambda over the one before, 0 where there is none."""
+    before = here.half_logsnr - history.nodes[0]
+    known = (history.step > 0) & (before > 0)
+    rise = there.half_logsnr - here.half_logsnr
+    return jnp.where(known, rise / jnp.where(known, before, 1), 0)
 
 
-def _unit(rule, start, stop):
-    """About int w(xi) dxi over the step, the weight of a constant p."""
-    return (stop - start) * rule.density((start + stop) / 2)
+def after(history: History, value, here: Node) -> History:
+    """The history of the one prediction `value`, at `here` in lambda."""
+    return History(history.step + 1, (value,), here.half_logsnr[None], None)
 
 
-def predict(
-    prediction: Prediction,
-    sigma_data: Scalar,
-    order: int,
-    here: Node,
-    there: Node,
-    y,
-    means,
-    history: History,
-    learned: Float[Array, "steps order"] | None = None,
-) -> tuple[Float[Array, "batch ..."], History]:
-    """(y there, the history from there) by (1) with at most `order` nodes."""
-    rule, s = splitting(prediction), sigma_data.astype(y.dtype)
-    start, stop = (here.a, here.tau, s), (there.a, there.tau, s)
-    value, node = rule.value(*means, *start), rule.variable(*start)
-    values = (value, *history.values)
-    nodes = jnp.concatenate([node[None], history.nodes])
-    corrects = history.linear is not None
-    linear = rule.linear(here, there, y, *means, s, corrects)
-    y1 = linear
-    if order > 1 or learned is not None:
-        known = jnp.minimum(history.step + 1, order)
-        end, scale = rule.variable(*stop), rule.scale(*stop)
-        weights = integrals(nodes[:order], known, node, end, rule.density)
-        if learned is not None:
-            learned = jnp.where(jnp.arange(order) < known, learned[history.step], 0)
-        unit = _unit(rule, node, end)
-        y1 = linear + scale * combine(weights, values[:order], learned, unit)
-    length = len(history.values)
-    return y1, History(
-        history.step + 1,
-        values[:length],
-        nodes[:length],
-        linear if corrects else None,
-    )
+@dataclass(frozen=True)
+class Adams:
+    """An Adams method: its splitting, its orders and the weights that were learned.
 
-
-def correct(
-    prediction: Prediction,
-    sigma_data: Scalar,
-    order: int,
-    here: Node,
-    y,
-    means,
-    history: History,
-    learned: Float[Array, "steps nodes"] | None = None,
-) -> Float[Array, "batch ..."]:
-    """y here, now that the prediction is known, with at most `order` nodes.
-
-    `history` is that after the step to here; before the first step y stays as it is.
+    `corrector` is 0 for a method without one.
     """
-    rule, s = splitting(prediction), sigma_data.astype(y.dtype)
-    place = (here.a, here.tau, s)
-    value, node = rule.value(*means, *place), rule.variable(*place)
-    start, older = history.nodes[0], slice(1, order - 1)
-    values = (history.values[0], value, *history.values[older])
-    nodes = jnp.concatenate([jnp.stack([start, node]), history.nodes[older]])
-    known = jnp.minimum(history.step + 1, order)
-    weights = integrals(nodes, known, start, node, rule.density)
-    if learned is not None:
-        row = learned[jnp.maximum(history.step - 1, 0)]
-        learned = jnp.where(jnp.arange(order) < known, row, 0)
-    change = combine(weights, values, learned, _unit(rule, start, node))
-    better = history.linear + rule.scale(*place) * change
-    # In eps a step from alpha = 0 has no corrector: its weights are infinite.
-    usable = history.step > 0
-    if prediction is eps:
-        usable &= start > np.log(FLOOR) + 1e-3
-    return jnp.where(usable, better, y)
+
+    prediction: Prediction
+    sigma_data: Scalar
+    predictor: int
+    corrector: int = 0
+    learned: Weights | None = None
+
+    def empty(
+        self, row: Row | None, y: Float[Array, "batch ..."], node: Node
+    ) -> History:
+        """A history of which nothing is known yet."""
+        length = max(self.predictor, self.corrector) - 1
+        linear = jnp.zeros_like(y) if self.corrector else None
+        history = empty(length, y, node)._replace(linear=linear)
+        return history if row is None else history._replace(step=None, nodes=None)
+
+    def rows(self, nodes: Node) -> Row:
+        """The weights of every step of a grid."""
+        rule, dtype = splitting(self.prediction), nodes.a.dtype
+        xi = rule.variable(nodes.a, nodes.tau, self.sigma_data.astype(dtype))
+        step, start, stop = jnp.arange(len(xi) - 1), xi[:-1], xi[1:]
+        length = max(self.predictor, self.corrector)
+        past = xi[jnp.maximum(step[:, None] - jnp.arange(length), 0)]
+        # Of one step at a time where every coordinate has its own: that takes memory.
+        many = jax.lax.map if nodes.a.ndim > 1 else lambda f, xs: jax.vmap(f)(xs)
+        weigh = lambda *steps: many(lambda step: self._weigh(*step), steps)  # noqa: E731
+        first = second = None
+        if self.learned is not None:
+            first, second = self.learned.predictor, self.learned.corrector
+        ahead = weigh(
+            past[:, : self.predictor],
+            jnp.minimum(step + 1, self.predictor),
+            start,
+            stop,
+            first,
+        )
+        ahead = jax.tree.map(lambda a: jnp.concatenate([a, a[-1:]]), ahead)
+        if not self.corrector:
+            return Row(ahead, None, None)
+        known = jnp.concatenate([past[:, :1], stop[:, None], past[:, 1:]], axis=1)
+        behind = weigh(
+            known[:, : self.corrector],
+            jnp.minimum(step + 2, self.corrector),
+            start,
+            stop,
+            second,
+        )
+        usable = self._usable(step + 1, start)
+        return Row(
+            ahead,
+            jax.tree.map(lambda a: jnp.concatenate([a[:1], a]), behind),
+            jnp.concatenate([jnp.zeros((1,), bool), usable]),
+        )
+
+    def _weigh(self, nodes, known, start, stop, learned) -> Combination:
+        """The weights of the `known` first of `nodes`, for one step."""
+        rule = splitting(self.prediction)
+        if learned is not None:
+            # About int w(xi) dxi over the step, the weight of a constant p.
+            unit = (stop - start) * rule.density((start + stop) / 2)
+            used = jnp.arange(len(nodes)) < known
+            used = used.reshape(used.shape + (1,) * unit.ndim)
+            learned = learned.reshape(used.shape)
+            learned = unit * jnp.where(used, learned, 0)
+        return Combination(integrals(nodes, known, start, stop, rule.density), learned)
+
+    def _usable(self, step, start):
+        """Whether the step that led here can be corrected."""
+        if self.prediction is eps:
+            # A step from alpha = 0 has no corrector: its weights are infinite.
+            return (step > 0) & (start > np.log(FLOOR) + 1e-3)
+        return step > 0
+
+    def predict(
+        self, row: Row | None, here: Node, there: Node, y, means, history: History
+    ) -> tuple[Float[Array, "batch ..."], History]:
+        """(y there, the history from there) by (1) with at most `predictor` nodes."""
+        rule, s = splitting(self.prediction), self.sigma_data.astype(y.dtype)
+        start, stop = (here.a, here.tau, s), (there.a, there.tau, s)
+        values, step, nodes = (rule.value(*means, *start), *history.values), None, None
+        length = len(history.values)
+        if row is None:
+            node, step = rule.variable(*start), history.step + 1
+            nodes = jnp.concatenate([node[None], history.nodes])
+        corrects = history.linear is not None
+        y1 = linear = rule.linear(here, there, y, *means, s, corrects)
+        if self.predictor > 1 or self.learned is not None:
+            if row is None:
+                known = jnp.minimum(step, self.predictor)
+                end, learned = rule.variable(*stop), None
+                if self.learned is not None:
+                    learned = self.learned.predictor[history.step]
+                used = nodes[: self.predictor]
+                change = self._weigh(used, known, node, end, learned)
+            else:
+                change = row.predictor
+            y1 = linear + rule.scale(*stop) * change(values[: self.predictor])
+        if row is None:
+            nodes = nodes[:length]
+        return y1, History(step, values[:length], nodes, linear if corrects else None)
+
+    def correct(
+        self, row: Row | None, here: Node, y, means, history: History
+    ) -> Float[Array, "batch ..."]:
+        """y here, now that the prediction is known, with at most `corrector` nodes.
+
+        `history` is that after the step to here; before the first step y stays as it
+        is.
+        """
+        rule, s = splitting(self.prediction), self.sigma_data.astype(y.dtype)
+        place, older = (here.a, here.tau, s), slice(1, self.corrector - 1)
+        value = rule.value(*means, *place)
+        values = (history.values[0], value, *history.values[older])
+        if row is None:
+            start, node = history.nodes[0], rule.variable(*place)
+            nodes = jnp.concatenate([jnp.stack([start, node]), history.nodes[older]])
+            known, learned = jnp.minimum(history.step + 1, self.corrector), None
+            if self.learned is not None:
+                learned = self.learned.corrector[jnp.maximum(history.step - 1, 0)]
+            change = self._weigh(nodes, known, start, node, learned)
+            usable = self._usable(history.step, start)
+        else:
+            change, usable = row.corrector, row.usable
+        better = history.linear + rule.scale(*place) * change(values)
+        return jnp.where(usable, better, y)

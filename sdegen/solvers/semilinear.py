@@ -122,7 +122,8 @@ class SemilinearTerm(dfx.AbstractTerm):
     As a plain Diffrax term it is the probability flow dy/dc = tau (x0_hat - z_hat).
     `stochasticity` is the noise level of the reverse SDE, None for the flow; `brownian`
     drives it, None where nothing is drawn; `cell` is the step that is being taken, on
-    the clock of the whole. y is (batch, ...).
+    the clock of the whole, and `row` what the solver has prepared for it, None off a
+    fixed grid. y is (batch, ...).
     """
 
     denoiser: PosteriorMeans
@@ -131,6 +132,7 @@ class SemilinearTerm(dfx.AbstractTerm):
     stochasticity: Scalar | None = None
     brownian: GridBrownianPath | TreeBrownianPath | None = None
     cell: tuple[Scalar, Scalar] | None = None
+    row: PyTree = None
 
     def posterior_means(
         self, node: Node, y: Float[Array, "batch ..."]
@@ -258,20 +260,25 @@ def integrals(
     (3) over any step that a sampler takes.
     """
     half, count = (stop - start) / 2, len(nodes)
-    wide = (-1,) + (1,) * half.ndim  # quadrature, or nodes, before the coordinates
-    abscissae, weights = (
-        jnp.asarray(v.reshape(wide), half.dtype) for v in (_NODES, _WEIGHTS)
-    )
-    xi = (start + stop) / 2 + half * abscissae
-    w, newton = density(xi) * half * weights, jnp.ones_like(xi)
-    total = jnp.zeros_like(nodes)
-    for m in range(1, count):
-        newton = newton * (xi - nodes[m - 1])
-        used = m < known
-        same = jnp.eye(m + 1).reshape((m + 1, *wide))
-        gaps = nodes[: m + 1, None] - nodes[None, : m + 1] + same
-        gaps = jnp.where(used & (gaps != 0), gaps, 1.0)  # guards what is not known yet
-        divided = 1 / jnp.prod(gaps, axis=1)
-        term = jnp.where(used, jnp.sum(w * newton, axis=0), 0.0)
-        total = total.at[: m + 1].add(term * divided)
-    return total
+    if count == 1:
+        return jnp.zeros_like(nodes)
+
+    def wide(v):  # static numbers before the axes of the coordinates
+        return jnp.asarray(v.reshape(v.shape + (1,) * half.ndim), half.dtype)
+
+    xi = (start + stop) / 2 + half * wide(_NODES)
+    w, newton = density(xi) * half * wide(_WEIGHTS), [xi - nodes[0]]
+    for m in range(1, count - 1):
+        newton.append(newton[-1] * (xi - nodes[m]))
+    moments = jnp.sum(w * jnp.stack(newton), axis=1)  # of the terms 1, 2, ...
+    # All of Newton's divided differences at once: term m takes the nodes up to m.
+    term = np.arange(1, count)[:, None, None]
+    j, l = np.arange(count)[:, None], np.arange(count)
+    used = jnp.arange(1, count) < known
+    used = used.reshape(used.shape + (1,) * nodes.ndim)
+    gaps = nodes[:, None] - nodes[None]
+    counts = wide((l <= term) & (l != j) & (j <= term)) > 0
+    counts &= used[:, :, None] & (gaps != 0)  # guards what is not known yet
+    divided = 1 / jnp.prod(jnp.where(counts, gaps, 1.0), axis=2)
+    share = jnp.where(used & (wide((j <= term)[..., 0]) > 0), divided, 0.0)
+    return jnp.sum(moments[:, None] * share, axis=0)

@@ -196,8 +196,8 @@ def solve(
     - `trajectory`: keep the state at every point of the clock.
     - `refinable`: noise that is the same path on every clock of the same range.
     - `rows`: what the equation needs of each point of the clock, a pytree with that
-      leading axis. The pair of a step's ends is handed to the equation as `args`, a
-      `Stages`, so that nothing of it is computed in the loop.
+      leading axis. On a fixed grid the pair of a step's ends is handed to the equation
+      as `args`, a `Stages`, so that nothing of it is computed in the loop.
     """
     term = drift if isinstance(drift, dfx.AbstractTerm) else dfx.ODETerm(drift)
     semilinear = isinstance(solver, AbstractSemilinearSolver)
@@ -216,6 +216,7 @@ def solve(
         )
         term = dfx.MultiTerm(term, NoiseTerm(noise, path))
     if adaptive is None:
+        rows = rows if stages_at_ends(solver) else None
         return _scan(term, y0, clock, solver, trajectory, rows)
     # Without dt0 Diffrax would try 0.01 whatever the scale of the clock.
     span = clock[-1] - clock[0]

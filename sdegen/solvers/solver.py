@@ -7,6 +7,7 @@ import diffrax as dfx
 import equinox as eqx
 from jaxtyping import Array, Int
 
+from ..typing import PyTree
 from .semilinear import Node, SemilinearTerm
 
 
@@ -14,11 +15,12 @@ class AbstractSemilinearSolver(dfx.AbstractItoSolver):
     """A Diffrax solver of a `SemilinearTerm`, on its rising clock.
 
     A solver writes `start` and `advance`, which are given the nodes `here` and `there`
-    at both ends of a step. On a fixed grid Diffrax's `args` is that pair, a row of a
-    table that was made outside of the loop; else the nodes are found from the clock.
-    `family`: the largest stochasticity of the reverse SDE that it follows, 0 for the
-    flow alone. `draws`: it adds noise even to
-    the flow. `calls`: network evaluations of a step; `calls_first`: before the first.
+    at both ends of a step. On a fixed grid Diffrax's `args` are two rows of a table
+    that was made outside of the loop, each a node and what `rows` has for it
+    (`term.row`); else the nodes are found from the clock. `family`: the largest
+    stochasticity of the reverse SDE that it follows, 0 for the flow alone. `draws`: it
+    adds noise even to the flow. `calls`: network evaluations of a step; `calls_first`:
+    before the first.
     """
 
     term_structure = SemilinearTerm
@@ -37,6 +39,13 @@ class AbstractSemilinearSolver(dfx.AbstractItoSolver):
     def advance(self, term: SemilinearTerm, here: Node, there: Node, y, state):
         """(y there, an error estimate or None, the state there) from y here."""
 
+    def rows(self, nodes: Node) -> PyTree:
+        """What a step needs besides its nodes, for all nodes of a fixed grid at once.
+
+        A pytree with their leading axis, whose row i is for the step from node i; None.
+        """
+        return None
+
     @property
     def steps(self) -> int | None:
         """The number of steps that it is made for, None for any."""
@@ -48,14 +57,12 @@ class AbstractSemilinearSolver(dfx.AbstractItoSolver):
 
     def init(self, terms, t0, t1, y0, args):
         """The state before the first step."""
-        term = _unwrap(terms)
-        return self.start(term, *_nodes(term, t0, t1, args), y0)
+        return self.start(*_placed(terms, t0, t1, args), y0)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step, as Diffrax asks for it."""
-        term = dataclasses.replace(_unwrap(terms), cell=(t0, t1))
-        nodes = _nodes(term, t0, t1, args)
-        y1, error, state = self.advance(term, *nodes, y0, solver_state)  # pyright: ignore[reportGeneralTypeIssues]
+        placed = _placed(terms, t0, t1, args)
+        y1, error, state = self.advance(*placed, y0, solver_state)
         return y1, error, {"y0": y0, "y1": y1}, state, dfx.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
@@ -63,15 +70,15 @@ class AbstractSemilinearSolver(dfx.AbstractItoSolver):
         return terms.vf(t0, y0, args)
 
 
-def _nodes(term, t0, t1, args) -> tuple[Node, Node]:
-    if args is not None:
-        return args
-    return (term.node(t0), term.node(t1))
-
-
-def _unwrap(terms) -> SemilinearTerm:
+def _placed(terms, t0, t1, args) -> tuple[SemilinearTerm, Node, Node]:
+    """The term of the step from t0 to t1, and the nodes at both ends."""
     # Diffrax hands its solvers the term in a wrapper for the direction of time.
-    return terms.term if hasattr(terms, "direction") else terms
+    term = terms.term if hasattr(terms, "direction") else terms
+    if args is None:
+        here, there, row = term.node(t0), term.node(t1), None
+    else:
+        (here, row), (there, _) = args
+    return dataclasses.replace(term, cell=(t0, t1), row=row), here, there
 
 
 def whole(name: str, value, low: int, high: int) -> int:

@@ -10,7 +10,8 @@ is split by the score -R^-1 u of its stationary law N(0, R), F R + R F^T + G G^T
     B:  du = w G G^T (score(u) + R^-1 u) |dt|.                                     (3)
 
 A is a linear SDE, whose step is known (`processes.momentum.transition`); B is small
-near the noise, where the score is that of R. A step is half of A, the whole of B, half of A.
+near the noise, where the score is that of R. A step is half of A, the whole of B, and
+half of A.
 """
 
 from collections.abc import Callable

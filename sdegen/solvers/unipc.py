@@ -59,18 +59,22 @@ class UniPC(AbstractSemilinearSolver):
         """The order of convergence."""
         return min(self.corrector, self.points + 1)
 
+    @property
+    def _adams(self):
+        rule = (self.prediction, self.sigma_data)
+        return multistep.Adams(*rule, self.points, self.corrector, self.weights)
+
+    def rows(self, nodes):
+        """The weights of each step."""
+        return self._adams.rows(nodes)
+
     def start(self, term, here, there, y):
         """No prediction is known."""
-        return multistep.empty(max(self.points, self.corrector) - 1, y, here, True)
+        return self._adams.empty(term.row, y, here)
 
     def advance(self, term, here, there, y, state):
         """One evaluation: correct y, then predict."""
-        means, rule = term.posterior_means(here, y), (self.prediction, self.sigma_data)
-        predictor = corrector = None
-        if self.weights is not None:
-            predictor, corrector = self.weights.predictor, self.weights.corrector
-        y = multistep.correct(*rule, self.corrector, here, y, means, state, corrector)
-        y1, state = multistep.predict(
-            *rule, self.points, here, there, y, means, state, predictor
-        )
+        means = term.posterior_means(here, y)
+        y = self._adams.correct(term.row, here, y, means, state)
+        y1, state = self._adams.predict(term.row, here, there, y, means, state)
         return y1, None, state
