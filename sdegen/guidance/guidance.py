@@ -40,14 +40,9 @@ class AbstractGuidance(AbstractDenoiser):
         return self.denoiser.path
 
     @property
-    def sigma_data(self) -> Float[Array, "..."]:
-        """That of the denoiser inside, if it has one."""
-        return self.denoiser.sigma_data  # pyright: ignore[reportAttributeAccessIssue]
-
-    @property
-    def overall_sigma_data(self) -> Array:
+    def data_scale(self) -> Float[Array, "..."]:
         """That of the denoiser inside."""
-        return self.denoiser.overall_sigma_data
+        return self.denoiser.data_scale
 
 
 class Unconditional(AbstractGuidance):

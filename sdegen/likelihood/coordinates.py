@@ -198,7 +198,7 @@ Flow: TypeAlias = AngleFlow | InterpolantFlow
 def flow_of(model: AbstractModel, cond: PyTree, what: str) -> Flow:
     """The flow of a model; a sentence, in the name of `what`, where it has none."""
     if isinstance(model, AbstractDenoiser):
-        return AngleFlow(model, Angle(model.path, sigma_data_of(model)), cond)
+        return AngleFlow(model, angle_of(model), cond)
     if isinstance(model, AbstractVelocityModel):
         return InterpolantFlow(model, cond)
     raise ValueError(
@@ -232,7 +232,6 @@ def check_end(flow: Flow, shape: tuple[int, ...]) -> None:
         )
 
 
-def sigma_data_of(denoiser: AbstractDenoiser) -> Array:
-    """s in (1): the denoiser's `sigma_data`, or 0.5 where it has none."""
-    size = getattr(denoiser, "sigma_data", None)
-    return jax.lax.stop_gradient(float_array(0.5 if size is None else size))
+def angle_of(denoiser: AbstractDenoiser) -> Angle:
+    """The angle for the data of a denoiser."""
+    return Angle(denoiser.path, jax.lax.stop_gradient(denoiser.data_scale))

@@ -30,7 +30,7 @@ from ..processes.path import check_one_level, logsnr_span
 from ..solvers.semilinear import root
 from ..solvers.solve import checked, solve
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
-from .coordinates import Angle, AngleFlow, sigma_data_of
+from .coordinates import AngleFlow, angle_of
 
 
 class ScoreError(eqx.Module):
@@ -198,7 +198,7 @@ def _check_bound(denoiser, exact, x0, z, steps):
 @eqx.filter_jit
 def _bound(denoiser, exact, x0, z, stochasticity, weights, start, steps, cond):
     path = denoiser.path
-    angle = Angle(path, sigma_data_of(denoiser))
+    angle = angle_of(denoiser)
     model, truth = (
         AngleFlow(one, angle, cond, stochasticity) for one in (denoiser, exact)
     )

@@ -28,7 +28,6 @@ from ..models.denoiser import AbstractDenoiser
 from ..processes.path import check_one_level, logsnr_span
 from ..solvers.semilinear import root
 from ..typing import PyTree, RandomKey, float_array
-from .coordinates import sigma_data_of
 
 
 class Bound(eqx.Module):
@@ -104,7 +103,7 @@ def _bound(key, denoiser, x0, cond, draws, uniform_in):
     batch, *shape = x0.shape
     axes = tuple(range(1, x0.ndim))
     low, high = logsnr_span(path)  # at t_max and at t_min
-    size = sigma_data_of(denoiser)
+    size = jax.lax.stop_gradient(denoiser.data_scale)
     t_max = jnp.minimum(float_array(path.t_max), inverse(jax.nn.softplus(low / 2)))
 
     def at(u):

@@ -38,7 +38,8 @@ from ..processes.interpolant import StochasticInterpolant
 from ..processes.noise import AbstractNoise, Gaussian
 from ..solvers.pinned_euler import PinnedEuler
 from ..typing import PyTree, Scalar, ScalarLike, Time, number
-from .velocity import AbstractVelocityModel, call_network
+from .model import call_network
+from .velocity import AbstractVelocityModel
 
 
 class SchroedingerBridge(AbstractVelocityModel):

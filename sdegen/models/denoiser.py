@@ -25,7 +25,7 @@ from ..processes import prediction
 from ..processes.path import AbstractPath, basis_of, batched, level_of
 from ..processes.prediction import Prediction
 from ..typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced, number
-from .model import AbstractModel
+from .model import AbstractModel, call_network
 from .path_problem import path_problem
 
 
@@ -41,11 +41,6 @@ def edm_inputs(path, t, sigma_data) -> tuple[Scalar, Float[Array, "..."]]:
 def raw_inputs(path, t, sigma_data) -> tuple[Scalar, Scalar]:
     """(t, 1): the network sees time and x_t as they are."""
     return t, jnp.ones_like(t)
-
-
-def root_mean_square(a: Float[Array, "..."]) -> Scalar:
-    """Over all coordinates."""
-    return a if a.ndim == 0 else jnp.sqrt(jnp.mean(a**2))
 
 
 def takes_key(network: Callable) -> bool:
@@ -69,9 +64,15 @@ class AbstractDenoiser(AbstractModel):
         """(E[x0 given x_t], E[z given x_t])."""
 
     @property
-    def overall_sigma_data(self) -> Array:
-        """The standard deviation of the data over all coordinates, 0.5 if not known."""
+    def data_scale(self) -> Float[Array, "..."]:
+        """The standard deviation of the data, or of each coordinate; 0.5 if unknown."""
         return float_array(0.5)
+
+    @property
+    def overall_sigma_data(self) -> Scalar:
+        """The root mean square of `data_scale` over all coordinates."""
+        scale = self.data_scale
+        return jnp.sqrt(jnp.mean(scale**2)) if scale.ndim else scale
 
     def problem(
         self, shape, *, solver, grid, stochasticity, denoise, refinable, cond, start
@@ -163,9 +164,9 @@ class Denoiser(AbstractDenoiser):
     inputs: Callable = eqx.field(default=edm_inputs, static=True)
 
     @property
-    def overall_sigma_data(self):
-        """The root mean square of `sigma_data` over coordinates."""
-        return root_mean_square(self.sigma_data)
+    def data_scale(self):
+        """`sigma_data`."""
+        return self.sigma_data
 
     def loss(self, key, x0, cond=None, *, axis_name=None):
         """`denoising_loss` with its defaults."""
@@ -191,12 +192,7 @@ class Denoiser(AbstractDenoiser):
         time, basis = jnp.broadcast_to(time.ravel(), x.shape[:1]), basis_of(self.path)
         data = basis.data((scale * x).astype(x.dtype))
         dropout = {} if keys is None or not takes_key(self.network) else {"key": keys}
-        out = self.network(time, data, cond, **dropout)
-        if getattr(out, "shape", None) != x.shape:
-            raise ValueError(
-                f"the network must return an array of the shape of x, {x.shape}, got "
-                f"{getattr(out, 'shape', type(out).__name__)}. Check its output."
-            )
+        out = call_network(self.network, time, data, cond, **dropout)
         return basis.coordinates(out.astype(x.dtype))
 
     def posterior_means(self, t, x, cond=None):

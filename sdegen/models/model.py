@@ -4,10 +4,24 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from ..losses.coupling.pairs import Loss
-from ..typing import AxisName, PyTree, RandomKey, Scalar
+from ..typing import AxisName, PyTree, RandomKey, Scalar, Time
 from .problem import AbstractProblem
+
+
+def call_network(network: Any, t: Time, x: Array, cond: PyTree, **more: Any) -> Array:
+    """The output of a network at times () or (batch,), which has the shape of x."""
+    out = network(jnp.broadcast_to(t, x.shape[:1]), x, cond, **more)
+    found = out.shape if eqx.is_array(out) else type(out).__name__
+    if found != x.shape:
+        raise ValueError(
+            f"the network must return an array of the shape of x, {x.shape}, got "
+            f"{found}. Check its output."
+        )
+    return out.astype(x.dtype)
 
 
 class AbstractModel(eqx.Module):

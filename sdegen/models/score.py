@@ -34,6 +34,7 @@ from ..processes.reverse import (
 from ..processes.sde import AbstractSDE
 from ..typing import PyTree, RandomKey, Scalar, ScalarLike, Time, float_array, is_traced
 from .generator import AbstractGenerator
+from .model import call_network
 
 _PILOT = 1024  # data points that are simulated, twice each, to measure the scales
 _LARGEST = 32  # coordinates for which M and its derivative are formed
@@ -163,13 +164,8 @@ class ScoreModel(AbstractGenerator):
         time, *scales = jax.vmap(self.scales)(t)
         mean, std, noise, low, high = (a.astype(x.dtype) for a in scales)
         seen = (jnp.clip(x, low, high) - mean) / std
-        out = self.network(time, seen, cond)
-        if getattr(out, "shape", None) != x.shape:
-            raise ValueError(
-                f"the network must return an array of the shape of x, {x.shape}, got "
-                f"{getattr(out, 'shape', type(out).__name__)}. Check its output."
-            )
-        return out.astype(x.dtype) / noise - (x - mean) / std**2
+        out = call_network(self.network, time, seen, cond)
+        return out / noise - (x - mean) / std**2
 
     def sample_score(
         self, t: ScalarLike, x: Float[Array, "..."], cond: PyTree = None

@@ -40,7 +40,7 @@ class VDM(AbstractDenoiser):
         return vdm_loss(self, key, x0, cond, axis_name=axis_name)
 
     @property
-    def overall_sigma_data(self):
+    def data_scale(self):
         """`sigma_data`."""
         return self.sigma_data
 

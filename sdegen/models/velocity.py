@@ -43,6 +43,7 @@ from ..typing import (
     number,
 )
 from .generator import AbstractGenerator
+from .model import call_network
 
 
 class AbstractVelocityModel(AbstractGenerator):
@@ -175,17 +176,6 @@ class VelocityModel(AbstractVelocityModel):
                     f"{type(self.interpolant).__name__} has no latent noise: a "
                     "latent_network has nothing to learn, leave it out."
                 )
-
-
-def call_network(network, t, x, cond):
-    """The output of a network at times () or (batch,), checked."""
-    out = network(jnp.broadcast_to(float_array(t), x.shape[:1]), x, cond)
-    if getattr(out, "shape", None) != x.shape:
-        raise ValueError(
-            f"the network must return an array of the shape of x, {x.shape}, got "
-            f"{getattr(out, 'shape', type(out).__name__)}. Check its output."
-        )
-    return out.astype(x.dtype)
 
 
 class Forward(AbstractGenerator):
