@@ -3,25 +3,23 @@
     F = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))                                 (1)
 
 with the mean m and the covariance S of the features (Heusel et al. 2017, "GANs trained
-by a two time-scale update rule", equation (6)): W_2^2 of two Gaussians, equation (1) of
-`gaussian`. With the features of Inception-v3 it is the FID; see docs/metrics.md.
+by a two time-scale update rule", equation (6)): W_2^2 of two Gaussians. With the
+features of Inception-v3 it is the FID; see docs/metrics.md.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from jaxtyping import ArrayLike, Shaped
 
 from ..runs.recorder import progress_bar
 from .gaussian import Moments, gaussian_w2
-
-Images: TypeAlias = Shaped[ArrayLike, "_ ..."]
+from .points import Points
 
 
 def frechet(
-    real: Images | Moments,
-    fake: Images | Moments,
+    real: Points | Moments,
+    fake: Points | Moments,
     *,
     features: Callable | None = None,
     batch_size: int = 128,
@@ -29,16 +27,16 @@ def frechet(
 ) -> float:
     """The Fréchet distance (1), in (units of the features)^2.
 
-    It depends on two moments only. Biased upwards by c / n, where c depends on the
-    model (Chong & Forsyth 2020; about 0.75 d^2 for two sets of N(0, I)), so always use
-    the same number of images: FID is stated for 50,000, and needs n much larger than d.
-    Time: the network's, and d^3, 5 to 25 s at d = 2048 on two cores.
+    It is biased upwards by c / n, where c depends on the model (Chong & Forsyth 2020;
+    about 0.75 d^2 for two sets of N(0, I)), so always use the same number of images:
+    FID is stated for 50,000, and needs n much larger than d. d^3 time, 5 to 25 s at
+    d = 2048 on two cores.
 
     **Arguments:**
     - `real`, `fake`: images (n, height, width, channels) or any points; or `Moments` of
       features, which add up over parts that do not fit into memory.
-    - `features`: a function of one batch to (batch, d), best under `jax.jit`; default
-      the points themselves. All batches have one size: the last is filled with copies.
+    - `features`: maps a batch to (batch, d), best under `jax.jit`; default the points
+      themselves. All batches have one size: the last is filled with copies.
     - `batch_size`: images to a batch, default 128.
     - `progress`: a progress bar, on process 0.
 
@@ -51,10 +49,8 @@ def frechet(
         for x in (real, fake)
     )
     if a.mean.shape != b.mean.shape:
-        raise ValueError(
-            "real and fake must have features of one dimension, got "
-            f"{len(a.mean)} and {len(b.mean)}."
-        )
+        found = f"{len(a.mean)} and {len(b.mean)}"
+        raise ValueError(f"real and fake need features of one dimension, got {found}.")
     return gaussian_w2(a.mean, a.cov, b.mean, b.cov) ** 2
 
 
@@ -70,9 +66,7 @@ def _moments(x, features, batch_size, progress) -> Any:
     with progress_bar(-(-len(x) // size), progress) as bar:
         for start in range(0, len(x), size):
             batch = x[start : start + size]
-            filled = np.concatenate(
-                [batch, np.repeat(batch[-1:], size - len(batch), 0)]
-            )
+            filled = np.resize(batch, (size, *x.shape[1:]))
             found = np.asarray(features(filled))
             if found.ndim != 2 or len(found) != size:
                 raise ValueError(

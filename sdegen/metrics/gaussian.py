@@ -2,14 +2,13 @@
 
     W_2^2 = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2))              (1)
 
-(Dowson & Landau 1982; Bures 1969). With S_k = R_k^T R_k, R_k from the
-eigenvalues of S_k, the same number is
+(Dowson & Landau 1982; Bures 1969). With S_k = R_k^T R_k the same number is
 
     W_2^2 = |m1 - m2|^2 + min over orthogonal Q of ||R1 - Q R2||_F^2,  Q = U V^T    (2)
 
 where R1 R2^T = U diag(s) V^T (Bhatia, Jain & Lim 2019, "On the Bures-Wasserstein
-distance between positive definite matrices", theorem 1). (2) is a sum of squares:
-nothing cancels between close ones, and singular covariances are nothing special.
+distance between positive definite matrices", theorem 1). In (2), a sum of squares,
+nothing cancels, and covariances may be singular.
 
 Moments of two sets merge exactly (Chan, Golub & LeVeque 1983):
 
@@ -21,15 +20,14 @@ import dataclasses
 import numpy as np
 from jaxtyping import ArrayLike, Float, Shaped
 
-from .points import pair, points
+from .points import Points, pair, points
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
     """Count, mean and scatter sum (x - mean)(x - mean)^T of a set, in float64.
 
-    `Moments.of(a) + Moments.of(b)` are the moments of both sets: over batches, or over
-    machines. Memory d^2, whatever the number of points.
+    `Moments.of(a) + Moments.of(b)` are the moments of both sets.
     """
 
     count: int
@@ -37,7 +35,7 @@ class Moments:
     scatter: Float[np.ndarray, "d d"]
 
     @classmethod
-    def of(cls, x: Shaped[ArrayLike, "n ..."]) -> "Moments":
+    def of(cls, x: Points) -> "Moments":
         """The moments of the points `x`, all but their first axis flattened."""
         x = points(x, "x")
         mean = x.mean(axis=0)
@@ -45,18 +43,13 @@ class Moments:
 
     def __add__(self, other: "Moments") -> "Moments":
         if self.mean.shape != other.mean.shape:
-            raise ValueError(
-                "moments merge within one space, got dimensions "
-                f"{len(self.mean)} and {len(other.mean)}."
-            )
+            found = f"{len(self.mean)} and {len(other.mean)}"
+            raise ValueError(f"moments merge within one space, got dimensions {found}.")
         count = self.count + other.count
         gap = other.mean - self.mean
+        mean = self.mean + other.count / count * gap
         between = self.count * other.count / count * np.outer(gap, gap)  # (3)
-        return type(self)(
-            count,
-            self.mean + other.count / count * gap,
-            self.scatter + other.scatter + between,
-        )
+        return Moments(count, mean, self.scatter + other.scatter + between)
 
     @property
     def cov(self) -> Float[np.ndarray, "d d"]:
@@ -84,22 +77,17 @@ def gaussian_w2(
     """
     (m1, r1), (m2, r2) = _checked(mean1, cov1, "1"), _checked(mean2, cov2, "2")
     if len(m1) != len(m2):
-        raise ValueError(
-            "two Gaussians of one space were expected, got means of shapes "
-            f"{m1.shape} and {m2.shape}."
-        )
+        found = f"{m1.shape} and {m2.shape}"
+        raise ValueError(f"expected Gaussians of one space, got means of {found}.")
     u, _, vt = np.linalg.svd(r1 @ r2.T)
     return float(np.sqrt(np.sum((m1 - m2) ** 2) + np.sum((r1 - u @ vt @ r2) ** 2)))
 
 
-def fitted_gaussian_w2(
-    x: Shaped[ArrayLike, "n ..."], y: Shaped[ArrayLike, "m ..."]
-) -> float:
+def fitted_gaussian_w2(x: Points, y: Points) -> float:
     """`gaussian_w2` of the means and covariances of two sets.
 
     A lower bound of W_2 (Gelbrich 1990) but for its bias: two sets of n points of
-    N(0, I) are about 0.85 d / sqrt(n) apart (measured, for n much larger than d). d^3
-    time.
+    N(0, I) are about 0.85 d / sqrt(n) apart (measured, for n much larger than d).
 
     **Arguments:**
     - `x`, `y`: two sets of two or more points of one space.

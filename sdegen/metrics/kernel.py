@@ -1,29 +1,22 @@
-"""Distances from averages over pairs of points: unbiased, on the host in float64.
+"""Distances from averages over pairs of points, on the host in float64.
 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)                                   (1)
     energy = 2 E|x - y| - E|x - x'| - E|y - y'|                                     (2)
 
-Averages are over distinct points, so both estimates have no bias, and have mean 0 for
-two sets of one distribution. (2) is (1) with the kernel -|a - b| (Sejdinovic et al.
-2013).
+(2) is (1) with k = -|a - b| (Sejdinovic et al. 2013). Averages are over distinct
+points, so both estimates are unbiased. For two sets of one distribution their mean is 0
+and their standard deviation of the order 1 / n, so they may be negative. n^2 time.
 """
 
 import numpy as np
-from jaxtyping import ArrayLike, Shaped
 
-from .points import blocks, pair
+from .points import Points, blocks, pair
 
 
-def mmd2(
-    x: Shaped[ArrayLike, "n ..."],
-    y: Shaped[ArrayLike, "m ..."],
-    *,
-    bandwidth: float | int | None = None,
-) -> float:
-    """The unbiased squared maximum mean discrepancy, k = exp(-|a - b|^2 / (2 h^2)).
+def mmd2(x: Points, y: Points, *, bandwidth: float | int | None = None) -> float:
+    """The squared maximum mean discrepancy (1) for k = exp(-|a - b|^2 / (2 h^2)).
 
-    Its mean is 0 for two sets of one distribution, so it may be negative; its standard
-    deviation is then of the order 1 / n. n^2 time (Gretton et al. 2012, lemma 6).
+    Unbiased (Gretton et al. 2012, lemma 6).
 
     **Arguments:**
     - `x`, `y`: two sets of points of one space; `y` is the reference.
@@ -48,20 +41,15 @@ def mmd2(
             np.exp(-d / (2 * bandwidth**2)).sum() for d in blocks(a, b, "sqeuclidean")
         )
 
-    n, m = len(x), len(y)  # k(a, a) = 1 is left out
-    within = (kernel(x, x) - n) / (n * (n - 1)) + (kernel(y, y) - m) / (m * (m - 1))
-    return float(within - 2 * kernel(x, y) / (n * m))
+    return _discrepancy(x, y, kernel, own=1)
 
 
-def energy_distance(
-    x: Shaped[ArrayLike, "n ..."], y: Shaped[ArrayLike, "m ..."]
-) -> float:
-    """The energy distance (2), which is 0 only for equal distributions.
+def energy_distance(x: Points, y: Points) -> float:
+    """The energy distance (2), whose mean is 0 only for equal distributions.
 
-    An unbiased U-statistic, which may be negative; for two sets of one distribution its
-    mean is 0 and its standard deviation of the order 1 / n. A small difference counts
-    squared. n^2 time (Székely & Rizzo 2013, "Energy statistics: a class of statistics
-    based on distances"; on the line it is 2 int (F - G)^2).
+    Unbiased. A small difference counts squared (Székely & Rizzo 2013, "Energy
+    statistics: a class of statistics based on distances"; on the line it is
+    2 int (F - G)^2).
 
     **Arguments:**
     - `x`, `y`: two sets of points of one space.
@@ -69,10 +57,12 @@ def energy_distance(
     **Returns:** the distance, in the units of the data.
     """
     x, y = pair(x, y, least=2)
+    return _discrepancy(x, y, lambda a, b: -sum(d.sum() for d in blocks(a, b)), own=0)
 
-    def total(a, b):
-        return sum(d.sum() for d in blocks(a, b))
 
+def _discrepancy(x, y, kernel, own) -> float:
+    """(1), with `kernel` the sum of k over all pairs and `own` = k(a, a), left out."""
     n, m = len(x), len(y)
-    within = total(x, x) / (n * (n - 1)) + total(y, y) / (m * (m - 1))
-    return float(2 * total(x, y) / (n * m) - within)
+    xx = (kernel(x, x) - n * own) / (n * (n - 1))
+    yy = (kernel(y, y) - m * own) / (m * (m - 1))
+    return float(xx + yy - 2 * kernel(x, y) / (n * m))

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike, Shaped
 
-from .points import points
+from .points import Points, points
 
 
 class KS(NamedTuple):
@@ -19,7 +18,7 @@ class KS(NamedTuple):
     p_value: float
 
 
-def ks(x: Shaped[ArrayLike, "n ..."], cdf: Callable) -> KS:
+def ks(x: Points, cdf: Callable) -> KS:
     """The Kolmogorov-Smirnov statistic of points against a distribution function.
 
     Strong in the middle and weak in the tails. The time of a sort (Kolmogorov 1933).

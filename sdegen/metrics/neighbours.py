@@ -13,8 +13,7 @@ generative models", equations (1) and (2)),
     coverage = the share of B(x_i) with some y_j in it                              (4)
 
 (Naeem et al. 2020, "Reliable fidelity and diversity metrics for generative models",
-section 3). For n real and m fake points of one distribution E density = 1 and, as
-all orders of distances are equally likely,
+section 3). For n real and m fake points of one distribution E density = 1 and
 
     E coverage = 1 - (n - 1)...(n - k) / ((n + m - 1)...(n + m - k)).               (5)
 """
@@ -22,9 +21,8 @@ all orders of distances are equally likely,
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike, Shaped
 
-from .points import blocks, pair
+from .points import Points, blocks, pair
 
 
 class PrecisionRecall(NamedTuple):
@@ -41,7 +39,7 @@ class DensityCoverage(NamedTuple):
     coverage: float
 
 
-def nearest(x: Shaped[ArrayLike, "n ..."], y: Shaped[ArrayLike, "m ..."]) -> float:
+def nearest(x: Points, y: Points) -> float:
     """The mean distance from each point of `x` to its nearest of `y`.
 
     Not a distance of distributions: 0 says that `x` copies points of `y`, and it falls
@@ -56,14 +54,11 @@ def nearest(x: Shaped[ArrayLike, "n ..."], y: Shaped[ArrayLike, "m ..."]) -> flo
     return float(np.concatenate([d.min(axis=1) for d in blocks(x, y)]).mean())
 
 
-def precision_recall(
-    real: Shaped[ArrayLike, "n ..."], fake: Shaped[ArrayLike, "m ..."], k: int = 3
-) -> PrecisionRecall:
+def precision_recall(real: Points, fake: Points, k: int = 3) -> PrecisionRecall:
     """Improved precision (1) and recall (2) of points, or of features.
 
-    Both depend on n, m, k and the dimension, are below 1 for two sets of one
-    distribution, and one outlier with a large ball changes them: compare with two real
-    sets of the same sizes. (n + m)^2 time.
+    Both are below 1 for two sets of one distribution, and one outlier with a large ball
+    changes them: compare with two real sets of the same sizes. (n + m)^2 time.
 
     **Arguments:**
     - `real`, `fake`: two sets of points of one space.
@@ -71,19 +66,20 @@ def precision_recall(
 
     **Returns:** `PrecisionRecall`, without unit.
     """
-    real, fake = _sets(real, fake, k)
-    precision, recall = _inside(real, fake, k), _inside(fake, real, k)
-    return PrecisionRecall(float(precision.mean()), float(recall.mean()))
+    sets = _sets(real, fake, k)
+    shares = (
+        np.concatenate([inside.any(axis=1) for inside in _inside(*both, k)]).mean()
+        for both in (sets, sets[::-1])
+    )
+    return PrecisionRecall(*map(float, shares))
 
 
-def density_coverage(
-    real: Shaped[ArrayLike, "n ..."], fake: Shaped[ArrayLike, "m ..."], k: int = 5
-) -> DensityCoverage:
+def density_coverage(real: Points, fake: Points, k: int = 5) -> DensityCoverage:
     """Density (3) and coverage (4) of points, or of features.
 
-    Density has mean 1 for two sets of one distribution, in any dimension; coverage has
-    the mean (5), about 1 - 2^-k for n = m. Balls are around real points only, so fake
-    outliers change little. (n + m)^2 time.
+    For two sets of one distribution density has mean 1, and coverage the mean (5),
+    about 1 - 2^-k for n = m. Balls are around real points only, so fake outliers change
+    little. (n + m)^2 time.
 
     **Arguments:**
     - `real`, `fake`: two sets of points of one space.
@@ -92,10 +88,9 @@ def density_coverage(
     **Returns:** `DensityCoverage`, without unit.
     """
     real, fake = _sets(real, fake, k)
-    inside = _counts(real, fake, k)
-    return DensityCoverage(
-        float(inside.sum() / (k * len(fake))), float((inside > 0).mean())
-    )
+    counts = np.sum([inside.sum(axis=0) for inside in _inside(real, fake, k)], axis=0)
+    density, coverage = counts.sum() / (k * len(fake)), (counts > 0).mean()
+    return DensityCoverage(float(density), float(coverage))
 
 
 def _sets(real, fake, k):
@@ -108,18 +103,8 @@ def _sets(real, fake, k):
     return real, fake
 
 
-def _radii(x, k):
-    """The distance to the k-th nearest other point; index 0 is the point itself."""
-    return np.concatenate([np.partition(d, k, axis=1)[:, k] for d in blocks(x, x)])
-
-
-def _inside(centres, x, k) -> np.ndarray:
-    """Whether each point of `x` lies in a ball around some centre."""
-    radii = _radii(centres, k)
-    return np.concatenate([(d <= radii).any(axis=1) for d in blocks(x, centres)])
-
-
-def _counts(centres, x, k):
-    """How many points of `x` lie in the ball around each centre."""
-    radii = _radii(centres, k)
-    return np.sum([(d <= radii).sum(axis=0) for d in blocks(x, centres)], axis=0)
+def _inside(centres, x, k):
+    """Which points of `x` lie in the ball around each centre, some rows at a time."""
+    nearest = (np.partition(d, k, axis=1)[:, k] for d in blocks(centres, centres))
+    radii = np.concatenate(list(nearest))  # index 0 is the point itself
+    return (d <= radii for d in blocks(x, centres))

@@ -11,17 +11,20 @@ With s in [0, 1] the share of the time that has passed, Z_s the path of a sample
 transport"; (3) the straightness of Liu et al. 2023, "Flow straight and fast". S = 0 is
 straight; only energy = W_2^2 is optimal transport.
 
-Frames stand for the broken line through them. So energy and S are too small by
-O(1 / frames^2), and two frames are always straight.
+Frames stand for the broken line through them, so energy and S are too small by
+O(1 / frames^2).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import ArrayLike, Float, Shaped
+from jaxtyping import ArrayLike, Shaped
 
 from .points import points
 from .wasserstein import w2
+
+Frames: TypeAlias = Shaped[ArrayLike, "frames batch ..."]
+Times: TypeAlias = Shaped[ArrayLike, " frames"]
 
 
 class PathEnergy(NamedTuple):
@@ -37,16 +40,13 @@ class PathEnergy(NamedTuple):
 
 
 def path_energy(
-    frames: Shaped[ArrayLike, "frames batch ..."],
-    times: Shaped[ArrayLike, " frames"],
-    *,
-    w2_squared: float | int | None = None,
+    frames: Frames, times: Times, *, w2_squared: float | int | None = None
 ) -> PathEnergy:
     """The kinetic energy (1) of a flow, against what the best transport needs.
 
-    Energy depends on the clock: it is that of `times`, stretched to [0, 1]. The paths
-    must be of one space all along: of a rectified flow, or of a path with
-    alpha + sigma = 1. For a stochastic sampler it grows without bound with the frames.
+    The clock is that of `times`, stretched to [0, 1]. The paths must be of one space
+    all along: of a rectified flow, or of a path with alpha + sigma = 1. For a
+    stochastic sampler the energy grows without bound with the frames.
 
     **Arguments:**
     - `frames`, `times`: as in `trajectory` and `times` of a `Solution`.
@@ -67,13 +67,8 @@ def path_energy(
     return PathEnergy(energy, float(w2_squared), excess, normalised)
 
 
-def straightness(
-    frames: Shaped[ArrayLike, "frames batch ..."], times: Shaped[ArrayLike, " frames"]
-) -> float:
+def straightness(frames: Frames, times: Times) -> float:
     """S of (3): 0 when every path is straight at even speed.
-
-    An unbiased mean over the batch, for the broken lines through the frames; linear
-    time.
 
     **Arguments:**
     - `frames`, `times`: as in `trajectory` and `times` of a `Solution`.
@@ -85,7 +80,7 @@ def straightness(
     return float(np.sum(ds * _mean_square(gaps)))
 
 
-def _mean_square(z: Float[np.ndarray, "k batch d"]) -> Float[np.ndarray, " k"]:
+def _mean_square(z):
     return np.sum(z**2, axis=2).mean(axis=1)
 
 
@@ -103,6 +98,5 @@ def _broken_line(frames, times):
             "times must only rise or only fall, and be finite; got steps from "
             f"{steps.min():g} to {steps.max():g}. Leave out frames at equal times."
         )
-    flat = points(frames.reshape(len(frames), -1), "frames")
-    z = flat.reshape(*frames.shape[:2], -1)
+    z = points(frames, "frames").reshape(*frames.shape[:2], -1)
     return z, steps / (times[-1] - times[0])

@@ -23,20 +23,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Int
 
-from ..typing import Scalar, ScalarLike, float_array, is_traced
-from .points import same_space
+from ..typing import Scalar, ScalarLike, is_traced
+from .points import Points, device_pair
 
 RELAXATION = 0.8
 """Any in (0, 1) converges: 1 would flip a common constant for ever, 1/2 is slower."""
 
 
 class SinkhornDivergence(NamedTuple):
-    """The value, whether all three problems converged, and what they took.
+    """S_eps in (units of the data)^2, meaningless unless all problems `converged`.
 
-    `value` is S_eps in (units of the data)^2, meaningless unless `converged`;
-    `iterations` is the largest of the three; `regularisation` is eps.
+    `iterations` is the largest of the three problems; `regularisation` is eps.
     """
 
     value: Scalar
@@ -46,8 +45,8 @@ class SinkhornDivergence(NamedTuple):
 
 
 def sinkhorn_divergence(
-    x: Shaped[ArrayLike, "n ..."],
-    y: Shaped[ArrayLike, "m ..."],
+    x: Points,
+    y: Points,
     *,
     regularisation: ScalarLike | None = None,
     tolerance: ScalarLike = 1e-3,
@@ -58,10 +57,9 @@ def sinkhorn_divergence(
     S_eps goes from W_2^2 at eps = 0 to the squared distance of the means at eps =
     infinity, and is 0 only for equal distributions. Two sets of n points of one
     distribution are about c / n apart, where c grows as eps falls (Genevay et al. 2019,
-    "Sample complexity of Sinkhorn divergences"): take eps, and n, alike in what is
-    compared. Differentiable once with respect to `x` and `y`. Time (n + m)^2 per
-    iteration, of which small eps needs more; three cost matrices in memory. In float32
-    the default tolerance was reached down to eps = 2e-4 of the largest cost.
+    "Sample complexity of Sinkhorn divergences"): compare at one eps and one n.
+    Differentiable once with respect to `x` and `y`. (n + m)^2 time per iteration, of
+    which small eps needs more; float32 reaches eps = 2e-4 of the largest cost.
 
     **Arguments:**
     - `x`, `y`: two sets of points of one space; `y` is the reference.
@@ -72,13 +70,7 @@ def sinkhorn_divergence(
 
     **Returns:** `SinkhornDivergence`. Nothing raises on the device: read `converged`.
     """
-    x, y = float_array(x), float_array(y)
-    same_space(x.shape, y.shape)
-    if x.size == 0 or y.size == 0:
-        raise ValueError(
-            f"sinkhorn_divergence needs two sets with points, got {x.shape} and "
-            f"{y.shape}."
-        )
+    x, y = device_pair(x, y, "sinkhorn_divergence")
     if regularisation is not None and not is_traced(regularisation):
         if not float(regularisation) > 0:
             raise ValueError(
@@ -90,7 +82,6 @@ def sinkhorn_divergence(
 
 @jax.jit
 def _divergence(x, y, eps, tolerance, max_iterations) -> SinkhornDivergence:
-    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
     x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
     x, y = x - x_mean, y - y_mean
     costs = _cost(x, y), _cost(x, x), _cost(y, y)
@@ -99,16 +90,14 @@ def _divergence(x, y, eps, tolerance, max_iterations) -> SinkhornDivergence:
     eps = jnp.asarray(eps, x.dtype)
     # One start for all three keeps S(x, x) at 0, where they are the same problem.
     start = jnp.max(jnp.stack([jax.lax.stop_gradient(c).max() for c in costs]))
-    xy, xx, yy = (_solve(c, eps, start, tolerance, max_iterations) for c in costs)
-    return SinkhornDivergence(
-        jnp.sum((x_mean - y_mean) ** 2) + xy[0] - (xx[0] + yy[0]) / 2,
-        xy[1] & xx[1] & yy[1],
-        jnp.maximum(xy[2], jnp.maximum(xx[2], yy[2])),
-        eps,
-    )
+    solved = (_solve(c, eps, start, tolerance, max_iterations) for c in costs)
+    (xy, xx, yy), converged, iterations = zip(*solved, strict=True)
+    value = jnp.sum((x_mean - y_mean) ** 2) + xy - (xx + yy) / 2
+    converged, iterations = jnp.stack(converged).all(), jnp.stack(iterations).max()
+    return SinkhornDivergence(value, converged, iterations, eps)
 
 
-def _cost(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+def _cost(x, y):
     # the fast matrix products of accelerators keep three digits
     cross = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * cross, 0.0)

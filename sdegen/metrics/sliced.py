@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Shaped
+from jaxtyping import Array, Float
 
-from ..typing import RandomKey, Scalar, float_array
-from .points import same_space
+from ..typing import RandomKey, Scalar
+from .points import Points, device_pair
 
 
 class Estimate(NamedTuple):
@@ -26,18 +26,12 @@ class Estimate(NamedTuple):
     error: Scalar
 
 
-def sliced_w2(
-    key: RandomKey,
-    x: Shaped[ArrayLike, "n ..."],
-    y: Shaped[ArrayLike, "m ..."],
-    directions: int = 256,
-) -> Estimate:
+def sliced_w2(key: RandomKey, x: Points, y: Points, directions: int = 256) -> Estimate:
     """The sliced 2-Wasserstein distance, exact along each direction.
 
     Two sets of one distribution are of the order n^(-1/2) apart in any dimension. SW_2
-    of a shift by v is |v| / sqrt(d): compare only within one dimension d. In jit, on
-    the accelerator: directions x (n + m) log(n + m) time, 32 directions in memory at
-    once. Points that are not finite give nan.
+    of a shift by v is |v| / sqrt(d): compare only within one dimension d. The
+    time is directions x (n + m) log(n + m). Points that are not finite give nan.
 
     **Arguments:**
     - `key`: draws the directions.
@@ -47,19 +41,14 @@ def sliced_w2(
     **Returns:** `Estimate`: SW_2 in units of the data, and the standard error of the
     directions alone.
     """
-    x, y = float_array(x), float_array(y)
-    same_space(x.shape, y.shape)
-    if directions < 2 or x.size == 0 or y.size == 0:
-        raise ValueError(
-            "sliced_w2 needs two sets with points and at least 2 directions, got "
-            f"shapes {x.shape} and {y.shape}, and {directions} directions."
-        )
+    x, y = device_pair(x, y, "sliced_w2")
+    if directions < 2:
+        raise ValueError(f"sliced_w2 needs at least 2 directions, got {directions}.")
     return _sliced_w2(key, x, y, directions)
 
 
 @functools.partial(jax.jit, static_argnames="directions")
 def _sliced_w2(key, x, y, directions) -> Estimate:
-    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
     centre = y.mean(axis=0)  # a common shift changes nothing, and saves digits
     x, y = x - centre, y - centre
     i, j, widths = coupling(len(x), len(y))
@@ -83,7 +72,7 @@ def coupling(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The monotone coupling of n and m equal weights: indices i, j and their mass.
 
     Sorted point i of the first meets sorted point j of the second. Levels are counted
-    in units of 1 / (n m), so nothing is rounded, and they are known before the data.
+    in units of 1 / (n m), so nothing is rounded.
     """
     levels = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
     widths = np.diff(levels, prepend=0) / (n * m)

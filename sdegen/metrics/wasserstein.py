@@ -17,10 +17,10 @@ the quantile functions,
 import dataclasses
 
 import numpy as np
-from jaxtyping import ArrayLike, Float, Shaped
+from jaxtyping import Float
 
 from .._compat import need
-from .points import Weights, pair, weights
+from .points import Points, Weights, pair, weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Transport:
 
     `cost` is W_p^p in (units of the data)^p and `distance` W_p in units of the data.
     `plan` is P of (1); `f` and `g` are the potentials of (2), feasible at every pair
-    of points, also at those of weight 0, and determined up to a constant at best.
+    of points, and determined up to a constant at best.
     """
 
     cost: float
@@ -40,11 +40,7 @@ class Transport:
 
 
 def w1(
-    x: Shaped[ArrayLike, "n ..."],
-    y: Shaped[ArrayLike, "m ..."],
-    *,
-    x_weights: Weights | None = None,
-    y_weights: Weights | None = None,
+    x: Points, y: Points, *, x_weights: Weights = None, y_weights: Weights = None
 ) -> float:
     """The 1-Wasserstein (earth mover's) distance of two sets of points.
 
@@ -54,11 +50,7 @@ def w1(
 
 
 def w2(
-    x: Shaped[ArrayLike, "n ..."],
-    y: Shaped[ArrayLike, "m ..."],
-    *,
-    x_weights: Weights | None = None,
-    y_weights: Weights | None = None,
+    x: Points, y: Points, *, x_weights: Weights = None, y_weights: Weights = None
 ) -> float:
     """The 2-Wasserstein distance of two sets of points.
 
@@ -81,12 +73,12 @@ def w2(
 
 
 def transport(
-    x: Shaped[ArrayLike, "n ..."],
-    y: Shaped[ArrayLike, "m ..."],
+    x: Points,
+    y: Points,
     *,
     p: float | int = 2,
-    x_weights: Weights | None = None,
-    y_weights: Weights | None = None,
+    x_weights: Weights = None,
+    y_weights: Weights = None,
 ) -> Transport:
     """An optimal plan, its cost and its potentials, for the cost |x - y|^p.
 
@@ -122,8 +114,7 @@ def transport(
         )
     # c-transforms from the points of y that carry weight: feasible everywhere, and at
     # least as good as what the solver returned, whose entries at weight 0 are free.
-    with_weight = b > 0
-    f = (cost - scale * log["v"])[:, with_weight].min(axis=1)
+    f = (cost - scale * log["v"])[:, b > 0].min(axis=1)
     g = (cost - f[:, None]).min(axis=0)
     total = float(np.sum(plan * cost))
     return Transport(total, plan, f, g, total ** (1 / max(p, 1)))
@@ -140,8 +131,7 @@ def _wasserstein(x, y, x_weights, y_weights, p: int) -> float:
 
         cost = _cost(rows, others, p)
         return float(cost[linear_sum_assignment(cost)].mean() ** (1 / p))
-    given = {"x_weights": x_weights, "y_weights": y_weights}
-    return transport(x, y, p=p, **given).distance
+    return transport(x, y, p=p, x_weights=x_weights, y_weights=y_weights).distance
 
 
 def _line(x, y, a, b, p):
