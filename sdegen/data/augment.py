@@ -1,8 +1,7 @@
 """Random changes of training images: pure functions `(key, x) -> x` of one image.
 
-x is (h, w, c), uint8 or floating; shape and dtype are kept. Apply one to a batch by
-`jax.vmap(augment)(keys, x)`. Functions made with equal arguments are equal, so making
-one again does not compile again.
+x is (h, w, c), uint8 or floating; shape and dtype are kept. Functions made with equal
+arguments are equal, so making one again does not compile again.
 """
 
 from collections.abc import Callable
@@ -45,22 +44,26 @@ def shift(pixels: int, padding: str = "reflect") -> Augment:
 
 
 def compose(*augments: Augment) -> Augment:
-    """The `augments` one after the other, each with a key of its own."""
+    """Several augmentations, one after the other.
+
+    **Arguments:**
+    - `augments`: the functions `(key, x) -> x`; each gets a key of its own.
+    """
     return eqx.Partial(_compose, augments)
 
 
 def _shift(pixels, padding, key, x):
     x = _image(x)
-    height, width, channels = x.shape
+    height, width, _ = x.shape
     if padding == "reflect" and pixels >= min(height, width):
         raise ValueError(
             f"a reflection reaches no further than the image: shift by {pixels} pixels "
-            f"of {height} x {width}. Use fewer pixels, or padding zero."
+            f"of {height} x {width}. Use fewer, or padding zero."
         )
     mode = "constant" if padding == "zero" else padding
     padded = jnp.pad(x, ((pixels, pixels), (pixels, pixels), (0, 0)), mode=mode)
     down, right = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
-    return jax.lax.dynamic_slice(padded, (down, right, 0), (height, width, channels))
+    return jax.lax.dynamic_slice(padded, (down, right, 0), x.shape)
 
 
 def _compose(augments, key, x):
@@ -73,7 +76,7 @@ def _image(x):
     x = jnp.asarray(x)
     if x.ndim != 3:
         raise ValueError(
-            f"augmentations take one image (height, width, channels), got shape "
+            "augmentations take one image (height, width, channels), got shape "
             f"{x.shape}. Use jax.vmap over a batch, with one key for each image."
         )
     return x

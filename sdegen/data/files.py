@@ -13,8 +13,7 @@ import numpy as np
 from .._compat import need
 from .stream import AbstractStream, Batch, is_data, row_numbers
 
-_PIECE = 16
-"""Samples that a thread reads at a time."""
+_PIECE = 16  # samples that a thread reads at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,25 +69,21 @@ class Files(AbstractStream):
 
     def _read(self, seed, start, batch_size, chosen):
         grain = _grain()
-        # Runs with neighbouring seeds must have nothing in common, and epoch e of
-        # Grain's seed s is epoch e - 1 of its seed s + 1.
+        # Epoch e of Grain's seed s is epoch e - 1 of its seed s + 1, and runs with
+        # neighbouring seeds must have nothing in common.
         (own,) = np.random.SeedSequence(seed).generate_state(1)
         order = grain.MapDataset.source(self.source).shuffle(seed=int(own)).repeat()
         # Threads take pieces of a batch: handing over single samples cost up to four
-        # times as much as reading them. Processes take whole batches, which Grain
-        # distributes among them.
+        # times as much as reading them. Grain deals whole batches to processes.
         pieces = 1 if self.workers else -(-len(chosen) // _PIECE)
-        share = grain.MapDataset.source(
-            _Share(
-                order,
-                self.decode,
-                start,
-                batch_size,
-                tuple(np.array_split(chosen, pieces)),
-            )
-        )
+        parts = tuple(np.array_split(chosen, pieces))
+        share = _Share(order, self.decode, start, batch_size, parts)
+        share = grain.MapDataset.source(share)
         if self.workers:
-            _settle_flags()
+            from absl import flags
+
+            if not flags.FLAGS.is_parsed():  # Grain 0.2.18 reads them in each process
+                flags.FLAGS.mark_as_parsed()
             threads = -(-self.threads // self.workers)
             reading = grain.ReadOptions(threads, threads)
             workers = grain.multiprocessing.MultiprocessingOptions(self.workers)
@@ -156,11 +151,3 @@ def _stack(pieces) -> Batch:
 def _grain():
     hint = "Arrays in memory do not need it."
     return need("grain", "reading files", extra="data", hint=hint)
-
-
-def _settle_flags():
-    """Let Grain 0.2.18 start processes: it reads flags that `absl.app.run` parses."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

@@ -6,6 +6,7 @@ access. Many threads may read it at once, and it may be sent to other processes.
 
 import dataclasses
 import importlib
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,11 +24,10 @@ _MODES = {"RGB": 3, "L": 1}
 class ImageFolder:
     """Images in sub-folders, one for each class, with the class as label.
 
-    Item i is (uint8 image (size, size, channels), int label). `classes` are the names
-    of the sub-folders in sorted order; files are sorted by their paths within a class,
-    at any depth. The largest central square is averaged down to `size` pixels (Pillow's
-    box filter; a smaller image is enlarged by the nearest pixel). Rotations in a
-    camera's metadata are not applied.
+    Item i is (uint8 image (size, size, channels), int label). `classes` are the sorted
+    names of the sub-folders; files, at any depth, are sorted by path. The largest
+    central square is averaged down to `size` pixels (Pillow's box filter; a smaller
+    image is enlarged by the nearest pixel). Rotations in metadata are not applied.
 
     **Arguments:**
     - `path`: the folder of the sub-folders.
@@ -55,18 +55,18 @@ class ImageFolder:
         folders = [p for p in folders if not p.name.startswith(".")]
         self.classes = tuple(p.name for p in folders)
         # Text: for a million files, Path objects would be 300 MB more.
-        found = [
-            (file, label) for label, p in enumerate(folders) for file in _images_in(p)
-        ]
-        self._files = tuple(file for file, _ in found)
-        self.labels = np.array([label for _, label in found], np.int32)
-        if not found:
+        found = [_images_in(folder) for folder in folders]
+        self._files = tuple(itertools.chain(*found))
+        if not self._files:
             raise FileNotFoundError(
                 f"there are no images in the sub-folders of {self.path} (sub-folders: "
                 f"{', '.join(self.classes) or 'none'}; endings: "
                 f"{', '.join(sorted(_SUFFIXES))}). Images without classes go into one "
                 "sub-folder."
             )
+        self.labels = np.repeat(
+            np.arange(len(found), dtype=np.int32), [*map(len, found)]
+        )
 
     def __len__(self) -> int:
         return len(self._files)
@@ -99,12 +99,9 @@ class ImageFolder:
             ) from error
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.resize(
-            (self.size, self.size),
-            pillow.Resampling.BOX,
-            box=(left, top, left + side, top + side),
-        )
-        return np.asarray(image).reshape(self.size, self.size, _MODES[self.mode])
+        square, size = (left, top, left + side, top + side), (self.size, self.size)
+        image = image.resize(size, pillow.Resampling.BOX, box=square)
+        return np.asarray(image).reshape(*size, _MODES[self.mode])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +124,13 @@ def array_records(
     """The records of ArrayRecord files (https://github.com/google/array_record).
 
     **Arguments:**
-    - `paths`: one file or several; they are read fastest if they were written with
-      `group_size:1`.
+    - `paths`: one file or several; read fastest if written with `group_size:1`.
     - `decode`: from the bytes of a record to `x` or `(x, cond)`.
 
     **Returns:** a source with the decoded records, in the order of `paths`.
 
-    **Raises:** `FileNotFoundError` for missing files, `ImportError` without the package
-    array_record, which comes with Grain.
+    **Raises:** `FileNotFoundError` for missing files, `ImportError` without the
+    package array_record, which comes with Grain.
     """
     module = "array_record.python.array_record_data_source"
     reader = need(module, "array_records", extra="data").ArrayRecordDataSource
@@ -150,15 +146,12 @@ def array_records(
 
 
 def _images_in(folder):
-    found = []
-    for place, _, names in os.walk(folder, followlinks=True):
-        found += [
-            os.path.join(place, name)
-            for name in names
-            if os.path.splitext(name)[1].lower() in _SUFFIXES
-            and not name.startswith(".")
-        ]
-    return sorted(found)
+    return sorted(
+        os.path.join(place, name)
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if os.path.splitext(name)[1].lower() in _SUFFIXES and not name.startswith(".")
+    )
 
 
 def _pillow():

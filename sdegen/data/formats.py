@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 _TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 CIFAR_BATCHES = {"train": _TRAIN, "test": ("test_batch",)}
-"""The files of CIFAR-10's Python version, of each split."""
+"""The files of each split."""
 
 
 def damaged(path: Path | str, expected: str, error: object) -> ValueError:
@@ -50,12 +50,8 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", magic[3], 4))
     promised = int(np.prod(shape, dtype=object))
     if len(data) - head != promised:
-        raise damaged(
-            path,
-            expected,
-            f"the header promises {promised} values of shape {shape}, "
-            f"{len(data) - head} follow",
-        )
+        found = f"{promised} values of shape {shape}, {len(data) - head} follow"
+        raise damaged(path, expected, f"the header promises {found}")
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape).copy()
 
 
@@ -76,11 +72,9 @@ def read_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def read_cifar_folder(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of a split from the unpacked `cifar-10-batches-py`."""
-    names = CIFAR_BATCHES[split]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise _incomplete(folder, missing)
-    return _join((folder / name, (folder / name).read_bytes()) for name in names)  # pyright: ignore[reportReturnType]
+    files = [folder / name for name in CIFAR_BATCHES[split]]
+    found = {file.name: file.read_bytes() for file in files if file.is_file()}
+    return _cifar(folder, split, found)
 
 
 def read_cifar_archive(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -94,22 +88,21 @@ def read_cifar_archive(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
                     found[name] = archive.extractfile(member).read()  # pyright: ignore[reportOptionalMemberAccess]
     except Exception as error:
         raise damaged(path, "a .tar.gz archive", error) from error
-    missing = [name for name in CIFAR_BATCHES[split] if name not in found]
+    return _cifar(path, split, found)
+
+
+def _cifar(place, split, found) -> tuple[np.ndarray, np.ndarray]:
+    """The batches of a split, joined, from the bytes of the files that were found."""
+    names = CIFAR_BATCHES[split]
+    missing = [name for name in names if name not in found]
     if missing:
-        raise _incomplete(path, missing)
-    return _join((f"{path}:{name}", found[name]) for name in CIFAR_BATCHES[split])  # pyright: ignore[reportReturnType]
-
-
-def _incomplete(place, missing):
-    return FileNotFoundError(
-        f"{place} lacks {', '.join(missing)}: CIFAR-10's Python version has "
-        "data_batch_1 to data_batch_5 and test_batch. Unpack or download it again."
-    )
-
-
-def _join(batches):
-    pairs = [_cifar_batch(place, data) for place, data in batches]
-    return tuple(np.concatenate(part) for part in zip(*pairs, strict=True))
+        raise FileNotFoundError(
+            f"{place} lacks {', '.join(missing)}: CIFAR-10's Python version has "
+            "data_batch_1 to data_batch_5 and test_batch. Unpack or download it again."
+        )
+    batches = [_cifar_batch(f"{place}/{name}", found[name]) for name in names]
+    images, labels = zip(*batches, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def _cifar_batch(place, data) -> tuple[np.ndarray, np.ndarray]:
@@ -144,10 +137,7 @@ class _CIFARUnpickler(pickle.Unpickler):
     """Reads arrays of bytes, lists, strings and numbers, and runs no other function."""
 
     def find_class(self, module, name):
-        try:
-            return _CONSTRUCTORS[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which no batch of CIFAR-10 does; it was "
-                "not run"
-            ) from None
+        if (module, name) not in _CONSTRUCTORS:
+            found = f"{module}.{name}, which no batch of CIFAR-10 does"
+            raise pickle.UnpicklingError(f"it asks for {found}; it was not run")
+        return _CONSTRUCTORS[module, name]

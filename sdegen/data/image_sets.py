@@ -10,6 +10,7 @@
 damaged.
 """
 
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -68,27 +69,28 @@ def cifar10(
     - `cache`: a folder for an uncompressed copy (184 MB for both splits), which the
       first call writes and later ones read; default none.
     """
+    readers = {
+        "cifar-10-batches-py": read_cifar_folder,
+        "cifar-10-python.tar.gz": read_cifar_archive,
+        "cifar10.npz": read_npz,
+    }
 
     def layouts(folder: Path) -> Iterator[Found]:
-        batches, archive, npz = (
-            folder / name
-            for name in ("cifar-10-batches-py", "cifar-10-python.tar.gz", "cifar10.npz")
-        )
-        if batches.is_dir():
-            yield batches, lambda: read_cifar_folder(batches, split)
-        if archive.is_file():
-            yield archive, lambda: read_cifar_archive(archive, split)
-        if npz.is_file():
-            yield npz, lambda: read_npz(npz, split)
+        for name, read in readers.items():
+            if (found := folder / name).exists():
+                yield found, functools.partial(read, found, split)
 
     files = "cifar-10-batches-py/, cifar-10-python.tar.gz or cifar10.npz"
     source, read = _find("cifar10", ("cifar10", "."), files, layouts, split, directory)
-    copy = None if cache is None else _copy_of(source, Path(cache).expanduser(), split)
-    if copy is not None and copy.is_file():
-        source, read = copy, lambda: read_npz(copy, split)
+    if cache is None:
+        return _checked(source, *read(), size=(32, 32, 3))
+    facts = source.stat()  # the name changes with the size and the date of the source
+    copy = f"cifar10-{split}-{facts.st_size:x}-{facts.st_mtime_ns:x}.npz"
+    copy = Path(cache).expanduser() / copy
+    if copy.is_file():
+        return _checked(copy, *read_npz(copy, split), size=(32, 32, 3))
     images, labels = _checked(source, *read(), size=(32, 32, 3))
-    if copy is not None and source != copy:
-        _write_whole(copy, {f"x_{split}": images, f"y_{split}": labels})
+    _write_whole(copy, {f"x_{split}": images, f"y_{split}": labels})
     return images, labels
 
 
@@ -147,20 +149,11 @@ def _checked(source, images, labels, size) -> tuple[Images, Labels]:
     if images.dtype != np.uint8 or images.shape[1:] != size or not len(images):
         raise damaged(source, expected, f"found {images.dtype} {images.shape}")
     if labels.size != len(images) or labels.dtype.kind not in "iu":
-        raise damaged(
-            source,
-            expected,
-            f"found {len(images)} images and {labels.size} labels of {labels.dtype}",
-        )
+        found = f"{len(images)} images and {labels.size} labels of {labels.dtype}"
+        raise damaged(source, expected, f"found {found}")
     if labels.min() < 0 or labels.max() > 9:
         raise damaged(source, expected, f"labels {labels.min()} to {labels.max()}")
     return np.ascontiguousarray(images), labels.reshape(-1).astype(np.int32)
-
-
-def _copy_of(source, cache, split) -> Path:
-    """A name that changes with the size and the date of the source."""
-    facts = source.stat()
-    return cache / f"cifar10-{split}-{facts.st_size:x}-{facts.st_mtime_ns:x}.npz"
 
 
 def _write_whole(path, arrays):

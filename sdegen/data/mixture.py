@@ -1,7 +1,5 @@
 """Gaussian mixtures, whose density and denoiser are known exactly."""
 
-from typing import TypeAlias
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,8 +8,6 @@ from jaxtyping import Array, Float
 from ..models.denoiser import PosteriorMean
 from ..processes.path import AbstractPath
 from ..typing import RandomKey, Scalar, ScalarLike, float_array
-
-Point: TypeAlias = Float[Array, " d"]
 
 
 class Mixture(eqx.Module):
@@ -35,28 +31,30 @@ class Mixture(eqx.Module):
         z = jax.random.normal(noise, (n, self.means.shape[1]), self.means.dtype)
         return self.means[k] + self.stds[k, None] * z
 
-    def _responsibilities(self, path, t, x):
-        alpha, sigma = path.alpha(t), path.sigma(t)
+    def joint(
+        self, x: Float[Array, " d"], alpha: ScalarLike, sigma: ScalarLike
+    ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+        """log p(k, x_t = x) of every component k, and its variance."""
         variance = (alpha * self.stds) ** 2 + sigma**2
         distance = jnp.sum((x - alpha * self.means) ** 2, axis=-1)
-        log_joint = (
-            jnp.log(self.weights)
-            - 0.5 * distance / variance
-            - 0.5 * x.size * jnp.log(2 * jnp.pi * variance)
-        )
-        return log_joint, alpha, variance
+        norming = 0.5 * x.size * jnp.log(2 * jnp.pi * variance)
+        return jnp.log(self.weights) - 0.5 * distance / variance - norming, variance
 
-    def log_prob(self, path: AbstractPath, t: ScalarLike, x: Point) -> Scalar:
+    def log_prob(
+        self, path: AbstractPath, t: ScalarLike, x: Float[Array, " d"]
+    ) -> Scalar:
         """log p_t(x), in nats."""
-        return jax.nn.logsumexp(self._responsibilities(path, t, x)[0])
+        return jax.nn.logsumexp(self.joint(x, path.alpha(t), path.sigma(t))[0])
 
-    def denoise(self, path: AbstractPath, t: ScalarLike, x: Point) -> Point:
+    def denoise(
+        self, path: AbstractPath, t: ScalarLike, x: Float[Array, " d"]
+    ) -> Float[Array, " d"]:
         """E[x0 given x_t = x]."""
-        log_joint, alpha, variance = self._responsibilities(path, t, x)
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        log_joint, variance = self.joint(x, alpha, sigma)
         # Component k has the posterior mean (alpha s_k^2 x + sigma^2 mu_k) / variance.
         share = jax.nn.softmax(log_joint) / variance
-        noise = (share * path.sigma(t) ** 2) @ self.means
-        return (share @ (alpha * self.stds**2)) * x + noise
+        return (share @ (alpha * self.stds**2)) * x + (share * sigma**2) @ self.means
 
     def denoiser(self, path: AbstractPath) -> PosteriorMean:
         """The exact denoiser on `path`, to sample from without a network."""
@@ -77,8 +75,12 @@ class _Exact(eqx.Module):
 def ring(modes: int = 8, radius: float = 2.0, std: float = 0.1) -> Mixture:
     """Gaussians on a circle, with weights that rise from 1 to 2 around it.
 
-    Equal weights would hide errors that a symmetry cancels. `std` is the standard
-    deviation of each Gaussian.
+    Equal weights would hide errors that a symmetry cancels.
+
+    **Arguments:**
+    - `modes`: the number of Gaussians, default 8.
+    - `radius`: of the circle, default 2.
+    - `std`: the standard deviation of each Gaussian, default 0.1.
     """
     angle = 2 * jnp.pi * jnp.arange(modes) / modes
     weights = 1 + jnp.arange(modes) / max(modes - 1, 1)

@@ -6,8 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_PATIENCE = 10.0
-"""Seconds that `close` waits for a read in progress."""
+_PATIENCE = 10.0  # seconds that `close` waits for a read in progress
 
 
 def prefetch(
@@ -15,9 +14,9 @@ def prefetch(
 ) -> "Prefetch":
     """`put(batch)` of every batch, made ahead of use by a background thread.
 
-    The thread starts at once. It ends with the iterator, with `close()`, at the end of
-    a `with` block, or when the result is dropped, and closes the iterator. An exception
-    in it is raised in the place of its batch.
+    The thread starts at once, and ends with the iterator, with `close()`, with a `with`
+    block, or when the result is dropped; then it closes the iterator. An exception in
+    it is raised in the place of its batch.
 
     **Arguments:**
     - `iterator`: the batches.

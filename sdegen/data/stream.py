@@ -1,8 +1,8 @@
 """Batches of data that are not held on the device, as a function of (seed, step).
 
-There is no other state, so a run continues exactly from the number of its step, on any
-number of processes. The order is shuffled first and then divided among the processes:
-together they read the same global batch for any number of processes.
+There is no other state, so a run continues exactly from the number of its step. The
+order is shuffled first and then divided among the processes: together they read the
+same global batch, however many they are.
 """
 
 import abc
@@ -65,8 +65,9 @@ class Arrays(AbstractStream):
     cond: Any = None
 
     def __post_init__(self):
-        object.__setattr__(self, "x", _host(self.x))
-        object.__setattr__(self, "cond", jax.tree.map(_host, self.cond))
+        # np.asanyarray keeps a memory map what it is.
+        object.__setattr__(self, "x", np.asanyarray(self.x))
+        object.__setattr__(self, "cond", jax.tree.map(np.asanyarray, self.cond))
         if self.x.ndim < 2 or not len(self.x) or not is_data(self.x.dtype):
             raise ValueError(
                 "Arrays takes uint8 or floating-point data of shape (n, ...), at least "
@@ -110,10 +111,6 @@ def row_numbers(start, batch_size, rows) -> Int[np.ndarray, " rows"]:
             f"{start}, {batch_size} and {rows}."
         )
     return chosen
-
-
-def _host(leaf):
-    return leaf if isinstance(leaf, np.ndarray) else np.asarray(leaf)
 
 
 def is_data(dtype) -> bool:

@@ -1,10 +1,9 @@
 """Distributions of the plane on which couplings are compared, as public code has them.
 
-Each maps uniform numbers to a point. Points are drawn at random, or `stratified`: from
-one shifted lattice of uniform numbers (Roberts 2018, "The unreasonable effectiveness of
-quasirandom sequences"), which fills the distribution evenly. Where modes are far apart
-W2 between random sets measures the counts in the modes: 0.53 between 2,048 and 2,048
-points of eight Gaussians, 0.16 if stratified.
+Points are drawn at random, or `stratified`: from one shifted lattice of uniform numbers
+(Roberts 2018, "The unreasonable effectiveness of quasirandom sequences"). Where modes
+are far apart W2 between random sets measures the counts in the modes: 0.53 between
+2,048 and 2,048 points of eight Gaussians, 0.16 if stratified.
 """
 
 from collections.abc import Callable
@@ -61,6 +60,10 @@ def eight_gaussians(radius: float = 5.0, std: float = 0.1**0.25) -> Planar:
 
     Tong et al. 2024 write a variance of 0.1; their code, and so all results made with
     it, gives sqrt(0.1) to a sampler that takes a covariance: std = 0.1^(1/4).
+
+    **Arguments:**
+    - `radius`: of the circle, default 5.
+    - `std`: the standard deviation of each Gaussian, default 0.1^(1/4).
     """
 
     def point(u):
@@ -75,8 +78,12 @@ def moons(noise: float = 0.2, scale: float = 3.0, shift: float = -1.0) -> Planar
     """Two half circles times `scale` plus `shift`, thickened along the diagonal.
 
     Published results on "moons" use torchdyn's generator (called by torchcfm), which
-    adds one uniform number in [0, `noise`] to both coordinates; scikit-learn adds
-    normal noise to each. It puts the angles on a grid; here they are drawn.
+    adds one uniform number to both coordinates; scikit-learn adds normal noise to each.
+    It puts the angles on a grid; here they are drawn.
+
+    **Arguments:**
+    - `noise`: the largest of the uniform numbers, default 0.2.
+    - `scale`, `shift`: of the points with their noise, default 3 and -1.
     """
 
     def point(u):
@@ -89,9 +96,10 @@ def moons(noise: float = 0.2, scale: float = 3.0, shift: float = -1.0) -> Planar
 
 
 def s_curve(noise: float = 0.1) -> Planar:
-    """Two coordinates of scikit-learn's S curve, with normal noise of this deviation.
+    """Two coordinates of scikit-learn's S curve, with normal noise.
 
-    Some public code scales it to a standard deviation of 7.
+    **Arguments:**
+    - `noise`: its standard deviation, default 0.1.
     """
 
     def point(u):
@@ -103,7 +111,11 @@ def s_curve(noise: float = 0.1) -> Planar:
 
 
 def checkerboard(scale: float = 2.0) -> Planar:
-    """Eight squares of a 4 x 4 board (Grathwohl et al. 2019, "FFJORD", their code)."""
+    """Eight squares of a 4 x 4 board (Grathwohl et al. 2019, "FFJORD", their code).
+
+    **Arguments:**
+    - `scale`: the side of a square, default 2.
+    """
 
     def point(u):
         x = 4 * u[0] - 2
