@@ -1,7 +1,4 @@
-"""Is a process what it says it is? `sdegen.check(process)`, or from the shell.
-
-`sdegen check sdegen:VP` prints the same report.
-"""
+"""Is a process what it says it is? `sdegen.check`, and `sdegen check` in the shell."""
 
 from .report import Report as Report
 from .report import Row as Row

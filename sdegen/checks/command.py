@@ -25,45 +25,31 @@ examples:
   sdegen check sdegen:VP
   sdegen check my_package.processes:MySDE my_file.py:make_process
 exit status: 0 all is well, 1 a check failed, 2 a mistake in the command."""
+_PROCESSES = (
+    "a class that needs no arguments, an object, or a function that returns one; for "
+    "module also a path/to/file.py"
+)
+_SHAPE = "shape of one sample (default: 2, or 1 for an SDE without alpha, sigma)"
+_SAMPLES = "samples of the random checks (default 8000)"
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command `sdegen check`; returns the exit status."""
+    layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="sdegen check",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "sdegen check", None, _DESCRIPTION, _EPILOG, formatter_class=layout
     )
-    parser.add_argument(
-        "processes",
-        nargs="+",
-        metavar="module:Name",
-        help="a class that needs no arguments, an object, or a function that returns "
-        "one; for module also a path/to/file.py",
-    )
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="shape of one sample (default: 2, or 1 for an SDE without alpha, sigma)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=8000,
-        metavar="N",
-        help="samples of the random checks (default 8000)",
-    )
-    args = parser.parse_args(argv)
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    parser.add_argument("processes", nargs="+", metavar="module:Name", help=_PROCESSES)
+    parser.add_argument("--shape", nargs="+", **number, help=_SHAPE)
+    parser.add_argument("--seed", default=0, **number, help="default 0")
+    parser.add_argument("--samples", default=8000, **number, help=_SAMPLES)
+    options = vars(parser.parse_args(argv))
     try:
         # All names first: a slip in the last should not wait for the first check.
-        processes = [load(name) for name in args.processes]
+        processes = [load(name) for name in options.pop("processes")]
         ok = True
         for i, process in enumerate(processes):
-            options = {"shape": args.shape, "seed": args.seed, "samples": args.samples}
             report = check(process, **options)
             print("\n" * (i > 0) + str(report), flush=True)
             ok = ok and report.ok
@@ -83,46 +69,39 @@ def load(name: str) -> Any:
         )
     module = _module(place)
     if not hasattr(module, attribute):
-        near = difflib.get_close_matches(attribute, _candidates(module), 1, 0.4)
-        near = near or _candidates(module)
-        hint = f" Did you mean {place}:{near[0]}?" if near else ""
+        names = _candidates(module)
+        near = _near(attribute, names) or names
+        hint = _hint([f"{place}:{name}" for name in near])
         raise ValueError(f"{place} has no name {attribute}.{hint}")
     found = getattr(module, attribute)
     if isinstance(found, _PROCESS):
         return found
     if not callable(found):
-        raise ValueError(
-            f"{name} is {type(found).__name__}; expected a process (an AbstractSDE or "
-            "an AbstractPath), its class, or a function that returns one."
-        )
+        raise _no_process(f"{name} is {type(found).__name__}")
     if inspect.isclass(found) and not issubclass(found, _PROCESS):
-        raise ValueError(
-            f"{name} is a class that derives neither from AbstractSDE nor from "
-            "AbstractPath. Derive it from one of them."
-        )
+        raise _no_process(f"{name} is another class")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise ValueError(f"{name} is abstract: it does not define {missing}.")
-    return _make(name, found)
-
-
-def _make(name, factory):
-    needed = _arguments(factory)
-    if needed:
+    if needed := _arguments(found):
         raise ValueError(
             f"{name} needs arguments ({', '.join(needed)}). Give them defaults, or "
             "write a function without arguments that returns the object, and name it."
         )
     try:
-        made = factory()
+        made = found()
     except Exception as error:  # the user's code
         raise ValueError(f"{name}() raised {_told(error)}") from error
     if not isinstance(made, _PROCESS):
-        raise ValueError(
-            f"{name}() returned {type(made).__name__}; expected an AbstractSDE or an "
-            "AbstractPath."
-        )
+        raise _no_process(f"{name}() returned {type(made).__name__}")
     return made
+
+
+def _no_process(found):
+    return ValueError(
+        f"{found}, which derives neither from AbstractSDE nor from AbstractPath; "
+        "expected a process, its class, or a function that returns one."
+    )
 
 
 def _told(error):
@@ -153,24 +132,28 @@ def _candidates(module):
     ]
 
 
+def _near(word, names):
+    return difflib.get_close_matches(word, names, 1, 0.4)
+
+
+def _hint(names):
+    return f" Did you mean {names[0]}?" if names else ""
+
+
 def _module(place):
     """Import a module by name, or a file by its path."""
+    path = Path(place)
+    if path.suffix == ".py" and not path.is_file():
+        near = _near(path.name, [p.name for p in path.parent.glob("*.py")])
+        hint = _hint([path.with_name(name) for name in near])
+        raise ValueError(f"there is no file {place}.{hint}")
     try:
-        if not place.endswith(".py"):
-            # As for `python -m`: the current directory counts.
-            if "" not in sys.path and str(Path.cwd()) not in sys.path:
-                sys.path.insert(0, str(Path.cwd()))
-            return importlib.import_module(place)
-        path = Path(place)
-        if not path.is_file():
-            near = difflib.get_close_matches(
-                path.name, [p.name for p in path.parent.glob("*.py")], 1, 0.4
-            )
-            hint = f" Did you mean {path.with_name(near[0])}?" if near else ""
-            raise ValueError(f"there is no file {place}.{hint}")
-        return import_file(path)
-    except ValueError:
-        raise
+        if path.suffix == ".py":
+            return import_file(path)
+        # As for `python -m`: the current directory counts.
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(place)
     except ModuleNotFoundError as error:
         raise ValueError(_no_module(place, error)) from error
     except Exception as error:  # the user's code
@@ -180,10 +163,8 @@ def _module(place):
 def _no_module(place, error):
     if error.name and not place.startswith(error.name):
         return f"importing {place} needs the module {error.name}, which is missing."
-    head, _, last = place.rpartition(".")
     here = [path.stem for path in Path.cwd().glob("*.py")]
-    near = difflib.get_close_matches(last, [*here, "sdegen"] if not head else [], 1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = "" if "." in place else _hint(_near(place, [*here, "sdegen"]))
     return (
         f"there is no module {place}.{hint} Run from the directory that holds it, or "
         "give the file: path/to/file.py:Name"

@@ -4,9 +4,9 @@ On the line Fokker-Planck's equation gives p_t (`fokker_planck`), and then
 
     E[phi(x_t)] over simulated paths = int phi p_t                                 (1)
 
-for test functions phi at several times, the flow and the reverse SDE with the score of
-p_t bring the data back, and p_T is compared with `noise`. In more dimensions p_t is not
-known, and only `noise` is tested against simulated x_T, by test functions.
+for test functions phi, the flow and the reverse SDE with the score of p_t bring the
+data back, and p_T is that of `noise`. In more dimensions p_t is not known, and only
+`noise` is tested against simulated x_T, by test functions.
 """
 
 import equinox as eqx
@@ -29,39 +29,36 @@ _BIAS = 0.01  # Euler-Maruyama's, in units of the spread of phi
 _NOISE = 0.01  # probability by which p_T may miss the noise
 _FLOW = 5e-3  # probability: the score is read from a table
 _WHY = "an SDE without alpha and sigma declares nothing to compare with"
-SHAPES = "drift and diffusion of one sample"
 
 
-def shape_problem(sde: AbstractSDE, shape: tuple[int, ...]) -> str | None:
-    """A sentence if drift or diffusion cannot take, or return, such a sample."""
+def shape_rows(sde: AbstractSDE, shape: tuple[int, ...], hint: str = "") -> list[Row]:
+    """A failed row if drift or diffusion cannot take, or return, such a sample."""
     x, t = jax.ShapeDtypeStruct(shape, float), jax.ShapeDtypeStruct((), float)
-    for name in ("drift", "diffusion"):
+    functions = {"drift": sde.drift, "diffusion": sde.diffusion}
+    for name, function in functions.items():
+        scalar = " or a scalar" if name == "diffusion" else ""
         try:
-            out = eqx.filter_eval_shape(getattr(sde, name), t, x).shape
+            out = eqx.filter_eval_shape(function, t, x).shape
+            if out == shape or (scalar and out == ()):
+                continue
+            why = f" must have its shape{scalar}, got {out}"
         except Exception as error:  # whatever the user's code raises is a finding
             first = str(error).strip().split("\n")[0][:160]
-            return (
-                f"{name} of a sample of shape {shape}: {type(error).__name__}: {first}"
-            )
-        if out != shape and not (name == "diffusion" and out == ()):
-            scalar = " or a scalar" if name == "diffusion" else ""
-            return (
-                f"{name} of a sample of shape {shape} must have its shape{scalar}, "
-                f"got {out}"
-            )
-    return None
+            why = f": {type(error).__name__}: {first}"
+        remark = f"{name} of a sample of shape {shape}{why}{hint}"
+        what = "drift and diffusion of one sample"
+        return [Row("finite", "shapes", what, passed=False, remark=remark)]
+    return []
 
 
 def check_sde(case: Case) -> list[Row]:
     """The rows of an SDE that is no path."""
     sde, key, parts = case.process, case.key, case.parts
     shape = (1,) if case.shape is None else case.shape
-    problem = shape_problem(sde, shape)
-    if problem is not None:
-        if case.shape is None:
-            problem += "; give the shape of one sample (shape=, or --shape)"
-        return [Row("finite", "shapes", SHAPES, passed=False, remark=problem)]
-    rows = []
+    hint = "; give the shape of one sample (shape=, or --shape)"
+    rows = shape_rows(sde, shape, hint if case.shape is None else "")
+    if rows:
+        return rows
     if "finite" in parts:
         rows.append(_finite(sde, shape))
     if "moments" in parts:
@@ -94,15 +91,14 @@ def check_sde(case: Case) -> list[Row]:
 def _finite(sde, shape):
     what = "drift and diffusion at many t and x; diffusion >= 0"
     ts = jnp.linspace(sde.t_min, sde.t_max, 33)
-    f, g = _on_a_grid(sde, ts, jnp.linspace(-3.0, 3.0, 13), shape)
-    f, g = np.asarray(f), np.asarray(g)
-    bad = int((~np.isfinite(f)).sum() + (~(g >= 0)).sum() + np.isinf(g).sum())
+    values = _on_a_grid(sde, ts, jnp.linspace(-3.0, 3.0, 13), shape)
+    f, g = map(np.asarray, values)
+    bad = ~np.stack([np.isfinite(f), np.isfinite(g) & (g >= 0)], axis=1)
     remark = ""
-    if bad:
-        where = ~np.isfinite(f).all((1, 2)) | ~(np.isfinite(g) & (g >= 0)).all((1, 2))
-        t = float(ts[int(np.argmax(where))])
+    if bad.any():
+        t = float(ts[np.argmax(bad.any((1, 2, 3)))])
         remark = f"drift or diffusion is not finite, or diffusion < 0, at t = {t:.4g}"
-    return measured("finite", "finite", what, bad, 0, remark=remark)
+    return measured("finite", "finite", what, int(bad.sum()), 0, remark=remark)
 
 
 @eqx.filter_jit
@@ -133,21 +129,21 @@ def _simulated(grid: GridDensity | None, cloud, why):
 def _reversed(case, grid, why):
     if grid is None:
         return [skipped("reversal", name, what, why) for name, what in WHAT.items()]
-    last, first = grid.cdf(_TABLE), grid.cdf(0)
     q = jax.random.uniform(jax.random.fold_in(case.key, 2), (case.samples,))
-    starts = (last.quantile(jnp.asarray(PROBES))[:, None], last.quantile(q)[:, None])
-    options = {"grid": _STEPS, "flow_bar": _FLOW}
-    return return_rows(case.key, case.process, grid, starts, first, **options)
+    last, probes = grid.cdf(_TABLE), jnp.asarray(PROBES)
+    starts = (last.quantile(probes)[:, None], last.quantile(q)[:, None])
+    end = (starts, grid.cdf(0), _STEPS)
+    return return_rows(case.key, case.process, grid, *end, flow_bar=_FLOW)
 
 
 def _terminal(noise, grid):
     """p_T on the grid against the noise."""
     density = np.asarray(jax.vmap(lambda x: noise.log_prob(x[None]))(grid.x))
     exact = np.cumsum(np.exp(density) * np.diff(np.asarray(grid.edges)))
-    found = np.asarray(grid.cdfs[-1])[1:]
-    i, remark = int(np.argmax(np.abs(found - exact))), ""
-    gap = np.abs(found - exact)[i]
-    if not gap <= _NOISE:
+    found, remark = np.asarray(grid.cdfs[-1])[1:], ""
+    gaps = np.abs(found - exact)
+    i = np.argmax(gaps)
+    if not gaps[i] <= _NOISE:
         x, p = np.asarray(grid.x), grid.mass(-1)
         mean = p @ x
         remark = (
@@ -156,7 +152,7 @@ def _terminal(noise, grid):
             f"and {exact[i]:.3f} by the noise ({type(noise).__name__})"
         )
     what = "p_T and the noise, the largest difference of probability"
-    return measured("terminal", "noise end", what, gap, _NOISE, remark=remark)
+    return measured("terminal", "noise end", what, gaps[i], _NOISE, remark=remark)
 
 
 def _simulated_end(key, sde, x):

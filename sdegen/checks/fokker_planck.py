@@ -9,14 +9,15 @@ exponential fitting of Scharfetter and Gummel 1969):
     J = K/h [B(-w) p_left - B(w) p_right],    w = a h / K,    B(w) = w / (e^w - 1) (2)
 
 second order where K is smooth, upwind where it vanishes. Cells are even in u of x = c
-sinh(u): fine where data are, coarse in the tails. Time steps are the two-stage singly
-diagonally implicit Runge-Kutta method of order 2 (gamma = 1 - 1/sqrt(2); L-stable).
+sinh(u). Time steps are the two-stage singly diagonally implicit Runge-Kutta method of
+order 2 (gamma = 1 - 1/sqrt(2); L-stable).
 """
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float
 
 from ..processes.sde import AbstractSDE
@@ -29,40 +30,26 @@ _CORE = 2.0  # c of the grid
 
 
 class GridDensity(eqx.Module):
-    """p_t on the line as a table over (time, u): density, distribution, score.
+    """p_t on the line as a table over (time, cell): density, distribution, score.
 
-    Between the points of the table everything is linear in t and in u; beyond the floor
-    of the density the score is that of the last point above it.
+    `x` are the middles of the cells and `edges` their ends. The score is linear in t
+    and in u; beyond the floor of the density it is constant.
     """
 
     ts: Float[Array, " times"]
-    u: Float[Array, " cells"]
+    x: Float[Array, " cells"]
+    edges: Float[Array, " edges"]
     p: Float[Array, "times cells"]
     scores: Float[Array, "times cells"]
     cdfs: Float[Array, "times edges"]
 
-    @property
-    def x(self) -> Float[Array, " cells"]:
-        """The middles of the cells."""
-        return _CORE * jnp.sinh(self.u)
-
-    @property
-    def edges(self) -> Float[Array, " edges"]:
-        """The ends of the cells."""
-        half = (self.u[1] - self.u[0]) / 2
-        return _CORE * jnp.sinh(jnp.append(self.u - half, self.u[-1] + half))
-
     def __call__(self, t, x):
         """The score, for one sample of shape (1,)."""
-        i = jnp.clip(jnp.searchsorted(self.ts, t) - 1, 0, len(self.ts) - 2)
-        part = jnp.clip((t - self.ts[i]) / (self.ts[i + 1] - self.ts[i]), 0, 1)
-        place = (jnp.arcsinh(x[0] / _CORE) - self.u[0]) / (self.u[1] - self.u[0])
-        j = jnp.clip(jnp.floor(place).astype(int), 0, len(self.u) - 2)
-        share = jnp.clip(place - j, 0, 1)
-        start = (i.astype(j.dtype), j)
-        square = jax.lax.dynamic_slice(self.scores, start, (2, 2))
-        row = (1 - part) * square[0] + part * square[1]
-        return ((1 - share) * row[0] + share * row[1])[None]
+        row = jnp.interp(t, self.ts, jnp.arange(len(self.ts)))
+        u, start = (jnp.arcsinh(v / _CORE) for v in (x, self.x[:2]))
+        column = (u - start[0]) / (start[1] - start[0])
+        place = [jnp.broadcast_to(row, column.shape), column]
+        return map_coordinates(self.scores, place, order=1, mode="nearest")
 
     def cdf(self, i: int) -> "GridCDF":
         """The distribution function at time `ts[i]`."""
@@ -107,7 +94,7 @@ def solve(
             p.append(_step(p[-1], h, f[n], D[n], width, gap))
     p = np.array(p)
     cdfs = np.cumsum(np.pad(p * width, ((0, 0), (1, 0))), axis=1)
-    return GridDensity(*map(jnp.asarray, (ts, u, p, _scores(p, x), cdfs)))
+    return GridDensity(*map(jnp.asarray, (ts, x, edges, p, _scores(p, x), cdfs)))
 
 
 @eqx.filter_jit
@@ -158,11 +145,12 @@ def _scores(p, x):
     """The derivative of log p in x; constant beyond the floor."""
     out = np.zeros_like(p)
     for i, row in enumerate(p):
-        inside = np.flatnonzero(row > _FLOOR * np.max(row))
+        floor = _FLOOR * np.max(row)
+        inside = np.flatnonzero(row > floor)
         if len(inside) < 3:
             continue
         low, high = inside[0], inside[-1] + 1
-        part = np.log(np.maximum(row[low:high], _FLOOR * np.max(row)))
+        part = np.log(np.maximum(row[low:high], floor))
         out[i, low:high] = np.gradient(part, x[low:high])
         out[i, :low], out[i, high:] = out[i, low + 1], out[i, high - 2]
     return out

@@ -5,9 +5,8 @@ Guidance of weight w is meant to draw from the tilted distribution
     p(x0 | c)^(1 + w) p(x0)^(-w) / Z.                                               (1)
 
 The guided flow and the guided SDE sample two others, because powers of the noised
-densities are not the noised powers: E[exp r(x0) | x_t] is not exp r of anything that
-guidance uses (Bradley and Nakkiran 2024, "Classifier-free guidance is a predictor-
-corrector"). Particles sample (1), in the limit of many.
+densities are not the noised powers (Bradley and Nakkiran 2024, "Classifier-free
+guidance is a predictor-corrector"). Particles sample (1), in the limit of many.
 """
 
 from collections.abc import Sequence
@@ -19,12 +18,11 @@ import numpy as np
 from ..data.mixture import Mixture
 from ..guidance import Autoguided
 from ..guidance.particles import sample_tilted
-from ..processes import EDM
 from ..processes.path import AbstractPath
 from ..sampling.sample import sample
 from ..solvers import DPMSolverSDE, Variance
 from ..solvers.grids import LogSNRGrid
-from ..typing import RandomKey, is_traced
+from ..typing import RandomKey
 
 _NODES = 20_001
 
@@ -43,7 +41,6 @@ def tilt_report(
     """How far guided samplers and particles are from (1), as a table.
 
     **Arguments:**
-
     - `key`: a random key.
     - `conditional`, `unconditional`: mixtures on the line, p(x0 | c) and p(x0).
     - `weight`: w in (1).
@@ -54,14 +51,20 @@ def tilt_report(
 
     **Returns:** a list of dictionaries, for `sdegen.runs.recorder.table`:
     `distribution`, the name of the row; `mean`, `std`; `W1`, the distance to (1) in
-    units of x, by integrals of the distribution functions ("drawn exactly" is its floor
-    for as many samples); `log Z` in nats and its standard error, NaN where there is
-    none; `evaluations`.
+    units of x ("drawn exactly" is its floor for as many samples); `log Z` in nats and
+    its standard error, NaN where there is none; `evaluations`.
 
     **Raises:** a ValueError for mixtures that are not on the line, and where (1) has no
     finite mass.
     """
-    _check(conditional, unconditional, weight)
+    for mixture in (conditional, unconditional):
+        if mixture.means.shape[1] != 1:
+            raise ValueError(
+                "tilt_report integrates densities on the line, got a mixture in "
+                f"{mixture.means.shape[1]} dimensions."
+            )
+    if not np.isfinite(weight):
+        raise ValueError(f"the guidance weight must be finite, got {weight}.")
     x, cdf, log_z = _tilted(conditional, unconditional, weight)
     strong, weak = (each.denoiser(path) for each in (conditional, unconditional))
     guided, shape = Autoguided(strong, weak, weight), (samples, 1)
@@ -70,7 +73,9 @@ def tilt_report(
     keys = jax.random.split(key, 4 + len(particles))
     variance = _left_out(keys[3], conditional, strong, grid)
     u = np.asarray(jax.random.uniform(keys[0], (samples,)))
-    rows = [_exact(x, cdf, log_z), _row("drawn exactly", np.interp(u, cdf, x), x, cdf)]
+    exact = _row("tilted", (x[1:] + x[:-1]) / 2, x, cdf, np.diff(cdf))
+    exact |= {"W1": 0.0, "log Z": log_z, "+-": 0.0}
+    rows = [exact, _row("drawn exactly", np.interp(u, cdf, x), x, cdf)]
     for name, own, options in (("flow", keys[1], {}), ("SDE", keys[2], noisy)):
         out = sample(own, guided, shape, grid=grid, **options)
         row = _row(f"guided {name}", out.x[:, 0], x, cdf)
@@ -80,8 +85,8 @@ def tilt_report(
         return weight * (_log_prob(conditional, x0) - _log_prob(unconditional, x0))
 
     for n, own in zip(particles, keys[4:], strict=True):
-        options = {"grid": grid, "variance": variance}
-        out = sample_tilted(own, strong, reward, (int(n), 1), **options)
+        size = (int(n), 1)
+        out = sample_tilted(own, strong, reward, size, grid=grid, variance=variance)
         found = {
             "log Z": float(out.log_evidence),
             "+-": float(out.log_evidence_error),
@@ -106,21 +111,9 @@ def _left_out(key, mixture, denoiser, ts):
     return Variance(*jax.lax.map(missed, ts))
 
 
-def _check(conditional, unconditional, weight):
-    for mixture in (conditional, unconditional):
-        if mixture.means.shape[1] != 1:
-            raise ValueError(
-                "tilt_report integrates densities on the line, got a mixture in "
-                f"{mixture.means.shape[1]} dimensions."
-            )
-    if not is_traced(weight) and not np.isfinite(weight):
-        raise ValueError(f"the guidance weight must be finite, got {weight}.")
-
-
 def _log_prob(mixture, x):
     """log p of clean data (n, 1)."""
-    clean = EDM()  # at t = 0 its alpha is 1 and its sigma 0
-    return jax.vmap(lambda x: mixture.log_prob(clean, 0.0, x))(x)
+    return jax.vmap(lambda x: jax.nn.logsumexp(mixture.joint(x, 1.0, 0.0)[0]))(x)
 
 
 def _tilted(conditional, unconditional, weight):
@@ -136,16 +129,10 @@ def _tilted(conditional, unconditional, weight):
     if not density[[0, -1]].max() < 1e-6 * density.max():
         raise ValueError(
             f"the tilted distribution of weight {weight:g} has no finite mass here: "
-            "where the unconditional density falls faster than the conditional one, "
-            "powers of their ratio grow without bound."
+            "the unconditional density falls faster than the conditional one."
         )
     cdf = np.concatenate([[0.0], np.cumsum(mass)])
     return x, cdf / cdf[-1], float(np.log(cdf[-1]) + top)
-
-
-def _exact(x, cdf, log_z):
-    row = _row("tilted", (x[1:] + x[:-1]) / 2, x, cdf, np.diff(cdf))
-    return row | {"W1": 0.0, "log Z": log_z, "+-": 0.0}
 
 
 def _row(name, found, x, cdf, weights=None):

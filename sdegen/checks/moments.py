@@ -3,27 +3,27 @@
 For dx = f(t) x dt + g(t) dw, x_t given x0 is N(alpha x0, sigma^2) with
 
     alpha' = f alpha,                                                              (1)
-    (sigma^2)' = 2 f sigma^2 + g^2,                                                (2)
+    (sigma^2)' = 2 f sigma^2 + g^2.                                                (2)
 
-at every time. Residuals are relative to the size of the terms: of (1) to alpha times
-the rate |alpha'/alpha| + |sigma'/sigma|, of (2) to |2 sigma sigma'| + 2 |f| sigma^2 +
-g^2. Rates come by autodiff, which a custom derivative can deceive, so (1) and (2) are
-also integrated and compared with the functions themselves:
+Residuals are relative to the size of the terms. Rates come by autodiff, which a custom
+derivative can deceive, so (1) and (2) are also integrated and compared with the
+functions themselves:
 
     log alpha(t) - log alpha(s) = int f,                                           (3)
     log sigma^2(t) - log sigma^2(s) = int (2 f + g^2 / sigma^2).                   (4)
 
-What repairs a failure is found by trying: each declared function in turn is replaced by
-a multiple, its square or its square root, until (1) and (2) hold at all times.
+What repairs a failure is found by trying: one declared function is replaced by a
+multiple, its square or its square root, so that (1) and (2) hold at all times.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
 from ..processes.path import AbstractPath
 from .report import Row, measured, skipped
-from .tables import Clock, Table, tabulate, window
+from .tables import Clock, Table, Window, tabulate
 
 _TIMES = 64
 _CELLS = 512  # of the quadrature of (3) and (4)
@@ -42,7 +42,7 @@ def moment_tables(
     edges = np.concatenate([edges, np.full(_CELLS + 1 - len(edges), edges[-1])])
     nodes = edges[:-1, None] + np.diff(edges)[:, None] * (_NODES + 1) / 2
     ts = np.concatenate([[clock.low, clock.high], times, edges, nodes.ravel()])
-    table = tabulate(path, window(path, clock.low, clock.high), ts, shape)
+    table = tabulate(path, Window(path, clock.low, clock.high), ts, shape)
     return table[:2], table[2 : _TIMES + 2], table[_TIMES + 2 :]
 
 
@@ -50,22 +50,18 @@ def end_rows(ends: Table, inside: Table) -> list[Row]:
     """Everything finite at all times; infinite coefficients only where alpha = 0."""
     names = {"alpha": "alpha", "sigma": "sigma", "d_alpha": "alpha'"}
     names |= {"d_sigma": "sigma'", "f": "drift", "g": "diffusion", "bend": "drift"}
+    low = {"alpha": -1e-300, "sigma": 0.0, "g": -1e-300}
     empty = ends.alpha[1] == 0
     bad, infinite = [], set()
-    for name, said in names.items():
-        for table in (inside, ends):
-            for t, value in zip(table.ts, getattr(table, name), strict=True):
-                if np.isfinite(value):
-                    continue
-                if empty and t == ends.ts[1] and name in ("f", "g", "bend"):
-                    infinite.add(said)
-                else:
-                    bad.append(f"{said} = {value} at t = {t:g}")
-    for table in (inside, ends):
-        for name, low in (("alpha", -1e-300), ("sigma", 0.0), ("g", -1e-300)):
-            for t, value in zip(table.ts, getattr(table, name), strict=True):
-                if value <= low:
-                    bad.append(f"{names[name]} = {value:g} at t = {t:g}")
+    for (name, said), table in itertools.product(names.items(), (inside, ends)):
+        for t, value in zip(table.ts, getattr(table, name), strict=True):
+            if np.isfinite(value) and value > low.get(name, -np.inf):
+                continue
+            at_end = empty and t == ends.ts[1] and name in ("f", "g", "bend")
+            if at_end and not np.isfinite(value):
+                infinite.add(said)
+            else:
+                bad.append(f"{said} = {value:g} at t = {t:g}")
     remark = "; ".join(bad[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
     if infinite and not bad:
         remark = (
@@ -77,28 +73,25 @@ def end_rows(ends: Table, inside: Table) -> list[Row]:
 
 def moment_rows(inside: Table, grid: Table, tol: float) -> list[Row]:
     """Linear drift, (1), (2), and (3) with (4)."""
-    rate = inside.rate
     with np.errstate(all="ignore"):
-        f_bend = _worst(inside.bend / rate)
-        g_scale = inside.sigma**2 * rate + inside.g**2
-        scatter = _worst(inside.scatter / g_scale)
-    linear = "drift(t, x) = f(t) x, at several x and x = 0"
-    rows = [_row("linear drift", linear, f_bend, tol)]
-    rows += [_row("diffusion", "diffusion(t, x) is one g(t) for all x", scatter, tol)]
-    names = ("alpha' = f alpha", "(sigma^2)' = 2 f sigma^2 + g^2")
-    for name, residual in zip(names, residuals(inside), strict=True):
-        rows.append(_row("moments", name, _worst(residual), tol, inside.ts, residual))
+        bend = inside.bend / inside.rate
+        scatter = inside.scatter / (inside.sigma**2 * inside.rate + inside.g**2)
+    first, second = residuals(inside)
+    rows = (
+        ("linear drift", "drift(t, x) = f(t) x, at several x and x = 0", bend),
+        ("diffusion", "diffusion(t, x) is one g(t) for all x", scatter),
+        ("moments", "alpha' = f alpha", first),
+        ("moments", "(sigma^2)' = 2 f sigma^2 + g^2", second),
+    )
     what = "log alpha, log sigma^2 = integrals of f and g^2"
-    rows.append(_row("integrals", what, *_integrals(grid)))
-    return rows
+    return [*(_row(*row, tol, inside.ts) for row in rows), _integrals(grid, what)]
 
 
 def path_rows(grid: Table) -> list[Row]:
     """What can be tested of a path that declares no coefficients."""
     why = "this path declares no drift and no diffusion: there is nothing to compare"
     names = "alpha' = f alpha, (sigma^2)' = 2 f sigma^2 + g^2"
-    what = "log alpha, log sigma^2 = integrals of their rates"
-    row = _row("integrals", what, *_integrals(grid))
+    row = _integrals(grid, "log alpha, log sigma^2 = integrals of their rates")
     return [skipped("moments", "moments", names, why), row]
 
 
@@ -113,8 +106,8 @@ def residuals(table: Table) -> tuple[np.ndarray, np.ndarray]:
     return first, second
 
 
-def _integrals(grid):
-    """The largest error of (3) and (4) from t_min to any time, over all that moved."""
+def _integrals(grid, what):
+    """The error of (3) and (4) from t_min to any time, over all that moved."""
     edges, inner = grid[: _CELLS + 1], grid[_CELLS + 1 :]
     weights = np.diff(edges.ts)[:, None] * _WEIGHTS / 2
 
@@ -127,31 +120,27 @@ def _integrals(grid):
         error = np.abs(log_alpha[1:] - log_alpha[0] - total(inner.f))
         error = np.maximum(error, np.abs(log_var[1:] - log_var[0] - total(slope)))
         moved = total(np.abs(inner.f))[-1] + total(np.abs(slope))[-1]
-        return _worst(error / moved), _INTEGRALS
+        return _row("integrals", what, error / moved, _INTEGRALS, edges.ts[1:])
 
 
-def _worst(residual):
-    return float("nan") if np.isnan(residual).any() else float(residual.max())
-
-
-def _row(name, what, worst, limit, ts=None, residual=None):
-    remark = ""
-    if ts is not None and not worst <= limit:
-        wrong = ~(residual <= limit)
-        at = ts[int(np.argmax(np.where(np.isnan(residual), np.inf, residual)))]
+def _row(name, what, residual, limit, ts):
+    wrong, remark = ~(residual <= limit), ""
+    if wrong.any():
+        at = ts[np.argmax(residual)]  # the first NaN, if there is one
         remark = f"at {wrong.sum()} of {len(ts)} times; the worst is t = {at:.4g}"
-    return measured("moments", name, what, worst, limit, remark=remark)
+    return measured("moments", name, what, np.max(residual), limit, remark=remark)
 
 
 _CHANGES = {
-    "x 1/2": lambda v, d: (v / 2, d / 2),
-    "x 2": lambda v, d: (2 * v, 2 * d),
-    "x -1": lambda v, d: (-v, -d),
-    "x sqrt(2)": lambda v, d: (np.sqrt(2) * v, np.sqrt(2) * d),
-    "x 1/sqrt(2)": lambda v, d: (v / np.sqrt(2), d / np.sqrt(2)),
-    "^2": lambda v, d: (v**2, 2 * v * d),
-    "^(1/2)": lambda v, d: (np.sqrt(v), d / (2 * np.sqrt(v))),
+    "x 1/2": (0.5, 1),
+    "x 2": (2, 1),
+    "x -1": (-1, 1),
+    "x sqrt(2)": (np.sqrt(2), 1),
+    "x 1/sqrt(2)": (np.sqrt(0.5), 1),
+    "^2": (1, 2),
+    "^(1/2)": (1, 0.5),
 }
+"""Each as (c, p): v becomes c v^p, and its slope c p v^(p - 1) v'."""
 _MEANING = {
     ("diffusion", "^(1/2)"): "you returned g^2 for g",
     ("diffusion", "^2"): "you returned sqrt(g) for g",
@@ -168,20 +157,19 @@ _MEANING = {
 def repairs(table: Table, tol: float) -> list[str]:
     """Every single change of a declared function that makes (1) and (2) hold."""
     found = []
-    slots = {"drift": ("f", None), "diffusion": ("g", None)}
+    slots = {"drift": ("f",), "diffusion": ("g",)}
     slots |= {"alpha": ("alpha", "d_alpha"), "sigma": ("sigma", "d_sigma")}
-    for name, (value, slope) in slots.items():
-        for change, rule in _CHANGES.items():
-            old = getattr(table, value)
-            with np.errstate(all="ignore"):
-                v, d = rule(old, getattr(table, slope) if slope else 0 * old)
-            new = {value: v} | ({slope: d} if slope else {})
-            first, second = residuals(dataclasses.replace(table, **new))
-            if (first <= tol).all() and (second <= tol).all():
-                text = f"{name} {change}" if change[0] == "x" else None
-                text = text or f"{name} -> {name}{change}"
-                meaning = _MEANING.get((name, change))
-                found.append(f"{text}: {meaning}" if meaning else text)
+    for (name, slot), change in itertools.product(slots.items(), _CHANGES):
+        factor, power = _CHANGES[change]
+        v, *slopes = (getattr(table, field) for field in slot)
+        with np.errstate(all="ignore"):
+            new = [factor * v**power]
+            new += [factor * power * v ** (power - 1) * slope for slope in slopes]
+        new = dict(zip(slot, new, strict=True))
+        if all((r <= tol).all() for r in residuals(dataclasses.replace(table, **new))):
+            text = f"{name} {change}" if power == 1 else f"{name} -> {name}{change}"
+            meaning = _MEANING.get((name, change))
+            found.append(f"{text}: {meaning}" if meaning else text)
     return found
 
 
@@ -200,10 +188,10 @@ def needed(table: Table, count: int = 5) -> str:
 def advice(inside: Table, rows: list[Row], tol: float) -> list[str]:
     """What would repair the failed moment equations, if anything in one place would."""
     failed = {row.name for row in rows if row.passed is False}
-    if not failed & {"moments", "linear drift", "diffusion", "integrals"}:
+    if not failed:
         return []
-    if failed & {"linear drift", "diffusion"}:
-        which = [w for w in ("drift", "diffusion") if any(w in row for row in failed)]
+    which = [w for w in ("drift", "diffusion") if any(w in row for row in failed)]
+    if which:
         return [
             "x_t = alpha x0 + sigma z needs drift f(t) x and diffusion g(t), the same "
             f"for all x: first repair the {' and the '.join(which)}.",

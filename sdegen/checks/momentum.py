@@ -5,10 +5,10 @@ H = L^-1 G,
 
     L^-1 a' = L^-1 F a,    L^-1 L' + (L^-1 L')^T = A + A^T + H H^T,                (1)
 
-relative to the size of the terms; and, because a custom derivative can deceive, over
-every cell of a grid the moments at its start, moved by F and G alone, are those at its
-end. Then (alpha, sigma) as a path, simulated states, and the data brought back in the
-state by the flow and the reverse SDE with the exact score; row 0 must be
+relative to the size of the terms; and the moments at the start of every cell of a grid,
+moved by F and G alone, against those at its end. Then (alpha, sigma) as a path,
+simulated states, and the data brought back by the flow and the reverse SDE with the
+exact score; row 0 must be
 
     x_t = a_0 x0 + |L_0| z                                                         (2)
 """
@@ -19,21 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..processes.momentum import (
-    AbstractBlockSDE,
-    lower,
-    solve_lower,
-    transition,
-    transition_nodes,
-)
-from ..processes.noise import AbstractNoise
-from ..processes.path import AbstractPath
+from ..processes import momentum
+from ..processes.momentum import AbstractBlockSDE, lower, solve_lower
 from ..processes.reverse import reverse
 from ..sampling.simulate import simulate
-from ..typing import Scalar
-from . import moments, reversal, terminal
+from . import moments, reversal
 from .report import Row, measured, worst
-from .tables import Case, Clock
+from .tables import Case
 from .test_data import data
 
 _TIMES = 96
@@ -42,23 +34,11 @@ _BACK = 300  # of Heun's method: the error of Euler's flow is above that of samp
 _RATIO = 1e-3
 _BAR = 5.0  # standard errors
 _BIAS = 0.02  # of Euler and Maruyama's method, in units of the spread
-
-
-class Statistic(AbstractPath):
-    """The path of a block SDE, without the SDE of its state."""
-
-    process: AbstractBlockSDE
-    t_min: Scalar
-    t_max: Scalar
-    noise: AbstractNoise
-
-    def alpha(self, t):
-        """That of the process."""
-        return self.process.alpha(t)
-
-    def sigma(self, t):
-        """That of the process."""
-        return self.process.sigma(t)
+_EQUATIONS = {
+    "mean": "a' = F a",
+    "covariance": "S' = F S + S F^T + G G^T",
+    "integrals": "a and S moved by F and G alone, from time to time",
+}
 
 
 class _Score(eqx.Module):
@@ -75,30 +55,23 @@ class _Score(eqx.Module):
 
 def check_momentum(case: Case) -> list[Row]:
     """The rows of a block SDE."""
-    process, rows = case.process, []
-    path = Statistic(process, process.t_min, process.t_max, process.noise)
-    clock = Clock(path)
+    process, clock, rows = case.process, case.clock, []
     if "finite" in case.parts:
-        ends, inside, _ = moments.moment_tables(clock, path, (1,))
+        ends, inside, _ = moments.moment_tables(clock, process, (1,))
         rows += moments.end_rows(ends, inside)
         rise = np.max(np.diff(np.log(inside.alpha) - np.log(inside.sigma)))
         what = "log-SNR of the statistic, its largest rise"
         rows.append(measured("finite", "log-SNR", what, rise, 0.0))
     if "moments" in case.parts:
         found = _moments(process, jnp.asarray(clock.even(_TIMES, _RATIO)))
-        names = {
-            "mean": "a' = F a",
-            "covariance": "S' = F S + S F^T + G G^T",
-            "integrals": "a and S moved by F and G alone, from time to time",
-        }
-        for (name, what), value in zip(names.items(), found, strict=True):
+        for (name, what), value in zip(_EQUATIONS.items(), found, strict=True):
             rows.append(measured("moments", name, what, value, case.tol))
     if "weak form" in case.parts:
         rows.append(_forward(case))
     if "reversal" in case.parts:
         rows += _back(case)
     if "terminal" in case.parts:
-        rows += terminal.terminal_rows(clock, path)
+        rows += reversal.terminal_rows(clock, process)
     return rows
 
 
@@ -122,17 +95,15 @@ def _moments(process, ts):
 
     def cell(start, stop):
         (a, factor), (b, wanted) = process.moments(start), process.moments(stop)
-        span, nodes = stop - start, transition_nodes(ts.dtype)
-        f, g = (jax.vmap(h)(start + span * nodes) for h in (process.matrix, _root))
-        move, noise = transition(span * f, jnp.sqrt(span) * g)
+        span, nodes = stop - start, momentum.transition_nodes(ts.dtype)
+        inside = start + span * nodes
+        f, g = (jax.vmap(h)(inside) for h in (process.matrix, process.noise_scale))
+        move, noise = momentum.transition(span * f, jnp.sqrt(span) * g)
         moved = lower(jnp.concatenate([(move @ factor).T, noise]))
         first, goal = (solve_lower(wanted, v) for v in (move @ a, b))
         mean = jnp.max(jnp.abs(first - goal)) / jnp.max(jnp.abs(goal))
         spread = solve_lower(wanted, moved) - jnp.eye(len(a))
         return jnp.maximum(mean, jnp.max(jnp.abs(spread)))
-
-    def _root(t):
-        return process.noise_scale(t)
 
     # Two cells for every time: the quadrature is exact where F is of order one in each.
     fine = jnp.sort(jnp.concatenate([ts, (ts[1:] + ts[:-1]) / 2]))
@@ -155,11 +126,10 @@ def _moments_at(process, t):
 
 def _forward(case):
     """Mean and covariance of simulated states at five times, in standard errors."""
-    process, mixture, samples = case.process, data(), case.samples
+    process, samples = case.process, case.samples
     start = _states(case.key, process, process.t_min, samples)
     solved = simulate(case.key, process, start, grid=_STEPS, trajectory=True)
-    mean = float(mixture.weights @ mixture.means)
-    var = float(mixture.weights @ (mixture.means**2 + mixture.stds**2)) - mean**2
+    mean, var = map(float, data().moments())
     errors = {}
     for i in np.linspace(_STEPS // 20, _STEPS, 5).astype(int):
         t, u = solved.times[i], np.asarray(solved.trajectory[i])[..., 0]  # pyright: ignore[reportOptionalSubscript]

@@ -7,14 +7,13 @@ function Q, on the line,
     E[x0 | x_t = x] = sum_k r_k a_k,    r_k ~ w_k q((x - alpha a_k) / sigma)       (2)
 
 and the probability flow, from (2), has to keep F_t(x_t), from (1). Q is the integral
-of q = exp(noise.log_prob); draws of `noise.sample` must be distributed by it.
+of q = exp(noise.log_prob), and draws of `noise.sample` must have it.
 """
 
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from ..models.denoiser import PosteriorMean
@@ -22,12 +21,12 @@ from ..processes.path import AbstractPath
 from ..sampling.sample import sample
 from ..solvers.grids import CosineGrid
 from ..typing import ScalarLike
+from .fokker_planck import GridCDF
 from .report import Row, measured, skipped
 from .reversal import FLOW, FLOW_BAR, WHAT, ks_row
 from .tables import Case
-from .test_data import PROBES
+from .test_data import ATOM_WEIGHTS, ATOMS, PROBES, bisect
 
-_ATOMS, _WEIGHTS = np.array([-1.5, 0.2, 1.0]), np.array([0.25, 0.45, 0.3])
 _REACH, _NODES = 20.0, 40_000  # of sinh^-1 z: up to 2e8, where Cauchy's tails are thin
 _BIAS = 1e-3  # of Q where q jumps, in probability
 _STEPS = 400
@@ -41,71 +40,55 @@ class _Mean(eqx.Module):
 
     def __call__(self, t: ScalarLike, x: Float[Array, "batch 1"], cond) -> Array:
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        gap = (x - alpha * _ATOMS) / sigma
+        gap = (x - alpha * ATOMS) / sigma
         log_q = jax.vmap(jax.vmap(self.path.noise.log_prob))(gap[..., None])
         # Rounding may lead out of the support of the noise: back to the nearest point.
         out = jnp.isneginf(log_q).all(axis=1, keepdims=True)
-        log_r = jnp.log(_WEIGHTS) + jnp.where(out, -(gap**2), log_q)
-        return jax.nn.softmax(log_r, axis=1) @ _ATOMS[:, None]
-
-
-class _Line:
-    """Q as a table."""
-
-    def __init__(self, noise):
-        self.u = np.linspace(-_REACH, _REACH, _NODES)
-        log_q = eqx.filter_jit(jax.vmap(lambda z: noise.log_prob(z[None])))
-        q = np.exp(np.asarray(log_q(jnp.sinh(self.u)))) * np.cosh(self.u)
-        steps = (q[1:] + q[:-1]) / 2 * (self.u[1] - self.u[0])
-        self.table = np.concatenate([[0.0], np.cumsum(steps)])
-
-    def __call__(self, z):
-        return np.interp(np.arcsinh(z), self.u, self.table)
-
-    def cdf(self, x, alpha, sigma):
-        """Equation (1)."""
-        return self((x[:, None] - alpha * _ATOMS) / sigma) @ _WEIGHTS
-
-    def quantiles(self, probes, alpha, sigma):
-        """The x with F_t(x) = probes, by bisection of sinh^-1 (x / sigma)."""
-        low, high = np.full(len(probes), -_REACH), np.full(len(probes), _REACH)
-        for _ in range(60):
-            middle = (low + high) / 2
-            below = self.cdf(sigma * np.sinh(middle), alpha, sigma) < probes
-            low, high = np.where(below, middle, low), np.where(below, high, middle)
-        return sigma * np.sinh(low)
+        log_r = jnp.log(ATOM_WEIGHTS) + jnp.where(out, -(gap**2), log_q)
+        return jax.nn.softmax(log_r, axis=1) @ ATOMS[:, None]
 
 
 def noise_rows(case: Case) -> list[Row]:
     """Draws of the noise against Q."""
     noise = case.process.noise
-    line = _line(noise)
-    if isinstance(line, str):
-        return [skipped("terminal", "noise draws", NOISE, line)]
+    Q = _distribution(noise)
+    if isinstance(Q, str):
+        return [skipped("terminal", "noise draws", NOISE, Q)]
     draw = eqx.filter_jit(jax.vmap(lambda k: noise.sample(k, (1,))[0]))
     draws = 8 * case.samples  # cheap, and a scale that is wrong by 5 % should show
-    cdf = line(np.asarray(draw(jax.random.split(case.key, draws))))
+    cdf = Q(jnp.arcsinh(draw(jax.random.split(case.key, draws))))
     return [ks_row("terminal", "noise draws", NOISE, cdf, _BIAS)]
 
 
 def flow_rows(case: Case) -> list[Row]:
     """Data brought back by the flow: (2) keeps (1)."""
     clock, path = case.clock, case.process
-    line = _line(path.noise)
-    if isinstance(line, str):
-        return [skipped("reversal", FLOW, WHAT[FLOW], line)]
-    high, low = (tuple(map(float, clock.scales(t))) for t in (clock.high, clock.low))
-    start = jnp.asarray(line.quantiles(PROBES, *high))[:, None]
+    Q = _distribution(path.noise)
+    if isinstance(Q, str):
+        return [skipped("reversal", FLOW, WHAT[FLOW], Q)]
+
+    def cdf(x, alpha, sigma):
+        """Equation (1)."""
+        return Q(jnp.arcsinh((x[:, None] - alpha * ATOMS) / sigma)) @ ATOM_WEIGHTS
+
+    high, low = clock.scales(clock.high), clock.scales(clock.low)
+    reach = jnp.full(len(PROBES), _REACH)
+    below = lambda u: cdf(high[1] * jnp.sinh(u), *high) < PROBES  # noqa: E731
+    start = high[1] * jnp.sinh(bisect(below, -reach, reach, 60))[:, None]
     denoiser = PosteriorMean(_Mean(path), path)
     options = {"solver": dfx.Heun(), "grid": CosineGrid(_STEPS, 1.0)}
     solved = sample(case.key, denoiser, start.shape, start=start, **options)
-    error = np.abs(line.cdf(np.asarray(solved.x[:, 0]), *low) - PROBES).max()
+    error = jnp.abs(cdf(solved.x[:, 0], *low) - PROBES).max()
     return [measured("reversal", FLOW, WHAT[FLOW], error, FLOW_BAR + _BIAS)]
 
 
-def _line(noise):
-    """Q, or why there is none."""
+def _distribution(noise):
+    """Q as a table over sinh^-1 z, or why there is none."""
     known = jax.eval_shape(noise.log_prob, jax.ShapeDtypeStruct((1,), float))
     if known is None:
         return f"the density of {type(noise).__name__} is not known"
-    return _Line(noise)
+    u = jnp.linspace(-_REACH, _REACH, _NODES)
+    log_q = eqx.filter_jit(jax.vmap(lambda z: noise.log_prob(z[None])))
+    q = jnp.exp(log_q(jnp.sinh(u))) * jnp.cosh(u)
+    steps = (q[1:] + q[:-1]) / 2 * (u[1] - u[0])
+    return GridCDF(u, jnp.append(0.0, jnp.cumsum(steps)))

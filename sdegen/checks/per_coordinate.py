@@ -38,20 +38,15 @@ class Coordinate(AbstractPath, AbstractSDE):
         return self._each(self.path.drift, t, x)  # pyright: ignore[reportAttributeAccessIssue]
 
     def diffusion(self, t, x):
-        """The path's, in this coordinate."""
-        whole = jnp.zeros(self._shape, x.dtype)
-        if jax.eval_shape(self.path.diffusion, t, whole).ndim == 0:  # pyright: ignore[reportAttributeAccessIssue]
-            return self.path.diffusion(t, whole)  # pyright: ignore[reportAttributeAccessIssue]
+        """The path's, in this coordinate, for every entry of x."""
         return self._each(self.path.diffusion, t, x)  # pyright: ignore[reportAttributeAccessIssue]
 
-    @property
-    def _shape(self):
-        return jax.eval_shape(self.path.scales, self.t_min)[0].shape
-
     def _each(self, coefficient, t, x):
+        shape = jax.eval_shape(self.path.scales, self.t_min)[0].shape
+
         def one(entry):
-            state = jnp.zeros(self._shape, x.dtype).at[self.index].set(entry)
-            return coefficient(t, state)[self.index]
+            state = jnp.zeros(shape, x.dtype).at[self.index].set(entry)
+            return jnp.broadcast_to(coefficient(t, state), shape)[self.index]
 
         return jax.vmap(one)(x.ravel()).reshape(x.shape)
 
@@ -63,10 +58,10 @@ def chosen(path: AbstractPath, shape: tuple[int, ...] | None) -> list[Coordinate
     alpha, sigma = path.scales((path.t_min + path.t_max) / 2)
     ratio = np.asarray(sigma / alpha)
     places = {np.unravel_index(f(ratio), ratio.shape) for f in (np.argmin, np.argmax)}
-    found = []
-    for place in sorted(tuple(int(i) for i in p) for p in places):
-        found.append(Coordinate(path, place, path.t_min, path.t_max, path.noise))
-    return found
+    return [
+        Coordinate(path, place, path.t_min, path.t_max, path.noise)
+        for place in sorted(tuple(map(int, place)) for place in places)
+    ]
 
 
 def labelled(rows: list[Row], coordinate: Coordinate) -> list[Row]:

@@ -1,12 +1,7 @@
 """What a check found: one row for each comparison, and the table of a report.
 
-A residual is either in standard errors of a mean over samples (unit "SE"), or a number
-without noise (unit ""): relative to the size of the terms, or a probability. A row
-passes if
-
-    residual <= limit                                                              (1)
-
-which a NaN does not. A skipped row has no verdict, and its remark says why.
+A residual is in standard errors of a mean over samples (unit "SE"), or a number without
+noise (unit ""): relative to the size of the terms, or a probability.
 """
 
 import dataclasses
@@ -23,7 +18,7 @@ _NAME, _WHAT = 14, 58  # with the other columns that makes less than the width
 class Row:
     """One comparison: its part of the check, what was found and what is allowed.
 
-    `passed` is None where it was skipped.
+    `passed` is None where it was skipped, and the remark says why.
     """
 
     part: str
@@ -45,7 +40,7 @@ def measured(
     unit: str = "",
     remark: str = "",
 ) -> Row:
-    """A row with the verdict of equation (1)."""
+    """A row that passes if residual <= limit, which a NaN does not."""
     residual, limit = float(residual), float(limit)
     return Row(part, name, what, residual, limit, unit, residual <= limit, remark)
 
@@ -69,8 +64,8 @@ def skipped(part: str, name: str, what: str, why: str) -> Row:
 class Report:
     """The rows of a check of one process; `str` is the table, `ok` the verdict.
 
-    `advice` are hints to a repair after a failure. `precision` is the dtype of the
-    numbers in the process, which sets the limits.
+    `advice` are hints to a repair. `precision` is the dtype of the numbers in the
+    process, which sets the limits.
     """
 
     process: str
@@ -90,26 +85,26 @@ class Report:
 
     def __str__(self):
         head = ("", "check", "what is compared", "found", "allowed")
-        cells = [head, *map(_cells, self.rows)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-        lines = [_line(line, widths) for line in cells]
-        lines.insert(1, "-" * max(map(len, lines)))
-        table = lines[:2]
-        for row, line in zip(self.rows, lines[2:], strict=True):
-            table.append(line)
-            if row.remark:
-                table += _wrap(row.remark, " " * (widths[0] + 4))
+        columns = list(zip(head, *map(_cells, self.rows), strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        padded = [
+            [f"{cell:{side}{width}}" for cell in column]
+            for side, width, column in zip("<<<>>", widths, columns, strict=True)
+        ]
+        lines = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+        table = [lines[0], "-" * max(map(len, lines))]
+        for row, line in zip(self.rows, lines[1:], strict=True):
+            table += [line, *_wrap(row.remark, " " * (widths[0] + 4))]
+        left_out = sum(row.passed is None for row in self.rows)
+        count, total = len(self.failed), len(self.rows) - left_out
+        verdict = f"all {total} checks passed"
+        if count:
+            verdict = f"{count} of {total} checks FAILED"
+        note = f" ({left_out} skipped)" if left_out else ""
         title = f"{self.process} ({self.precision})"
         advice = [line for hint in self.advice for line in _wrap(hint, "  ")]
-        return "\n".join([title, "", *table, "", self._verdict(), *advice])
-
-    def _verdict(self):
-        left_out = sum(row.passed is None for row in self.rows)
-        note = f" ({left_out} skipped)" if left_out else ""
-        count, total = len(self.failed), len(self.rows) - left_out
-        if not count:
-            return f"{self.process}: all {total} checks passed{note}."
-        return f"{self.process}: {count} of {total} checks FAILED{note}."
+        verdict = f"{self.process}: {verdict}{note}."
+        return "\n".join([title, "", *table, "", verdict, *advice])
 
 
 def number(value: float | None, unit: str = "") -> str:
@@ -127,17 +122,7 @@ def _cells(row):
     return verdict, row.name[:_NAME], row.what[:_WHAT], found, allowed
 
 
-def _line(cells, widths):
-    sides = (str.ljust,) * 3 + (str.rjust,) * 2
-    padded = (side(c, w) for side, c, w in zip(sides, cells, widths, strict=True))
-    return "  ".join(padded).rstrip()
-
-
 def _wrap(text, indent):
-    wrap = textwrap.TextWrapper(
-        _WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent + "  ",
-        replace_whitespace=False,
-    )
+    options = {"initial_indent": indent, "subsequent_indent": indent + "  "}
+    wrap = textwrap.TextWrapper(_WIDTH, replace_whitespace=False, **options)
     return [part for line in text.split("\n") for part in wrap.wrap(line)]

@@ -3,15 +3,15 @@
     finite     all functions finite at all times                          `moments`
     moments    alpha, sigma against drift, diffusion                      `moments`
     weak form  p_t against the equation                                 `weak_form`
-    reversal   the flow and the reverse SDE bring data back               `reversal`
-    terminal   x at t_max against the noise                               `terminal`
+    reversal   the flow and the reverse SDE bring data back              `reversal`
+    terminal   x at t_max against the noise                              `reversal`
 
-For an SDE without a path p_t is first solved for on a grid (`custom_sde`,
-`fokker_planck`); one of a state with auxiliary rows is tested in its state
-(`momentum`), noise that is not Gaussian by its flow (`non_gaussian`), coordinates with
-noise levels of their own one by one (`per_coordinate`).
+Other files are for processes of one kind: an SDE without a path (`custom_sde`), with
+auxiliary rows (`momentum`), with other noise (`non_gaussian`) or with noise levels of
+its own in every coordinate (`per_coordinate`), and interpolants.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +31,6 @@ from .momentum import check_momentum
 from .per_coordinate import chosen, labelled
 from .report import Report, Row, skipped
 from .tables import Case
-from .terminal import terminal_rows
 
 PARTS = ("finite", "moments", "weak form", "reversal", "terminal")
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-4}
@@ -53,12 +52,10 @@ def check(
     the weak form of Fokker-Planck for the process, its flow and its reversals; known
     data through `probability_flow` and `reverse`; x at t_max. For an SDE alone: a
     numerical solution on the line against simulation, reversal and `noise`. For a path
-    alone: what it declares. For an SDE of a state with auxiliary rows: its moments,
-    simulated states, and data brought back in the state. All is computed in float64
-    from the numbers in the process; their precision sets the limits.
+    alone: what it declares. All is computed in float64 from the numbers in the process;
+    their precision sets the limits.
 
     **Arguments:**
-
     - `process`: an `AbstractSDE`, an `AbstractPath`, both, or an `AbstractInterpolant`;
       an object.
     - `shape`: that of one sample; (2,), or (1,) for an SDE without a path.
@@ -87,7 +84,7 @@ def check(
             rows = custom_sde.check_sde(case)
         elif process.scales(process.t_min)[0].ndim:
             for one in chosen(process, shape):
-                own = Case(one, key, (2,), samples, case.parts, tol)
+                own = dataclasses.replace(case, process=one, shape=(2,))
                 found, hints = _check_path(own)
                 rows += labelled(found, one)
                 advice += [hint for hint in hints if hint not in advice]
@@ -98,14 +95,12 @@ def check(
 
 def _check_arguments(process, shape, samples, parts):
     if not isinstance(process, _KINDS):
-        is_class = isinstance(process, type)
-        hint = "Derive its class from one of them."
-        if is_class and issubclass(process, _KINDS):
-            hint = "An object is needed: call the class."
-        name = process.__name__ if is_class else type(process).__name__
+        found = f"an object of type {type(process).__name__}"
+        if isinstance(process, type):
+            found = f"the class {process.__name__}: call the class to get an object"
         raise ValueError(
-            "check needs an AbstractSDE, an AbstractPath or an AbstractInterpolant, "
-            f"got {'the class' if is_class else 'an object of type'} {name}. {hint}"
+            "check needs an object derived from AbstractSDE, AbstractPath or "
+            f"AbstractInterpolant, got {found}."
         )
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
@@ -126,10 +121,8 @@ def _check_path(case):
     declared = isinstance(path, AbstractSDE)
     if path.noise.gaussian:
         for size in ((1,), shape):
-            problem = custom_sde.shape_problem(case.sde, size)
-            if problem is not None:
-                what = custom_sde.SHAPES
-                return [Row("finite", "shapes", what, passed=False, remark=problem)], []
+            if wrong := custom_sde.shape_rows(case.sde, size):
+                return wrong, []
     ends, inside, grid = moments.moment_tables(case.clock, path, shape)
     rows = moments.end_rows(ends, inside) if "finite" in parts else []
     if not path.noise.gaussian:
@@ -141,14 +134,13 @@ def _check_path(case):
     elif "moments" in parts:
         rows += moments.path_rows(grid)
     if "weak form" in parts:
-        rows += weak_form.line_rows(case)
-        rows += weak_form.space_rows(case, shape)
+        rows += weak_form.line_rows(case) + weak_form.space_rows(case, shape)
         if not all(row.passed for row in found[:2]):  # not linear: simulate, too
             rows.append(reversal.forward_row(case))
     if "reversal" in parts:
         rows += reversal.path_reversal(case)
     if "terminal" in parts:
-        rows += terminal_rows(case.clock, path)
+        rows += reversal.terminal_rows(case.clock, path)
     return rows, advice
 
 
@@ -165,7 +157,7 @@ def _other_noise(case, declared):
         rows += non_gaussian.flow_rows(case)
         rows.append(skipped("reversal", reversal.SDE, "", why))
     if "terminal" in parts:
-        rows += terminal_rows(case.clock, case.process)
+        rows += reversal.terminal_rows(case.clock, case.process)
         rows += non_gaussian.noise_rows(case)
     return rows
 
@@ -178,9 +170,6 @@ def _precision(process: PyTree) -> str:
 
 
 def _as_float64(process):
-    def convert(a):
-        if eqx.is_inexact_array(a):
-            return jnp.asarray(np.asarray(a), jnp.float64)
-        return a
-
-    return jax.tree.map(convert, process)
+    numbers, rest = eqx.partition(process, eqx.is_inexact_array)
+    convert = lambda a: jnp.asarray(np.asarray(a), jnp.float64)  # noqa: E731
+    return eqx.combine(jax.tree.map(convert, numbers), rest)

@@ -1,8 +1,8 @@
 """A process as numbers: its declared functions at many times, on the host.
 
 Half of the times are even in t, half in log-SNR, because a mistake may be at either
-end; where alpha falls to 0, and drift and diffusion are infinite, they stop at a small
-alpha / sigma. From its own drift and diffusion at a few points x,
+end. Where alpha falls to 0 they stop at a small alpha / sigma. From drift and diffusion
+at a few points x,
 
     f(t) = <drift(t, x), x> / <x, x>,    g(t)^2 = mean of diffusion(t, x)^2,       (1)
 
@@ -12,7 +12,7 @@ which is the whole of both if drift = f(t) x and the diffusion ignores x.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -20,54 +20,52 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..processes.noise import AbstractNoise
+from ..processes.momentum import AbstractBlockSDE
 from ..processes.path import AbstractPath
 from ..processes.sde import AbstractSDE
-from ..typing import RandomKey, Scalar, ScalarLike
+from ..typing import RandomKey, Scalar, number
 from .test_data import lopsided
 
-_UNIT = np.unique(
-    np.concatenate(
-        [np.linspace(0, 1, 257), np.geomspace(1e-8, 1, 193), 1 - np.geomspace(1e-8, 1)]
-    )
-)
+_ENDS = (np.geomspace(1e-8, 1, 193), 1 - np.geomspace(1e-8, 1))
+_UNIT = np.unique(np.concatenate([np.linspace(0, 1, 257), *_ENDS]))
+Times: TypeAlias = Float[np.ndarray, " times"]
 _POINTS = np.array([1.0, -1.0, 0.3, 2.5, 0.0])  # x of (1), in standard deviations
 _OFFSET = 0.382  # keeps the times off the round numbers where a chain has its steps
 
 
 class Window(AbstractSDE):
-    """The SDE of a process between two other times.
+    """The SDE of x_t between two other times, without alpha and sigma.
 
-    It has no alpha, so that its ends are not used. A path that declares no SDE has the
-    linear one, f = alpha' / alpha and g^2 = 2 sigma (sigma' - sigma f).
+    A path that declares none, or only that of a state with more rows, has f = alpha' /
+    alpha and g^2 = 2 sigma (sigma' - sigma f).
     """
 
-    process: AbstractSDE | AbstractPath
-    t_min: Scalar
-    t_max: Scalar
-    noise: AbstractNoise
+    process: Any
+    t_min: Scalar = number()
+    t_max: Scalar = number()
+
+    @property
+    def noise(self):
+        """That of the process."""
+        return self.process.noise
+
+    @property
+    def _declared(self):
+        kind = type(self.process)
+        return issubclass(kind, AbstractSDE) and not issubclass(kind, AbstractBlockSDE)
 
     def drift(self, t, x):
         """That of the process, or f x."""
-        if isinstance(self.process, AbstractSDE):
+        if self._declared:
             return self.process.drift(t, x)
         return self.process.rates(t)[0] / self.process.alpha(t) * x
 
     def diffusion(self, t, x):
         """That of the process, or g."""
-        if isinstance(self.process, AbstractSDE):
+        if self._declared:
             return self.process.diffusion(t, x)
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        d_alpha, d_sigma = self.process.rates(t)
+        (alpha, sigma), (d_alpha, d_sigma) = self.process.scales_and_rates(t)
         return jnp.sqrt(2 * sigma * (d_sigma - sigma * d_alpha / alpha))
-
-
-def window(
-    process: AbstractSDE | AbstractPath, t_min: ScalarLike, t_max: ScalarLike
-) -> Window:
-    """The SDE of a process on these times."""
-    ends = (jnp.asarray(float(t_min)), jnp.asarray(float(t_max)))
-    return Window(process, *ends, process.noise)
 
 
 class Clock:
@@ -98,9 +96,7 @@ class Clock:
             return self.high
         return float(np.interp(-np.log(ratio), self.fall, self.ts))
 
-    def even(
-        self, n: int, ratio: float, offset: float = _OFFSET
-    ) -> Float[np.ndarray, " times"]:
+    def even(self, n: int, ratio: float, offset: float = _OFFSET) -> Times:
         """`n` rising times up to `end(ratio)`, half even in t, half in log-SNR."""
         end = self.end(ratio)
         share = (np.arange(n // 2) + offset) / (n // 2)
@@ -123,14 +119,14 @@ class Case:
     tol: float
 
     @functools.cached_property
-    def clock(self) -> "Clock":
+    def clock(self) -> Clock:
         """The times of a path."""
         return Clock(self.process)
 
     @functools.cached_property
     def sde(self) -> AbstractSDE:
         """The SDE of the process, at all of its times."""
-        return window(self.process, self.process.t_min, self.process.t_max)
+        return Window(self.process, self.process.t_min, self.process.t_max)
 
 
 @eqx.filter_jit
@@ -145,15 +141,15 @@ class Table(eqx.Module):
     units of the norm of a typical x, and `scatter` that of g^2 that varies with x.
     """
 
-    ts: Float[np.ndarray, " times"]
-    alpha: Float[np.ndarray, " times"]
-    sigma: Float[np.ndarray, " times"]
-    d_alpha: Float[np.ndarray, " times"]
-    d_sigma: Float[np.ndarray, " times"]
-    f: Float[np.ndarray, " times"]
-    g: Float[np.ndarray, " times"]
-    bend: Float[np.ndarray, " times"]
-    scatter: Float[np.ndarray, " times"]
+    ts: Times
+    alpha: Times
+    sigma: Times
+    d_alpha: Times
+    d_sigma: Times
+    f: Times
+    g: Times
+    bend: Times
+    scatter: Times
 
     def __getitem__(self, part):
         return jax.tree.map(lambda a: a[part], self)
@@ -166,10 +162,7 @@ class Table(eqx.Module):
 
 
 def tabulate(
-    path: AbstractPath,
-    sde: AbstractSDE,
-    ts: Float[np.ndarray, " times"],
-    shape: tuple[int, ...],
+    path: AbstractPath, sde: AbstractSDE, ts: Times, shape: tuple[int, ...]
 ) -> Table:
     """The path and the coefficients of `sde`, each by its own methods."""
     values = _tabulate(path, sde, jnp.asarray(ts), shape)

@@ -21,11 +21,14 @@ import numpy as np
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+from ..data import mixture
 from ..processes.path import AbstractPath
 from ..typing import RandomKey, Scalar, ScalarLike
 
 PROBES = np.array([0.05, 0.12, 0.20, 0.42, 0.60, 0.80, 0.95])
 """Probabilities whose quantiles are followed; none at 0.30, between the two modes."""
+ATOMS, ATOM_WEIGHTS = np.array([-1.5, 0.2, 1.0]), np.array([0.25, 0.45, 0.3])
+"""Data at points, where noise or interpolant is not that of a mixture."""
 
 
 class Mixture(eqx.Module):
@@ -35,25 +38,26 @@ class Mixture(eqx.Module):
     means: Float[Array, " k"]
     stds: Float[Array, " k"]
 
+    def along(self, shape: tuple[int, ...]) -> mixture.Mixture:
+        """The mixture of flat samples, its means along e."""
+        means = self.means[:, None] * lopsided(shape).ravel()
+        return mixture.Mixture(self.weights, means, self.stds)
+
     def log_prob(
         self, x: Float[Array, "..."], alpha: ScalarLike = 1.0, sigma: ScalarLike = 0.0
     ) -> Scalar:
         """log p_t(x), in nats, for one sample."""
-        return jax.nn.logsumexp(self._joint(x, alpha, sigma)[0])
+        joint, _ = self.along(x.shape).joint(x.ravel(), alpha, sigma)
+        return jax.nn.logsumexp(joint)
 
     def score(
         self, x: Float[Array, "..."], alpha: ScalarLike = 1.0, sigma: ScalarLike = 0.0
     ) -> Float[Array, "..."]:
         """The gradient of `log_prob`, equation (2)."""
-        log_joint, gap, v = self._joint(x, alpha, sigma)
-        return -jnp.tensordot(jax.nn.softmax(log_joint) / v, gap, 1)
-
-    def _joint(self, x, alpha, sigma):
-        v = (alpha * self.stds) ** 2 + sigma**2
-        gap = x - alpha * jax.vmap(lambda m: m * lopsided(x.shape))(self.means)
-        square = jnp.sum(gap.reshape(len(v), -1) ** 2, -1)
-        norming = 0.5 * x.size * jnp.log(2 * jnp.pi * v)
-        return jnp.log(self.weights) - 0.5 * square / v - norming, gap, v
+        flat = self.along(x.shape)
+        joint, v = flat.joint(x.ravel(), alpha, sigma)
+        share = jax.nn.softmax(joint) / v
+        return (share @ (alpha * flat.means - x.ravel())).reshape(x.shape)
 
     def cdf(
         self, x: Float[Array, " n"], alpha: ScalarLike = 1.0, sigma: ScalarLike = 0.0
@@ -73,17 +77,16 @@ class Mixture(eqx.Module):
         self, key: RandomKey, n: int, shape: tuple[int, ...]
     ) -> Float[Array, "n ..."]:
         """`n` draws of x0."""
-        pick, noise = jax.random.split(key)
-        k = jax.random.categorical(pick, jnp.log(self.weights), shape=(n,))
-        z = jax.random.normal(noise, (n, *shape), self.means.dtype)
-        along = (n,) + (1,) * len(shape)
-        spread = self.stds[k].reshape(along) * z
-        return self.means[k].reshape(along) * lopsided(shape) + spread
+        return self.along(shape).sample(key, n).reshape(n, *shape)
+
+    def moments(self) -> tuple[Scalar, Scalar]:
+        """Mean and variance, in 1-D."""
+        mean = self.weights @ self.means
+        return mean, self.weights @ (self.means**2 + self.stds**2) - mean**2
 
     def standardised(self) -> "Mixture":
         """The same mixture with mean 0 and variance 1, in 1-D."""
-        mean = self.weights @ self.means
-        var = self.weights @ (self.means**2 + self.stds**2) - mean**2
+        mean, var = self.moments()
         scale = jnp.sqrt(var)
         return Mixture(self.weights, (self.means - mean) / scale, self.stds / scale)
 
@@ -129,18 +132,17 @@ LINE = {
 }
 """Test functions on the line."""
 
-_TILT = np.array([1.0, 0.5, -0.3])
-COORDINATES = len(_TILT)
+COORDINATES = 3
 """Test functions of a sample see this many of its coordinates."""
 
 
 def _tilted(y):
-    return jnp.sum(_TILT[: len(y)] * y)
+    return jnp.sum(jnp.asarray([1.0, 0.5, -0.3])[: len(y)] * y)
 
 
 SPACE = {
     "a.x": _tilted,
-    "a.x^2": lambda y: jnp.sum(_TILT[: len(y)] * y**2),
+    "a.x^2": lambda y: _tilted(y**2),
     "sin(2 a.x)": lambda y: jnp.sin(2 * _tilted(y)),
     "exp(-|x|^2)": lambda y: jnp.exp(-jnp.sum(y**2)),
     "x_1 x_d exp(-|x|^2/2)": lambda y: y[0] * y[-1] * jnp.exp(-jnp.sum(y**2) / 2),

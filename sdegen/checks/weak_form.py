@@ -15,10 +15,11 @@ dimensions, with x_t = alpha x0 + sigma z and the same draws of (x0, z) on both 
 
     R = grad phi . (alpha' x0 + sigma' z - b) - 1/2 tr(C hess phi)                 (5)
 
-has mean zero for each generator; its mean over samples is judged by its standard error.
-Then a test function takes a few coordinates only, so that Hessians stay small for
-samples of any shape.
+has mean zero; its mean over samples is judged by its standard error. There a test
+function takes a few coordinates only, so that Hessians stay small.
 """
+
+import functools
 
 import equinox as eqx
 import jax
@@ -78,21 +79,14 @@ def residuals(data: Mixture, scales, rates, coefficients, xs, scale) -> Residual
         return jnp.stack([phi(x / scale) for phi in LINE.values()])
 
     slopes = jax.jacfwd(functions)
-    phi, slope, bend = (
-        jax.vmap(v)(xs) for v in (functions, slopes, jax.jacfwd(slopes))
-    )
+    orders = (functions, slopes, jax.jacfwd(slopes))
+    derivatives = jnp.stack([jax.vmap(v)(xs) for v in orders])
+    total = functools.partial(jnp.einsum, "kx,kxi->i")
 
     def of(m):
         b = f - 0.5 * (1 - m**2) * (div + D * score)
-        drifting, spreading = -p * b, -0.5 * m**2 * p * D
-        terms = (
-            dp[:, None] * phi,
-            drifting[:, None] * slope,
-            spreading[:, None] * bend,
-        )
-        value = sum(jnp.sum(term, 0) for term in terms)
-        size = sum(jnp.sum(jnp.abs(term), 0) for term in terms)
-        return value * width, size * width
+        factors = width * jnp.stack([dp, -p * b, -0.5 * m**2 * p * D])
+        return total(factors, derivatives), total(abs(factors), abs(derivatives))
 
     return Residuals(*jax.vmap(of)(jnp.asarray(list(STOCHASTICITIES.values()))))
 
@@ -123,26 +117,18 @@ def line_rows(case: Case) -> list[Row]:
     out = _line_terms(data(), _line_process(case.process, case.sde, jnp.asarray(ts)))
     found = np.abs(np.asarray(out.value)) / np.asarray(out.size)
     what = f"d/dt E phi = E L phi: {len(LINE)} phi, by quadrature on the line"
-    return generator_rows(what, found, case.tol, ts, LINE)
+    return _rows(what, found, case.tol, ts, LINE)
 
 
-def generator_rows(
-    what: str,
-    found: Float[np.ndarray, "times generators functions"],
-    limit: float,
-    ts: Float[np.ndarray, " times"],
-    functions: dict,
-    unit: str = "",
-) -> list[Row]:
-    """A row for each generator; a failure names the worst time and test function."""
+def _rows(what, found, limit, ts, functions, unit=""):
+    """A row for each generator; `found` is over times, generators and functions."""
     rows = []
-    for i, generator in enumerate(STOCHASTICITIES):
-        own, remark = np.where(np.isnan(found[:, i]), np.inf, found[:, i]), ""
-        if not (found[:, i] <= limit).all():
+    for generator, own in zip(STOCHASTICITIES, np.swapaxes(found, 0, 1), strict=True):
+        worst, remark = np.max(own), ""
+        if not worst <= limit:
             t, j = np.unravel_index(np.argmax(own), own.shape)
             remark = f"worst for phi = {list(functions)[j]} at t = {ts[t]:.4g}"
-        size = np.max(found[:, i])
-        rows.append(measured("weak form", generator, what, size, limit, unit, remark))
+        rows.append(measured("weak form", generator, what, worst, limit, unit, remark))
     return rows
 
 
@@ -155,9 +141,8 @@ def _draw(key, shape, samples):
 
 def _picked(shape):
     """The coordinates that the test functions see."""
-    size = int(np.prod(shape, dtype=int))
-    places = np.linspace(0, size - 1, min(size, COORDINATES))
-    return np.unique(places.astype(int))
+    size = np.prod(shape, dtype=int)
+    return np.unique(np.linspace(0, size - 1, min(size, COORDINATES), dtype=int))
 
 
 @eqx.filter_jit
@@ -243,4 +228,4 @@ def space_rows(case: Case, shape: tuple[int, ...]) -> list[Row]:
         if (found <= _BAR).all():
             break
     what = f"d/dt E phi = E L phi: {len(SPACE)} phi, by samples {shape}"
-    return generator_rows(what, found, _BAR, ts, SPACE, "SE")
+    return _rows(what, found, _BAR, ts, SPACE, "SE")

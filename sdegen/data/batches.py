@@ -16,21 +16,17 @@ def batch_indices(
 ) -> Int[np.ndarray, "count batch"]:
     """The rows of the data for some steps, by epochs in random order.
 
-    Batches continue across the end of an epoch, so every row is used equally often and
-    `batch_size` may exceed `n`.
+    Batches continue across the end of an epoch, so `batch_size` may exceed `n`.
 
     **Arguments:**
     - `seed`: of the order.
     - `step`, `count`: the first step and the number of steps.
     - `n`: rows of the data.
     - `batch_size`: rows of a batch.
-
-    **Returns:** the numbers of the rows, (count, batch_size).
     """
     start = step * batch_size
-    flat = np.arange(start, start + count * batch_size)
-    out = np.empty(flat.shape, np.int32)
-    for epoch in range(start // n, (start + count * batch_size - 1) // n + 1):
-        here = flat // n == epoch
-        out[here] = _permutation(seed, epoch, n)[flat[here] % n]
+    epochs, places = np.divmod(np.arange(start, start + count * batch_size), n)
+    out = np.empty(epochs.shape, np.int32)
+    for epoch in np.unique(epochs).tolist():
+        out[epochs == epoch] = _permutation(seed, epoch, n)[places[epochs == epoch]]
     return out.reshape(count, batch_size)

@@ -1,21 +1,20 @@
 """The 1,797 real 8x8 scans of handwritten digits that come with scikit-learn."""
 
+from typing import TypeAlias
+
 import numpy as np
 from jaxtyping import Float, Int
 
 from .._compat import need
 
+Half: TypeAlias = tuple[Float[np.ndarray, "_ 8 8 1"], Int[np.ndarray, " _"]]
 
-def digits(
-    seed: int = 0,
-) -> tuple[
-    tuple[Float[np.ndarray, "train 8 8 1"], Int[np.ndarray, " train"]],
-    tuple[Float[np.ndarray, "held 8 8 1"], Int[np.ndarray, " held"]],
-]:
-    """The halves of the shuffled set: one to train with, one held out.
 
-    The test set of UCI "Optical recognition of handwritten digits", by E. Alpaydin and
-    C. Kaynak (CC BY 4.0).
+def digits(seed: int = 0) -> tuple[Half, Half]:
+    """The halves of the shuffled set, to train with and to test with.
+
+    From UCI "Optical recognition of handwritten digits", by E. Alpaydin and C. Kaynak
+    (CC BY 4.0).
 
     **Arguments:**
     - `seed`: of the order before it is halved, default 0.

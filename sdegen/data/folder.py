@@ -1,7 +1,6 @@
 """Sources of single samples on disk: folders of images, ArrayRecord files.
 
-A source has `__len__` and `__getitem__(i)`, with i from 0: what Grain calls random
-access. Many threads may read it at once, and it may be sent to other processes.
+Many threads may read a source at once, and it may be sent to other processes.
 """
 
 import dataclasses
@@ -34,8 +33,8 @@ class ImageFolder:
     - `size`: pixels along a side.
     - `mode`: "RGB" (3 channels, the default) or "L" (1 channel, luma).
 
-    **Raises:** `FileNotFoundError` without a folder or images in it, `ValueError` when
-    an image is read that cannot be.
+    **Raises:** `FileNotFoundError` without images, `ValueError` in the place of an
+    image that cannot be read.
     """
 
     def __init__(self, path: str | Path, size: int, mode: str = "RGB"):

@@ -1,5 +1,7 @@
 """Classic image sets from the disk: MNIST, Fashion-MNIST, CIFAR-10; no downloads.
 
+An npz file of a set holds `x_train`, `y_train`, `x_test` and `y_test`.
+
 **Arguments** of each:
 - `split`: "train" (the default) or "test".
 - `directory`: the folder with one sub-folder per set, default $SDEGEN_DATA.
@@ -11,11 +13,11 @@ damaged.
 """
 
 import functools
+import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -24,7 +26,6 @@ from .formats import damaged, read_cifar_archive, read_cifar_folder, read_idx, r
 
 Images: TypeAlias = UInt8[np.ndarray, "n h w c"]
 Labels: TypeAlias = Int32[np.ndarray, " n"]
-Found: TypeAlias = tuple[Path, Callable[[], tuple[np.ndarray, np.ndarray]]]
 
 
 def mnist(
@@ -32,9 +33,8 @@ def mnist(
 ) -> tuple[Images, Labels]:
     """Handwritten digits 0 to 9: 60,000 (train) or 10,000 (test) images (28, 28, 1).
 
-    0 is the background, 255 is ink. In `mnist/` (or torchvision's `MNIST/raw/`): the
-    idx files, plain or with `.gz`, or `mnist.npz` with `x_train`, `y_train`, `x_test`,
-    `y_test`. Arguments as above. LeCun, Cortes and Burges 1998.
+    255 is ink. In `mnist/` (or torchvision's `MNIST/raw/`): the idx files, with or
+    without `.gz`, or `mnist.npz`. Arguments as above. LeCun, Cortes and Burges 1998.
     """
     return _ink("mnist", ("mnist", "MNIST/raw"), split, directory)
 
@@ -61,30 +61,22 @@ def cifar10(
     """Photographs of ten classes: 50,000 (train) or 10,000 (test) images (32, 32, 3).
 
     In `cifar10/`, or in the folder itself: `cifar-10-batches-py/`,
-    `cifar-10-python.tar.gz`, or `cifar10.npz` with `x_train`, `y_train`, `x_test`,
-    `y_test`. 0 airplane, 1 automobile, 2 bird, 3 cat, 4 deer, 5 dog, 6 frog, 7 horse,
-    8 ship, 9 truck. Krizhevsky 2009.
+    `cifar-10-python.tar.gz`, or `cifar10.npz`. 0 airplane, 1 automobile, 2 bird, 3 cat,
+    4 deer, 5 dog, 6 frog, 7 horse, 8 ship, 9 truck. Krizhevsky 2009.
 
     **Arguments:** as above, and
     - `cache`: a folder for an uncompressed copy (184 MB for both splits), which the
       first call writes and later ones read; default none.
     """
-    readers = {
-        "cifar-10-batches-py": read_cifar_folder,
-        "cifar-10-python.tar.gz": read_cifar_archive,
-        "cifar10.npz": read_npz,
+    layouts = {
+        ("cifar-10-batches-py",): read_cifar_folder,
+        ("cifar-10-python.tar.gz",): read_cifar_archive,
+        ("cifar10.npz",): read_npz,
     }
-
-    def layouts(folder: Path) -> Iterator[Found]:
-        for name, read in readers.items():
-            if (found := folder / name).exists():
-                yield found, functools.partial(read, found, split)
-
-    files = "cifar-10-batches-py/, cifar-10-python.tar.gz or cifar10.npz"
-    source, read = _find("cifar10", ("cifar10", "."), files, layouts, split, directory)
+    source, read = _find("cifar10", ("cifar10", "."), layouts, split, directory)
     if cache is None:
         return _checked(source, *read(), size=(32, 32, 3))
-    facts = source.stat()  # the name changes with the size and the date of the source
+    facts = source.stat()  # a name for this size and date of the source
     copy = f"cifar10-{split}-{facts.st_size:x}-{facts.st_mtime_ns:x}.npz"
     copy = Path(cache).expanduser() / copy
     if copy.is_file():
@@ -97,29 +89,28 @@ def cifar10(
 def _ink(name, folders, split, directory) -> tuple[Images, Labels]:
     """A set in the four files of MNIST, or in an npz file of its own name."""
     stem = {"train": "train", "test": "t10k"}.get(split, "")
-    kinds = [f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"]
-
-    def layouts(folder: Path) -> Iterator[Found]:
-        pair = [
-            next((p for p in (folder / f"{k}.gz", folder / k) if p.is_file()), None)
-            for k in kinds
-        ]
-        if all(pair):
-            yield pair[0], lambda: (read_idx(pair[0]), read_idx(pair[1]))  # pyright: ignore[reportReturnType]
-        npz = folder / f"{name}.npz"
-        if npz.is_file():
-            yield npz, lambda: read_npz(npz, split)
-
-    files = f"{kinds[0]} and {kinds[1]} (each with or without .gz) or {name}.npz"
-    source, read = _find(name, folders, files, layouts, split, directory)
+    layouts = {
+        (f"{stem}-images-idx3-ubyte[.gz]", f"{stem}-labels-idx1-ubyte[.gz]"): _idx_pair,
+        (f"{name}.npz",): read_npz,
+    }
+    source, read = _find(name, folders, layouts, split, directory)
     images, labels = read()
     return _checked(source, images[..., None], labels, size=(28, 28, 1))
 
 
-def _find(name, folders, files, layouts, split, directory) -> Found:
-    """The first of the layouts that is there, in any of the folders."""
+def _idx_pair(images, labels, split) -> tuple[np.ndarray, np.ndarray]:
+    return read_idx(images), read_idx(labels)
+
+
+def _find(name, folders, layouts, split, directory) -> tuple[Any, Any]:
+    """The first of the layouts that is there in any of the folders, and its reader.
+
+    `layouts` are the functions that read, by the names of their files; "[.gz]" in a
+    name may be left out.
+    """
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {split!r}.')
+    files = " or ".join(" and ".join(names) for names in layouts)
     given = os.environ.get("SDEGEN_DATA") if directory is None else directory
     if not given:
         raise FileNotFoundError(
@@ -128,19 +119,21 @@ def _find(name, folders, files, layouts, split, directory) -> Found:
             "Nothing is downloaded."
         )
     root = Path(given).expanduser()
-    # Accept the folder of the set itself if it has the name of the set: the files of
-    # MNIST and Fashion-MNIST have the same names.
+    # The folder of the set itself must have its name: the files of MNIST and
+    # Fashion-MNIST have the same names.
     own = [root] if root.name == folders[0] else []
     places = [*own, *(root / folder for folder in folders)]
-    for place in places:
-        for found in layouts(place):
-            return found
-    origin = "directory" if directory is not None else "SDEGEN_DATA"
+    for place, (names, read) in itertools.product(places, layouts.items()):
+        both = ([place / n.replace("[.gz]", e) for e in (".gz", "")] for n in names)
+        paths = [next(filter(Path.exists, pair), None) for pair in both]
+        if all(paths):
+            return paths[0], functools.partial(read, *paths, split)
+    origin = "SDEGEN_DATA" if directory is None else "directory"
+    wrong = "" if root.is_dir() else ", which is no folder"
     raise FileNotFoundError(
-        f"{name} ({split}) is not there: {origin} is {root}"
-        + ("" if root.is_dir() else ", which is no folder")
-        + f". Looked for {files}, in {', '.join(map(str, places))}. Put the files "
-        "into one of these; nothing is downloaded."
+        f"{name} ({split}) is not there: {origin} is {root}{wrong}. Looked for "
+        f"{files}, in {', '.join(map(str, places))}. Put the files into one of these; "
+        "nothing is downloaded."
     )
 
 
@@ -159,11 +152,7 @@ def _checked(source, images, labels, size) -> tuple[Images, Labels]:
 def _write_whole(path, arrays):
     """Write an npz file that is complete or absent, whoever else writes it too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            np.savez(file, **arrays)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        whole = Path(folder, path.name)
+        np.savez(whole, **arrays)
+        os.replace(whole, path)

@@ -1,5 +1,6 @@
 """Batches put on the device while the step before them runs."""
 
+import contextlib
 import queue
 import threading
 import weakref
@@ -28,7 +29,7 @@ def prefetch(
     return Prefetch(iterator, put, depth)
 
 
-class Prefetch(Iterator[Any]):
+class Prefetch(Iterator[Any], contextlib.AbstractContextManager):
     """The iterator that `prefetch` returns."""
 
     def __init__(self, iterator: Iterator[Any], put: Callable, depth: int):
@@ -58,9 +59,6 @@ class Prefetch(Iterator[Any]):
     def close(self) -> None:
         """End the thread; waits at most ten seconds for a read in progress."""
         self._end()
-
-    def __enter__(self) -> "Prefetch":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

@@ -37,7 +37,7 @@ class AbstractStream(abc.ABC):
     ) -> Iterator[Batch]:
         """The batches of the steps start, start + 1, ... without end.
 
-        Epochs continue across batches; each holds every sample once, in its own order.
+        An epoch holds every sample once, in its own order, and may end inside a batch.
 
         **Arguments:**
         - `seed`: of the order.

@@ -1,4 +1,4 @@
-"""Distances of distributions, from samples; docs/metrics.md says which to use."""
+"""Distances of distributions, from samples: docs/metrics.md has cost, bias and use."""
 
 from .frechet import frechet as frechet
 from .gaussian import Moments as Moments

@@ -27,10 +27,9 @@ def frechet(
 ) -> float:
     """The Fréchet distance (1), in (units of the features)^2.
 
-    It is biased upwards by c / n, where c depends on the model (Chong & Forsyth 2020;
-    about 0.75 d^2 for two sets of N(0, I)), so always use the same number of images:
-    FID is stated for 50,000, and needs n much larger than d. d^3 time, 5 to 25 s at
-    d = 2048 on two cores.
+    Biased upwards by c / n, where c depends on the model (Chong & Forsyth 2020; about
+    0.75 d^2 for two sets of N(0, I)), so always use the same number of images. d^3
+    time, 5 to 25 s at d = 2048 on two cores.
 
     **Arguments:**
     - `real`, `fake`: images (n, height, width, channels) or any points; or `Moments` of
@@ -39,8 +38,6 @@ def frechet(
       themselves. All batches have one size: the last is filled with copies.
     - `batch_size`: images to a batch, default 128.
     - `progress`: a progress bar, on process 0.
-
-    **Returns:** F of (1), summed in float64.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")

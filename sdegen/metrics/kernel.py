@@ -16,14 +16,12 @@ from .points import Points, blocks, pair
 def mmd2(x: Points, y: Points, *, bandwidth: float | int | None = None) -> float:
     """The squared maximum mean discrepancy (1) for k = exp(-|a - b|^2 / (2 h^2)).
 
-    Unbiased (Gretton et al. 2012, lemma 6).
+    Without unit, between 0 and 2 but for noise (Gretton et al. 2012, lemma 6).
 
     **Arguments:**
     - `x`, `y`: two sets of points of one space; `y` is the reference.
     - `bandwidth`: h, in units of the data; default the median distance between points
       of `y`. It decides which differences count: compare values of one h.
-
-    **Returns:** MMD^2, without unit, between 0 and 2 for distributions.
     """
     x, y = pair(x, y, least=2)
     if bandwidth is None:
@@ -32,8 +30,8 @@ def mmd2(x: Points, y: Points, *, bandwidth: float | int | None = None) -> float
         bandwidth = float(np.median(pdist(y)))
     if not bandwidth > 0:
         raise ValueError(
-            f"mmd2 needs a bandwidth > 0, got {bandwidth:g}. The default is the median "
-            "distance between points of y, which is 0 when most of them are equal."
+            f"mmd2 needs a bandwidth > 0, got {bandwidth:g}. The default, the median "
+            "distance between points of y, is 0 when most of them are equal."
         )
 
     def kernel(a, b):
@@ -45,16 +43,13 @@ def mmd2(x: Points, y: Points, *, bandwidth: float | int | None = None) -> float
 
 
 def energy_distance(x: Points, y: Points) -> float:
-    """The energy distance (2), whose mean is 0 only for equal distributions.
+    """The energy distance (2), in units of the data, on the line 2 int (F - G)^2.
 
-    Unbiased. A small difference counts squared (Székely & Rizzo 2013, "Energy
-    statistics: a class of statistics based on distances"; on the line it is
-    2 int (F - G)^2).
+    0 in the mean only for equal distributions (Székely & Rizzo 2013, "Energy
+    statistics: a class of statistics based on distances").
 
     **Arguments:**
     - `x`, `y`: two sets of points of one space.
-
-    **Returns:** the distance, in the units of the data.
     """
     x, y = pair(x, y, least=2)
     return _discrepancy(x, y, lambda a, b: -sum(d.sum() for d in blocks(a, b)), own=0)

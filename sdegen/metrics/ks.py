@@ -1,7 +1,4 @@
-"""The Kolmogorov-Smirnov test of points on the line against a known distribution.
-
-D = sup_x |F_n(x) - F(x)|                                                       (1)
-"""
+"""The Kolmogorov-Smirnov test of points on the line against a known distribution."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +9,7 @@ from .points import Points, points
 
 
 class KS(NamedTuple):
-    """D of (1), and the probability of a larger one if F is the distribution."""
+    """D = sup |F_n - F|, and the probability of a larger one if F is right."""
 
     statistic: float
     p_value: float
@@ -21,14 +18,12 @@ class KS(NamedTuple):
 def ks(x: Points, cdf: Callable) -> KS:
     """The Kolmogorov-Smirnov statistic of points against a distribution function.
 
-    Strong in the middle and weak in the tails. The time of a sort (Kolmogorov 1933).
+    Strong in the middle and weak in the tails (Kolmogorov 1933; the p value is of
+    Simard & L'Ecuyer 2011).
 
     **Arguments:**
     - `x`: the points, (n,) or (n, 1).
     - `cdf`: maps an array of points to probabilities; must not be fitted to `x`.
-
-    **Returns:** `KS`: D, without unit, about 0.87 / sqrt(n) for points of the
-    distribution itself, and a p value (Simard & L'Ecuyer 2011), which is then uniform.
     """
     rows = points(x, "x")
     if rows.shape[1] != 1:

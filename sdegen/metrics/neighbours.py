@@ -40,15 +40,12 @@ class DensityCoverage(NamedTuple):
 
 
 def nearest(x: Points, y: Points) -> float:
-    """The mean distance from each point of `x` to its nearest of `y`.
+    """The mean distance from each point of `x` to its nearest of `y`, in their units.
 
-    Not a distance of distributions: 0 says that `x` copies points of `y`, and it falls
-    with the size of `y` like m^(-1/d). n m time.
+    Not a distance of distributions: 0 says that `x` copies points of `y`.
 
     **Arguments:**
     - `x`, `y`: two sets of points of one space.
-
-    **Returns:** the distance, in the units of the data.
     """
     x, y = pair(x, y)
     return float(np.concatenate([d.min(axis=1) for d in blocks(x, y)]).mean())
@@ -58,13 +55,11 @@ def precision_recall(real: Points, fake: Points, k: int = 3) -> PrecisionRecall:
     """Improved precision (1) and recall (2) of points, or of features.
 
     Both are below 1 for two sets of one distribution, and one outlier with a large ball
-    changes them: compare with two real sets of the same sizes. (n + m)^2 time.
+    changes them: compare with two real sets of the same sizes.
 
     **Arguments:**
     - `real`, `fake`: two sets of points of one space.
     - `k`: of the k-th nearest neighbour, default 3.
-
-    **Returns:** `PrecisionRecall`, without unit.
     """
     sets = _sets(real, fake, k)
     shares = (
@@ -77,15 +72,11 @@ def precision_recall(real: Points, fake: Points, k: int = 3) -> PrecisionRecall:
 def density_coverage(real: Points, fake: Points, k: int = 5) -> DensityCoverage:
     """Density (3) and coverage (4) of points, or of features.
 
-    For two sets of one distribution density has mean 1, and coverage the mean (5),
-    about 1 - 2^-k for n = m. Balls are around real points only, so fake outliers change
-    little. (n + m)^2 time.
+    Balls are around real points only, so fake outliers change little.
 
     **Arguments:**
     - `real`, `fake`: two sets of points of one space.
     - `k`: of the k-th nearest neighbour, default 5.
-
-    **Returns:** `DensityCoverage`, without unit.
     """
     real, fake = _sets(real, fake, k)
     counts = np.sum([inside.sum(axis=0) for inside in _inside(real, fake, k)], axis=0)

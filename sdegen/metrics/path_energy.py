@@ -51,11 +51,8 @@ def path_energy(
     **Arguments:**
     - `frames`, `times`: as in `trajectory` and `times` of a `Solution`.
     - `w2_squared`: W_2^2 between the distributions of the two ends, where it is known.
-      Default that of the first frame to the last, exactly (`w2`: batch^3 time). Then
-      the excess is never negative, and 0 only where every sample goes straight to its
-      own partner; but W_2^2 of few points is too large, and the excess too small.
-
-    **Returns:** `PathEnergy`, in (units of the data)^2.
+      Default that of the first frame to the last, exactly (`w2`: batch^3 time), which
+      is too large for few points, and the excess then too small.
     """
     z, ds = _broken_line(frames, times)
     if w2_squared is None:
@@ -68,12 +65,10 @@ def path_energy(
 
 
 def straightness(frames: Frames, times: Times) -> float:
-    """S of (3): 0 when every path is straight at even speed.
+    """S of (3), in (units of the data)^2: 0 for straight paths at even speed.
 
     **Arguments:**
     - `frames`, `times`: as in `trajectory` and `times` of a `Solution`.
-
-    **Returns:** S, in (units of the data)^2.
     """
     z, ds = _broken_line(frames, times)
     gaps = (z[-1] - z[0]) - np.diff(z, axis=0) / ds[:, None, None]

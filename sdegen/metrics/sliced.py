@@ -27,19 +27,15 @@ class Estimate(NamedTuple):
 
 
 def sliced_w2(key: RandomKey, x: Points, y: Points, directions: int = 256) -> Estimate:
-    """The sliced 2-Wasserstein distance, exact along each direction.
+    """The sliced 2-Wasserstein distance, in units of the data.
 
-    Two sets of one distribution are of the order n^(-1/2) apart in any dimension. SW_2
-    of a shift by v is |v| / sqrt(d): compare only within one dimension d. The
-    time is directions x (n + m) log(n + m). Points that are not finite give nan.
+    SW_2 of a shift by v is |v| / sqrt(d): compare only within one dimension d. Points
+    that are not finite give nan.
 
     **Arguments:**
     - `key`: draws the directions.
     - `x`, `y`: two sets of points of one space.
     - `directions`: how many estimate the mean of (1), default 256.
-
-    **Returns:** `Estimate`: SW_2 in units of the data, and the standard error of the
-    directions alone.
     """
     x, y = device_pair(x, y, "sliced_w2")
     if directions < 2:

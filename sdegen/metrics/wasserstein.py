@@ -5,13 +5,12 @@ For points x_i of weights a_i and y_j of weights b_j, and the cost c_ij = |x_i -
     W_p^p = min over P >= 0, P 1 = a, P^T 1 = b of sum_ij P_ij c_ij                 (1)
           = max over f_i + g_j <= c_ij of sum_i a_i f_i + sum_j b_j g_j             (2)
 
-(Kantorovich 1942; Villani 2003, "Topics in optimal transportation", theorem 1.3). With
-equal numbers and no weights a best plan is a matching. On the line, with F^-1 and G^-1
-the quantile functions,
+(Kantorovich 1942; Villani 2003, "Topics in optimal transportation", theorem 1.3). On
+the line, with F^-1 and G^-1 the quantile functions,
 
     W_p^p = int_0^1 |F^-1(q) - G^-1(q)|^p dq                                        (3)
 
-(Villani 2003, theorem 2.18). Only for p = 1, where the cost is a metric, may g = -f.
+(Villani 2003, theorem 2.18).
 """
 
 import dataclasses
@@ -42,32 +41,23 @@ class Transport:
 def w1(
     x: Points, y: Points, *, x_weights: Weights = None, y_weights: Weights = None
 ) -> float:
-    """The 1-Wasserstein (earth mover's) distance of two sets of points.
-
-    Arguments, result, bias and cost are those of `w2`.
-    """
+    """The 1-Wasserstein (earth mover's) distance; all else is as for `w2`."""
     return _wasserstein(x, y, x_weights, y_weights, 1)
 
 
 def w2(
     x: Points, y: Points, *, x_weights: Weights = None, y_weights: Weights = None
 ) -> float:
-    """The 2-Wasserstein distance of two sets of points.
+    """The 2-Wasserstein distance of two sets of points, in units of the data.
 
-    Exact for the two sets. As an estimate for their distributions it is too large: two
-    sets of n points of one distribution in d dimensions are of the order n^(-1/d) apart
-    for d > 4 (Fournier & Guillin 2015, theorem 1), so compare with the floor between
-    two real sets of the same sizes.
-
-    On the line (3) costs a sort. Otherwise equal numbers are matched (n^3 time at
-    worst, n^2 memory: 0.4 s for 2,000 points), and unequal numbers or weights need POT,
-    `pip install 'sdegen[ot]'`.
+    Exact for the two sets. As an estimate for their distributions it is too large, by
+    the order n^(-1/d) for d > 4 (Fournier & Guillin 2015, theorem 1). On the line (3)
+    costs a sort. Otherwise equal numbers are matched (n^3 time at worst), and unequal
+    numbers or weights need POT, `pip install 'sdegen[ot]'`.
 
     **Arguments:**
     - `x`, `y`: two sets of points of one space.
     - `x_weights`, `y_weights`: their masses, which sum to 1; default equal ones.
-
-    **Returns:** W_2, in the units of the data.
     """
     return _wasserstein(x, y, x_weights, y_weights, 2)
 
@@ -83,15 +73,12 @@ def transport(
     """An optimal plan, its cost and its potentials, for the cost |x - y|^p.
 
     By the network simplex method of POT (Bonneel et al. 2011, "Displacement
-    interpolation using Lagrangian mass transport"), `pip install 'sdegen[ot]'`: about
-    n^3 time, several matrices of n x m in memory.
+    interpolation using Lagrangian mass transport"), `pip install 'sdegen[ot]'`.
 
     **Arguments:**
     - `x`, `y`: two sets of points of one space.
     - `p`: > 0, default 2. For p < 1 `distance` is `cost`, which is then the metric.
     - `x_weights`, `y_weights`: their masses, which sum to 1; default equal ones.
-
-    **Returns:** `Transport`.
 
     **Raises:** RuntimeError if POT did not solve it.
     """
@@ -108,10 +95,8 @@ def transport(
     pot = need("ot", what, extra="ot", package="POT", hint=hint)
     plan, log = pot.emd(a, b, cost / scale, numItermax=10**9, log=True)
     if log["warning"] is not None:
-        raise RuntimeError(
-            f"POT did not solve this transport problem: {log['warning']} Check the "
-            "weights and the range of the points."
-        )
+        hint = "Check the weights and the range of the points."
+        raise RuntimeError(f"POT did not solve this: {log['warning']} {hint}")
     # c-transforms from the points of y that carry weight: feasible everywhere, and at
     # least as good as what the solver returned, whose entries at weight 0 are free.
     f = (cost - scale * log["v"])[:, b > 0].min(axis=1)
