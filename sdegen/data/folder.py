@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from .._compat import need
+from .formats import reading
 
 _SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm"))
 _MODES = {"RGB": 3, "L": 1}
@@ -57,15 +58,13 @@ class ImageFolder:
         found = [_images_in(folder) for folder in folders]
         self._files = tuple(itertools.chain(*found))
         if not self._files:
+            names, endings = ", ".join(self.classes), ", ".join(sorted(_SUFFIXES))
             raise FileNotFoundError(
-                f"there are no images in the sub-folders of {self.path} (sub-folders: "
-                f"{', '.join(self.classes) or 'none'}; endings: "
-                f"{', '.join(sorted(_SUFFIXES))}). Images without classes go into one "
-                "sub-folder."
+                f"there are no images in {self.path} (sub-folders: {names or 'none'}; "
+                f"endings: {endings}). Images without classes go into one sub-folder."
             )
-        self.labels = np.repeat(
-            np.arange(len(found), dtype=np.int32), [*map(len, found)]
-        )
+        counts = [len(files) for files in found]
+        self.labels = np.repeat(np.arange(len(found), dtype=np.int32), counts)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -74,8 +73,7 @@ class ImageFolder:
         self, index: SupportsIndex
     ) -> tuple[UInt8[np.ndarray, "size size channels"], int]:
         """The image and the label of one file."""
-        file = self._files[index]
-        return self._read(file), int(self.labels[index])
+        return self._read(self._files[index]), int(self.labels[index])
 
     def __repr__(self) -> str:
         return (
@@ -85,17 +83,11 @@ class ImageFolder:
 
     def _read(self, file):
         pillow = _pillow()
-        try:
-            with pillow.open(file) as image:
-                if image.mode.startswith(("I", "F")):
-                    # Pillow would clip more than 8 bits to white.
-                    raise ValueError(f"its pixels have more than 8 bits: {image.mode}")
-                image = image.convert(self.mode)
-        except Exception as error:
-            raise ValueError(
-                f"{file} cannot be read as an image ({type(error).__name__}: {error}). "
-                "Repair, convert or remove it."
-            ) from error
+        with reading(file, "an image"), pillow.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                # Pillow would clip more than 8 bits to white.
+                raise ValueError(f"its pixels have more than 8 bits: {image.mode}")
+            image = image.convert(self.mode)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         square, size = (left, top, left + side, top + side), (self.size, self.size)

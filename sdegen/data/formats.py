@@ -3,11 +3,12 @@
 Readers raise a ValueError for a file that is damaged or of another kind.
 """
 
+import contextlib
 import gzip
 import io
 import pickle
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,17 @@ CIFAR_BATCHES = {"train": _TRAIN, "test": ("test_batch",)}
 """The files of each split."""
 
 
-def damaged(path: Path | str, expected: str, error: object) -> ValueError:
-    """The error about a file that cannot be read."""
-    why = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else error
-    return ValueError(
-        f"{path} cannot be read as {expected} ({why}): it is truncated, damaged or "
-        "another kind of file. Copy or download it again."
-    )
+@contextlib.contextmanager
+def reading(path: Path | str, expected: str) -> Iterator[None]:
+    """What goes wrong inside, said as a sentence about the file."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise ValueError(
+            f"{path} cannot be read as {expected} ({kind}{error}): it is truncated, "
+            "damaged or another kind of file. Copy or download it again, or remove it."
+        ) from error
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
@@ -34,40 +39,32 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     Two zero bytes, the type (8 is uint8), the number of axes, then the axes as
     big-endian 32-bit integers, then the values (LeCun et al., the MNIST page, 1998).
     """
-    expected = "an idx file of bytes"
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
+    with reading(path, "an idx file of bytes"):
+        data = path.read_bytes()
+        if path.suffix == ".gz":
             data = gzip.decompress(data)
-        except Exception as error:
-            raise damaged(path, "a gzip file", error) from error
-    magic = data[:4]
-    if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not magic[3]:
-        raise damaged(path, expected, f"magic number {magic.hex()}, not 000008xx")
-    head = 4 + 4 * magic[3]
-    if len(data) < head:
-        raise damaged(path, expected, f"it ends after {len(data)} bytes")
-    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", magic[3], 4))
-    promised = int(np.prod(shape, dtype=object))
-    if len(data) - head != promised:
-        found = f"{promised} values of shape {shape}, {len(data) - head} follow"
-        raise damaged(path, expected, f"the header promises {found}")
-    return np.frombuffer(data, np.uint8, offset=head).reshape(shape).copy()
+        magic = data[:4]
+        if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not magic[3]:
+            raise ValueError(f"magic number {magic.hex()}, not 000008xx")
+        head = 4 + 4 * magic[3]
+        if len(data) < head:
+            raise ValueError(f"it ends after {len(data)} bytes")
+        shape = tuple(int(n) for n in np.frombuffer(data, ">u4", magic[3], 4))
+        promised = int(np.prod(shape, dtype=object))
+        if len(data) - head != promised:
+            found = f"{promised} values of shape {shape}, {len(data) - head} follow"
+            raise ValueError(f"the header promises {found}")
+        return np.frombuffer(data, np.uint8, offset=head).reshape(shape).copy()
 
 
 def read_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """(`x_<split>`, `y_<split>`) of an npz file; nothing else in it is read."""
-    names = [f"x_{split}", f"y_{split}"]
-    expected = f"an npz file with the arrays {names[0]} and {names[1]}"
-    try:
+    x, y = f"x_{split}", f"y_{split}"
+    with reading(path, f"an npz file with the arrays {x} and {y}"):
         with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in names if name not in archive.files]
-            if not missing:
-                return archive[names[0]], archive[names[1]]
-            found = f"it holds {sorted(archive.files)}"
-    except Exception as error:
-        raise damaged(path, expected, error) from error
-    raise damaged(path, expected, found)
+            if not {x, y} <= set(archive.files):
+                raise ValueError(f"it holds {sorted(archive.files)}")
+            return archive[x], archive[y]
 
 
 def read_cifar_folder(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -80,14 +77,11 @@ def read_cifar_folder(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]
 def read_cifar_archive(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The same from `cifar-10-python.tar.gz`; nothing is unpacked to disk."""
     found = {}
-    try:
-        with tarfile.open(path, "r|gz") as archive:
-            for member in archive:
-                name = Path(member.name).name
-                if name in CIFAR_BATCHES[split] and member.isfile():
-                    found[name] = archive.extractfile(member).read()  # pyright: ignore[reportOptionalMemberAccess]
-    except Exception as error:
-        raise damaged(path, "a .tar.gz archive", error) from error
+    with reading(path, "a .tar.gz archive"), tarfile.open(path, "r|gz") as archive:
+        for member in archive:
+            name = Path(member.name).name
+            if name in CIFAR_BATCHES[split] and member.isfile():
+                found[name] = archive.extractfile(member).read()  # pyright: ignore[reportOptionalMemberAccess]
     return _cifar(path, split, found)
 
 
@@ -107,15 +101,12 @@ def _cifar(place, split, found) -> tuple[np.ndarray, np.ndarray]:
 
 def _cifar_batch(place, data) -> tuple[np.ndarray, np.ndarray]:
     """One pickled dictionary: `data` (n, 3072), channels first, and n `labels`."""
-    expected = "a batch of CIFAR-10's Python version"
-    try:
+    with reading(place, "a batch of CIFAR-10's Python version"):
         batch = _CIFARUnpickler(io.BytesIO(data), encoding="bytes").load()
         images, labels = batch[b"data"], np.asarray(batch[b"labels"])
-    except Exception as error:
-        raise damaged(place, expected, error) from error
-    right = isinstance(images, np.ndarray) and images.shape == (len(labels), 3072)
-    if not right or images.dtype != np.uint8:
-        raise damaged(place, expected, "its data are not (n, 3072) bytes, with labels")
+        right = isinstance(images, np.ndarray) and images.shape == (len(labels), 3072)
+        if not right or images.dtype != np.uint8:
+            raise ValueError("its data are not (n, 3072) bytes, with labels")
     return images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 

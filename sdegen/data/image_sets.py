@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from .formats import damaged, read_cifar_archive, read_cifar_folder, read_idx, read_npz
+from .formats import read_cifar_archive, read_cifar_folder, read_idx, read_npz, reading
 
 Images: TypeAlias = UInt8[np.ndarray, "n h w c"]
 Labels: TypeAlias = Int32[np.ndarray, " n"]
@@ -138,14 +138,14 @@ def _find(name, folders, layouts, split, directory) -> tuple[Any, Any]:
 
 
 def _checked(source, images, labels, size) -> tuple[Images, Labels]:
-    expected = f"images of {size} with as many labels from 0 to 9"
-    if images.dtype != np.uint8 or images.shape[1:] != size or not len(images):
-        raise damaged(source, expected, f"found {images.dtype} {images.shape}")
-    if labels.size != len(images) or labels.dtype.kind not in "iu":
-        found = f"{len(images)} images and {labels.size} labels of {labels.dtype}"
-        raise damaged(source, expected, f"found {found}")
-    if labels.min() < 0 or labels.max() > 9:
-        raise damaged(source, expected, f"labels {labels.min()} to {labels.max()}")
+    with reading(source, f"images of {size} with as many labels from 0 to 9"):
+        if images.dtype != np.uint8 or images.shape[1:] != size or not len(images):
+            raise ValueError(f"found {images.dtype} {images.shape}")
+        if labels.size != len(images) or labels.dtype.kind not in "iu":
+            found = f"{len(images)} images and {labels.size} labels of {labels.dtype}"
+            raise ValueError(f"found {found}")
+        if labels.min() < 0 or labels.max() > 9:
+            raise ValueError(f"labels {labels.min()} to {labels.max()}")
     return np.ascontiguousarray(images), labels.reshape(-1).astype(np.int32)
 
 
