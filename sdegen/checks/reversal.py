@@ -125,9 +125,8 @@ def path_reversal(case: Case) -> list[Row]:
         remark = f"from t = {end:.4g}, where alpha/sigma = {_RATIO:g}, not from t_max"
     starts = _starts(case.key, *clock.scales(end), case.samples)
     process = Window(case.process, clock.low, end)
-    score = PathScore(case.process, data())
+    score, grid = PathScore(case.process), _grid(clock, process)
     cdf = functools.partial(_cdf, *clock.scales(clock.low))
-    grid = _grid(clock, process)
     return return_rows(case.key, process, score, starts, cdf, grid, remark)
 
 
@@ -137,8 +136,7 @@ def forward_row(case: Case) -> Row:
     end = clock.end(_RATIO)
     _, x = _starts(case.key, *clock.scales(clock.low), case.samples)
     ts = np.unique(np.append(clock.even(2 * _STEPS, _RATIO), [clock.low, end]))
-    process = Window(case.process, clock.low, end)
-    solved = simulate(case.key, process, x, grid=jnp.asarray(ts))
+    solved = simulate(case.key, case.sde, x, grid=jnp.asarray(ts))
     what = f"simulated x_t and alpha x0 + sigma z, t = {end:.3g} (KS)"
     cdf = _cdf(*clock.scales(end), solved.x[:, 0])
     return ks_row("weak form", "forward", what, cdf)

@@ -118,7 +118,6 @@ def _check_arguments(process, shape, samples, parts):
 def _check_path(case):
     path, parts = case.process, case.parts
     shape = (2,) if case.shape is None else case.shape
-    declared = isinstance(path, AbstractSDE)
     if path.noise.gaussian:
         for size in ((1,), shape):
             if wrong := custom_sde.shape_rows(case.sde, size):
@@ -126,9 +125,9 @@ def _check_path(case):
     ends, inside, grid = moments.moment_tables(case.clock, path, shape)
     rows = moments.end_rows(ends, inside) if "finite" in parts else []
     if not path.noise.gaussian:
-        return rows + _other_noise(case, declared), []
+        return rows + _other_noise(case), []
     found, advice = moments.moment_rows(inside, grid, case.tol), []
-    if "moments" in parts and declared:
+    if "moments" in parts and isinstance(path, AbstractSDE):
         rows += found
         advice = moments.advice(inside, found, case.tol)
     elif "moments" in parts:
@@ -144,10 +143,10 @@ def _check_path(case):
     return rows, advice
 
 
-def _other_noise(case, declared):
+def _other_noise(case):
     """Noise that is not Gaussian has no SDE and no score: the flow, and x at t_max."""
     name, parts, rows = type(case.process.noise).__name__, case.parts, []
-    if declared:
+    if isinstance(case.process, AbstractSDE):
         what = "an SDE has Gaussian noise"
         why = f"noise = {name}, but dw is Gaussian: x_t = alpha x0 + sigma z needs both"
         rows.append(Row("finite", "noise", what, passed=False, remark=why))

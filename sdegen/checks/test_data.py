@@ -47,8 +47,7 @@ class Mixture(eqx.Module):
         self, x: Float[Array, "..."], alpha: ScalarLike = 1.0, sigma: ScalarLike = 0.0
     ) -> Scalar:
         """log p_t(x), in nats, for one sample."""
-        joint, _ = self.along(x.shape).joint(x.ravel(), alpha, sigma)
-        return jax.nn.logsumexp(joint)
+        return jax.nn.logsumexp(self.along(x.shape).joint(x.ravel(), alpha, sigma)[0])
 
     def score(
         self, x: Float[Array, "..."], alpha: ScalarLike = 1.0, sigma: ScalarLike = 0.0
@@ -114,14 +113,13 @@ def lopsided(shape: tuple[int, ...]) -> Float[Array, "..."]:
 
 
 class PathScore(eqx.Module):
-    """The score of the mixture under a path, as `reverse` and `simulate` take it."""
+    """The score of `data` under a path."""
 
     path: AbstractPath
-    data: Mixture
 
     def __call__(self, t: ScalarLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The score at time t, for one sample."""
-        return self.data.score(x, self.path.alpha(t), self.path.sigma(t))
+        return data().score(x, self.path.alpha(t), self.path.sigma(t))
 
 
 LINE = {
