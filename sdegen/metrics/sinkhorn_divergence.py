@@ -68,12 +68,11 @@ def sinkhorn_divergence(
     **Returns:** `SinkhornDivergence`. Nothing raises on the device: read `converged`.
     """
     x, y = device_pair(x, y, "sinkhorn_divergence")
-    if regularisation is not None and not is_traced(regularisation):
-        if not float(regularisation) > 0:
-            raise ValueError(
-                f"regularisation must be > 0, got {float(regularisation):g}. For the "
-                "exact distance take w2."
-            )
+    known = regularisation is not None and not is_traced(regularisation)
+    if known and not (eps := float(regularisation)) > 0:
+        raise ValueError(
+            f"regularisation must be > 0, got {eps:g}. For the exact distance take w2."
+        )
     return _divergence(x, y, regularisation, tolerance, max_iterations)
 
 
@@ -105,28 +104,19 @@ def _solve(cost, eps, start, tolerance, max_iterations):
     n, m = cost.shape
     fixed = jax.lax.stop_gradient(cost)
 
-    def best(f, g, eps):
-        return (
-            -eps * (logsumexp((g - fixed) / eps, axis=1) - jnp.log(m)),
-            -eps * (logsumexp((f[:, None] - fixed) / eps, axis=0) - jnp.log(n)),
-        )
-
-    def misplaced(f, g, to_f, to_g):
-        """The plan's marginals against the weights: exp((f - to_f) / eps) is 1."""
-        rows = abs(jnp.expm1((f - to_f) / eps)).mean()
-        return jnp.maximum(rows, abs(jnp.expm1((g - to_g) / eps)).mean())
-
     def step(state):
         k, f, g, _ = state
         now = jnp.maximum(eps, start * 0.7**k)
-        to_f, to_g = best(f, g, now)
-        error = jnp.where(now > eps, jnp.inf, misplaced(f, g, to_f, to_g))
-        f, g = f + RELAXATION * (to_f - f), g + RELAXATION * (to_g - g)
-        return k + 1, f, g, error
+        best_f = -now * (logsumexp((g - fixed) / now, axis=1) - jnp.log(m))
+        best_g = -now * (logsumexp((f[:, None] - fixed) / now, axis=0) - jnp.log(n))
+        move_f, move_g = best_f - f, best_g - g
+        # The marginals of the plan against the weights: exp(-move / eps) is 1.
+        misplaced = (abs(jnp.expm1(-move / eps)).mean() for move in (move_f, move_g))
+        error = jnp.where(now > eps, jnp.inf, jnp.maximum(*misplaced))
+        return k + 1, f + RELAXATION * move_f, g + RELAXATION * move_g, error
 
     def going_on(state):
-        k, _, _, error = state
-        return (k < max_iterations) & (error >= tolerance)  # nan stops too
+        return (state[0] < max_iterations) & (state[3] >= tolerance)  # nan stops too
 
     zeros = jnp.zeros(n, cost.dtype), jnp.zeros(m, cost.dtype)
     state = (0, *zeros, jnp.asarray(jnp.inf, cost.dtype))

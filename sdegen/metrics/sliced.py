@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from ..typing import RandomKey, Scalar
 from .points import Points, device_pair
@@ -49,7 +48,7 @@ def _sliced_w2(key, x, y, directions) -> Estimate:
     x, y = x - centre, y - centre
     i, j, widths = coupling(len(x), len(y))
 
-    def along(k: Array) -> Float[Array, ""]:
+    def along(k):
         theta = jax.random.normal(jax.random.fold_in(key, k), x.shape[1:], x.dtype)
         theta = theta / jnp.linalg.norm(theta)
         # the fast matrix products of accelerators keep three digits
