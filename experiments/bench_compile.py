@@ -3,9 +3,9 @@
     python experiments/bench_compile.py
     python experiments/bench_compile.py --cases flow sde --repeats 5
 
-Every case runs in fresh processes, in turn with a hand-written scan of Euler steps over
-the same network, and prints its seconds over that scan's. Equations do not depend on
-the machine; a test holds them (tests/test_compile.py).
+Every case runs in fresh processes, in turn with what a script would write by hand for
+the same network, and prints its seconds over those. Equations do not depend on the
+machine; a test holds them (tests/test_compile.py).
 """
 
 import json
@@ -19,9 +19,11 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 
 import sdegen
 from sdegen import cli, nets
+from sdegen.guidance import inverse
 from sdegen.runs.recorder import table
 
 BATCH = 256
@@ -62,20 +64,105 @@ def by_hand(model):
     return jax.lax.scan(step, x, (ts[:-1], ts[1:]))[0]
 
 
+def flow_by_hand(model):
+    """The probability flow of EDM's preconditioning, as a script would write it."""
+    path, s = model.path, model.sigma_data
+
+    def field(t, x, args):
+        (a, b), (da, db) = path.scales_and_rates(t)
+        scale = 1 / jnp.sqrt(b**2 + (a * s) ** 2)
+        time = jnp.full(len(x), jnp.log(b / a) / 4)
+        out = model.network(time, scale * x, None)
+        x0 = a * s**2 * scale**2 * x + s * b * scale * out
+        return da * x0 + db * (x - a * x0) / b
+
+    return field
+
+
+def solve_by_hand(field, x, start, stop, tolerance):
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        diffrax.Tsit5(),
+        start,
+        stop,
+        jnp.sign(stop - start) * 0.01,
+        x,
+        stepsize_controller=diffrax.PIDController(tolerance, tolerance),
+        throw=False,
+    ).ys
+
+
+def adaptive_by_hand(model):
+    """Diffrax with adaptive steps."""
+    path, x = model.path, jax.random.normal(jax.random.key(1), (BATCH, 2))
+    field = flow_by_hand(model)
+    return solve_by_hand(field, x, path.t_max, path.t_min, 1e-4)[-1]
+
+
 def likelihood(model):
     return sdegen.log_likelihood(model, jnp.zeros((BATCH, 2))).value
 
 
+def likelihood_by_hand(model):
+    """Diffrax on (x, log p), the divergence by forward mode."""
+    path, field = model.path, flow_by_hand(model)
+
+    def both(t, state, args):
+        x, _ = state
+        slope, push = jax.linearize(lambda x: field(t, x, None), x)
+        columns = [jnp.broadcast_to(e, x.shape) for e in jnp.eye(2)]
+        return slope, sum(jnp.sum(e * push(e), axis=1) for e in columns)
+
+    state = jnp.zeros((BATCH, 2)), jnp.zeros(BATCH)
+    (x,), (gained,) = solve_by_hand(both, state, path.t_min, path.t_max, 1e-5)
+    return gained + jax.scipy.stats.norm.logpdf(x).sum(1)
+
+
+def fit_by_hand(model):
+    """100 steps of AdamW on the same loss, as one scan."""
+    optimizer, data = optax.adamw(1e-3), jnp.zeros((1024, 2))
+
+    def step(carry, key):
+        network, state = carry
+
+        def loss(network):
+            own = model.with_trained(network)
+            pick, draw = jax.random.split(key)
+            x0 = data[jax.random.randint(pick, (BATCH,), 0, len(data))]
+            return sdegen.denoising_loss(own, draw, x0)
+
+        value, gradient = jax.value_and_grad(loss)(network)
+        updates, state = optimizer.update(gradient, state, network)
+        return (optax.apply_updates(network, updates), state), value
+
+    arrays = eqx.filter(model.trained, eqx.is_array)
+    carry, keys = (arrays, optimizer.init(arrays)), jax.random.split(jax.random.key(1))
+    return jax.lax.scan(step, carry, keys)
+
+
+def guided(model):
+    """An inverse problem: the second coordinate, given the first."""
+    seen = inverse.Measurement(lambda x: x[:1], jnp.zeros((BATCH, 1)))
+    return draw()(inverse.PiGDM().guide(model, seen))
+
+
 CASES = {
-    "by hand": (sdegen.VP, by_hand),
-    "flow": (sdegen.VP, draw()),
-    "DDIM": (sdegen.VP, draw(solver=sdegen.solvers.DDIM())),
-    "Heun": (sdegen.VP, draw(solver=diffrax.Heun())),
-    "sde": (sdegen.VP, draw(stochasticity=1.0)),
-    "adaptive": (sdegen.VP, draw(grid=sdegen.Adaptive())),
-    "LinearSDE": (linear, draw()),
-    "log_likelihood": (sdegen.VP, likelihood),
+    "by hand": (sdegen.VP, by_hand, None),
+    "adaptive by hand": (sdegen.VP, adaptive_by_hand, None),
+    "likelihood by hand": (sdegen.VP, likelihood_by_hand, None),
+    "fit by hand": (sdegen.VP, fit_by_hand, None),
+    "flow": (sdegen.VP, draw(), "by hand"),
+    "DDIM": (sdegen.VP, draw(solver=sdegen.solvers.DDIM()), "by hand"),
+    "Heun": (sdegen.VP, draw(solver=diffrax.Heun()), "by hand"),
+    "sde": (sdegen.VP, draw(stochasticity=1.0), "by hand"),
+    "adaptive": (sdegen.VP, draw(grid=sdegen.Adaptive()), "adaptive by hand"),
+    "guided": (sdegen.VP, guided, "by hand"),
+    "LinearSDE": (linear, draw(), "flow"),
+    "BlockSDE": (sdegen.BlockSDE, draw(), "flow"),
+    "log_likelihood": (sdegen.VP, likelihood, "likelihood by hand"),
+    "fit": (sdegen.VP, None, "fit by hand"),
 }
+"""(process, what is called with its denoiser, what its seconds are divided by)."""
 
 
 def equations(jaxpr) -> int:
@@ -92,13 +179,15 @@ def equations(jaxpr) -> int:
 
 def traced(name):
     """(the function of the model's arrays, those arrays) of a case."""
-    process, run = CASES[name]
+    process, run, _ = CASES[name]
     arrays, static = eqx.partition(make(process()), eqx.is_array)
     return lambda arrays: run(eqx.combine(arrays, static)), arrays
 
 
 def measure(name):
     """Equations and seconds of one case, in this process."""
+    if name == "fit":
+        return measure_fit()
     run, arrays = traced(name)
     start = time.perf_counter()
     lowered = jax.jit(run).lower(arrays)
@@ -112,10 +201,23 @@ def measure(name):
     }
 
 
+def measure_fit():
+    """The first call of `fit` less another with the same program."""
+    model, data, seconds = make(sdegen.VP()), jnp.zeros((1024, 2)), []
+    options = dict(steps=100, batch_size=BATCH, progress=False)
+    for _ in range(2):
+        start = time.perf_counter()
+        sdegen.fit(model, data, **options)
+        seconds.append(time.perf_counter() - start)
+    # What is traced and what is compiled cannot be told apart from outside.
+    whole = seconds[0] - seconds[1]
+    return {"equations": 0, "trace and lower": 0.0, "compile": whole}
+
+
 @dataclass(frozen=True)
 class Config:
-    cases: tuple[str, ...] = tuple(CASES)[1:]
-    """The cases to measure, against the hand-written scan."""
+    cases: tuple[str, ...] = tuple(n for n, case in CASES.items() if case[2])
+    """The cases to measure, each against another."""
     repeats: int = 5
     """Fresh processes of each case; medians are printed."""
     only: str | None = None
@@ -128,7 +230,9 @@ def main(config: Config) -> None:
         print(json.dumps(measure(config.only)))
         return
     config = cli.shrink(config, cases=("flow",), repeats=1)
-    names = ["by hand", *config.cases]
+    against = {CASES[name][2] for name in config.cases}
+    against |= {CASES[name][2] for name in against} - {None}
+    names = [n for n in CASES if n in against or n in config.cases]
     found = {name: [] for name in names}
     for _ in range(config.repeats):
         for name in names:
@@ -141,7 +245,12 @@ def main(config: Config) -> None:
     }
     whole = {n: m["trace and lower"] + m["compile"] for n, m in medians.items()}
     rows = [
-        {"case": n, **m, "over the scan": whole[n] / whole["by hand"]}
+        {
+            "case": n,
+            **m,
+            "against": CASES[n][2],
+            "ratio": whole[n] / whole[CASES[n][2] or n],
+        }
         for n, m in medians.items()
     ]
     print(table(rows))
