@@ -4,8 +4,7 @@ Blurring is the heat equation with mirrored borders, diagonal in the cosine tran
 
     F(x) = C^T exp(-lambda sigma^2 / 2) C x,   lambda as in `basis.laplacian`       (1)
 
-sigma is the standard deviation of the equivalent Gaussian filter, in pixels; widths add
-in their squares.
+sigma is the standard deviation of the equivalent Gaussian filter, in pixels.
 """
 
 import equinox as eqx
@@ -27,7 +26,6 @@ def dissipate(
     with sigma^2 / 2 the time of the heat equation.
 
     **Arguments:**
-
     - `x`: an array of any shape.
     - `sigma`: the width in pixels.
     - `axes`: those along which x is blurred; (-3, -2).
@@ -41,7 +39,12 @@ def dissipate(
 
 
 class Blur(eqx.Module):
-    """A Gaussian blur whose width grows evenly from 0 to `sigma` pixels."""
+    """A Gaussian blur whose width grows evenly from 0 to `sigma` pixels.
+
+    **Arguments:**
+    - `sigma`: the width at t = 1, in pixels; 4.
+    - `axes`: those along which x is blurred; (-3, -2).
+    """
 
     sigma: Scalar = number(4.0)
     axes: tuple[int, ...] = eqx.field(default=_IMAGE, static=True)
@@ -55,6 +58,10 @@ class Downsample(eqx.Module):
     """Averages over blocks of 1, 2, 4, ... to `factor` pixels, mixed evenly between.
 
     Bansal et al. 2022, "Cold diffusion", section 5.3, made continuous in t.
+
+    **Arguments:**
+    - `factor`: the side of a block at t = 1, a power of two; 4.
+    - `axes`: those of height and width; (-3, -2).
     """
 
     factor: int = eqx.field(default=4, static=True)
@@ -88,7 +95,12 @@ class Downsample(eqx.Module):
 
 
 class Inpaint(eqx.Module):
-    """What `mask` marks with 1 fades to `fill`; `mask` broadcasts against a sample."""
+    """What is marked fades.
+
+    **Arguments:**
+    - `mask`: 1 where x fades, else 0; it broadcasts against a sample.
+    - `fill`: the value to which it fades; 0.
+    """
 
     mask: Float[Array, "..."] = number()
     fill: Scalar = number(0.0)

@@ -4,9 +4,8 @@
     x_s: x0_hat from p(x0 | x_t), which differs at t l places; one of them reverts  (2)
 
 (2) is one move, of probability P(i, v) = p(x0_i = v | x_t) / (t l) for v other than
-x_i: the sum of all is 1, because t l places differ. So (2) is exact with conditionals
-of single places. The chain is exact when it starts from the true distribution of x_1;
-that is not uniform, because a replaced token is never the old one.
+x_i: exact with conditionals of single places. The chain is exact from the true
+distribution of x_1, which is not uniform: a replaced token is never the old one.
 """
 
 import equinox as eqx
@@ -14,17 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .corruption import array_or_none, corrupted_example
+from .corruption import corrupted_example, data_field
 from .tokens import AbstractTokens, as_tokens, count, move, places
 
 
 class Edit(AbstractTokens):
-    """The uniform process of Austin et al. 2021, "D3PM", by counts.
-
-    It is also the editing model of Su 2022.
+    """The uniform process of Austin et al. 2021, "D3PM", by counts (also Su 2022).
 
     **Arguments:**
-
     - `vocabulary`: the number of tokens.
     - `examples`: data, (n, length), from whose true distribution at t = 1 the chain
       starts. Without them it starts from uniform tokens: an error of 0.06 in total
@@ -32,7 +28,7 @@ class Edit(AbstractTokens):
     """
 
     vocabulary: int = eqx.field(static=True)
-    examples: Array | None = eqx.field(default=None, converter=array_or_none)
+    examples: Array | None = data_field()
 
     def __check_init__(self):
         if self.vocabulary < 2:

@@ -17,8 +17,6 @@ from ..solvers.semilinear import root
 from ..typing import Scalar, ScalarLike, is_traced, number
 from .corruption import AbstractCorruption
 
-_STEPS = 50
-
 
 class Gaussian(AbstractCorruption):
     """The corruption of a path; the step is DDIM's, from t_max to t_min.
@@ -27,7 +25,6 @@ class Gaussian(AbstractCorruption):
     denoiser on the path is a network for it.
 
     **Arguments:**
-
     - `path`: any; with eta > 0 its noise must be Gaussian.
     - `eta`: the share of fresh noise: 0 reuses the noise that x0_hat implies, 1 is the
       ancestral sampler; 0.
@@ -58,10 +55,7 @@ class Gaussian(AbstractCorruption):
 
     def coefficients(self, s: ScalarLike, t: ScalarLike) -> tuple[Array, Array, Array]:
         """(gamma, kappa, v^(1/2)) of the step (2) from t to s."""
-        (alpha_s, sigma_s), (alpha_t, sigma_t) = (
-            self.path.scales(s),
-            self.path.scales(t),
-        )
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = map(self.path.scales, (s, t))
         ratio = (alpha_t * sigma_s) / (alpha_s * sigma_t)
         fresh = self.eta**2 * (1 - ratio) * (1 + ratio)
         kappa = sigma_s * root(1 - fresh) / sigma_t
@@ -79,13 +73,12 @@ class Gaussian(AbstractCorruption):
 
     def prior(self, key, shape, dtype=None):
         """Noise of scale sigma(t_max)."""
-        return self.path.sigma(self.path.t_max) * self.path.noise.sample(
-            key, shape, dtype
-        )
+        z = self.path.noise.sample(key, shape, dtype)
+        return self.path.sigma(self.path.t_max) * z
 
     def times(self, steps, shape):
         """`sdegen.CosineGrid`, with 50 steps by default."""
-        return CosineGrid(_STEPS if steps is None else steps)(self.path)
+        return CosineGrid(50 if steps is None else steps)(self.path)
 
     def training_time(self, u, shape):
         """Uniform between t_min and t_max."""

@@ -11,12 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..typing import Scalar, ScalarLike, is_traced, number
-from .corruption import (
-    AbstractCorruption,
-    array_or_none,
-    corrupted_example,
-    equal_steps,
-)
+from .corruption import AbstractCorruption, corrupted_example, data_field, equal_steps
 from .degradations import dissipate
 
 
@@ -28,10 +23,9 @@ class HeatDissipation(AbstractCorruption):
     a blurred start lacks, so (3) is a model and not the reversal of (1).
 
     **Arguments:**
-
     - `levels`: K, the number of steps; 200.
     - `sigma_min`, `sigma_max`: w_1 and w_K in pixels; 0.5 and 24, the paper's for
-      images of 32 pixels. Half the image leaves little but its mean.
+      images of 32 pixels.
     - `noise`, `delta`: of training and of a step, in units of the data; 0.01, 0.0125.
     - `axes`: those of height and width; (-3, -2).
     - `examples`: the training data, from which, blurred, the chain starts; none.
@@ -43,7 +37,7 @@ class HeatDissipation(AbstractCorruption):
     noise: Scalar = number(0.01)
     delta: Scalar = number(0.0125)
     axes: tuple[int, ...] = eqx.field(default=(-3, -2), static=True)
-    examples: Array | None = eqx.field(default=None, converter=array_or_none)
+    examples: Array | None = data_field()
 
     def __check_init__(self):
         if self.levels < 2:

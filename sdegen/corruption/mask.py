@@ -3,9 +3,9 @@
     x_t: a uniform subset of t l places hidden,   t = 0, 1/l, ..., 1                (1)
     x_s: one hidden place, chosen uniformly, gets a token from p(x0_i | x_t)        (2)
 
-With exact conditionals (2) draws exactly from the data, in a random order. The mean
-cross-entropy of a hidden token, over t uniform on 1/l, ..., 1, is an upper bound of
--log p(x0) / l in nats per token (Uria et al. 2014; Hoogeboom et al. 2022).
+With exact conditionals (2) draws exactly from the data. The mean cross-entropy of a
+hidden token, over t uniform on 1/l, ..., 1, is an upper bound of -log p(x0) / l in nats
+per token (Uria et al. 2014; Hoogeboom et al. 2022).
 """
 
 import equinox as eqx
@@ -23,7 +23,6 @@ class Mask(AbstractTokens):
     tokens that are given: uncovered places stay (without `remask`).
 
     **Arguments:**
-
     - `vocabulary`: the number of tokens.
     - `remask`: draw all hidden tokens in every step, then hide t l places anew, any of
       them. It is exact only for logits of a joint distribution, but may mend a token

@@ -1,10 +1,7 @@
 """Restorers: a network with the corruption that it undoes, as a model.
 
-    sdegen.fit(Restorer(network, Mask(256)), data)
-    sdegen.sample(key, restorer, shape, grid=50)
-
-Sample i of a call draws from fold_in(key, i), its step n from fold_in of that, as for a
-denoiser: the DDIM of both draws the same numbers.
+sdegen.fit(Restorer(network, Mask(256)), data)
+sdegen.sample(key, restorer, shape, grid=50)
 """
 
 from typing import Any, ClassVar
@@ -42,7 +39,6 @@ class Restorer(AbstractModel):
     holds states at the first time, for instance data to be restored.
 
     **Arguments:**
-
     - `network`: a callable pytree (t, x, cond) -> prediction on batches, with t of
       shape (batch,) in the clock of the system. A prediction has the shape of x; for
       tokens one axis more, the logits.
@@ -192,7 +188,6 @@ def corrupt(
     """Data at time t of a corruption.
 
     **Arguments:**
-
     - `key`: a random key; sample i draws from fold_in(key, i).
     - `system`: the corruption.
     - `t`: the time, one for all.

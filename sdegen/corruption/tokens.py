@@ -5,9 +5,8 @@ conditionals of the single places given x_t matter, not their joint distribution
 
     P(i, v) = w(i, v) / sum of w,    w(i, v) = p(x0_i = v | x_t) [i, v allowed]     (1)
 
-so that one logit per place and token, independent across places, makes an exact chain.
-Several moves at once take places without replacement, and tokens as if independent:
-faster, and exact only if they are.
+so that one logit per place and token makes an exact chain. Several moves at once take
+places without replacement, and tokens as if independent: exact only if they are.
 """
 
 import abc
@@ -38,9 +37,8 @@ class AbstractTokens(AbstractCorruption):
         self, x: Int[Array, " length"], logits: Float[Array, "length vocabulary"]
     ) -> Float[Array, "length vocabulary"]:
         """log w of (1)."""
-        return jnp.where(
-            self.allowed(x), log_softmax(logits, self.vocabulary), -jnp.inf
-        )
+        log_p = log_softmax(logits, self.vocabulary)
+        return jnp.where(self.allowed(x), log_p, -jnp.inf)
 
     def nats(
         self, x0: Num[Array, " length"], logits: Float[Array, "length vocabulary"]
@@ -51,12 +49,12 @@ class AbstractTokens(AbstractCorruption):
 
     def times(self, steps, shape):
         """From 1 to 0 in equal steps, by default one token to a step."""
-        if steps is not None and steps > shape[0]:
+        length = shape[0]
+        if steps is not None and steps > length:
             raise ValueError(
-                f"a chain over {shape[0]} tokens has at most {shape[0]} steps, got "
-                f"{steps}."
+                f"a chain over {length} tokens has at most {length} steps, got {steps}."
             )
-        return equal_steps(steps, shape[0])
+        return equal_steps(steps, length)
 
     def training_time(self, u, shape):
         """1/l, 2/l, ..., 1, each for its share of u."""
@@ -82,10 +80,9 @@ def places(
 
 def rank(score: Float[Array, " length"]) -> Int[Array, " length"]:
     """How many are above each, ties by their order: compiles faster than a sort."""
+    other, own = score[None, :], score[:, None]
     first = jnp.tri(len(score), k=-1, dtype=bool)  # [i, j]: j stands before i
-    above = score[None, :] > score[:, None]
-    ties = (score[None, :] == score[:, None]) & first
-    return jnp.sum(above | ties, axis=1)
+    return jnp.sum((other > own) | ((other == own) & first), axis=1)
 
 
 def log_softmax(logits: Float[Array, "length vocabulary"], vocabulary: int) -> Array:

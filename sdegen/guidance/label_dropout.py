@@ -1,7 +1,6 @@
 """Training with and without the condition, so that one network learns both.
 
-Ho and Salimans 2022, algorithm 1: with probability `rate` a sample's condition is
-replaced by the marker for none.
+Ho and Salimans 2022, algorithm 1.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ..losses.denoising import denoising_loss
 from ..losses.per_sample import batch_index, sample_keys
-from ..typing import AxisName, PyTree, RandomKey, Scalar, float_array, is_traced
+from ..typing import AxisName, PyTree, RandomKey, Scalar, is_traced, number
 from .guidance import arrays, check_alike, spread_null
 
 _APART = 2**31 - 2  # apart from the keys that the loss draws itself
@@ -24,10 +23,7 @@ class LabelDropout(eqx.Module):
 
         sdegen.fit(denoiser, data, cond=labels, loss=LabelDropout(null, 0.1))
 
-    Sample i of the whole batch uses fold_in(key, i), on any mesh.
-
     **Arguments:**
-
     - `null`: the condition of one sample that stands for none (zeros for one-hot
       labels), a pytree; all its parts are dropped together.
     - `rate`: the share of hidden conditions; 0.1.
@@ -35,7 +31,7 @@ class LabelDropout(eqx.Module):
     """
 
     null: PyTree = eqx.field(converter=arrays)
-    rate: Scalar = eqx.field(default=0.1, converter=float_array)
+    rate: Scalar = number(0.1)
     loss: Callable = denoising_loss
 
     def __check_init__(self):

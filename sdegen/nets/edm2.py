@@ -1,12 +1,9 @@
 """EDM2: the UNet whose layers preserve the magnitude of their inputs.
 
 Karras et al. 2024, configuration G, figure 21, with the layers of
-`magnitude_preserving`. There are no biases and no group normalisation. In their place
-are a feature of ones at the input, pixel normalisation in the encoder, and gains that
-begin at zero.
-
-Deliberate differences: the Fourier frequencies and phases are quantiles, not draws; the
-head for the log-variance of the loss, 128 parameters, is not part of the network.
+`magnitude_preserving`. Deliberate differences: the Fourier frequencies and phases are
+quantiles, not draws; the head for the log-variance of the loss, 128 parameters, is not
+part of the network.
 """
 
 import dataclasses
@@ -28,20 +25,11 @@ _BRANCH = 0.3  # m in (3) of a residual branch and of the attention
 class MPBlock(nnx.Module):
     """A residual block with attention, magnitude-preserving (figure 21).
 
-    The encoder's blocks (those that join no skip connection before the turning point)
-    project and normalise every pixel before the branch; the decoder's project after it.
+    The encoder's blocks project and normalise every pixel before the branch; the
+    decoder's project after it.
     """
 
-    def __init__(
-        self,
-        place: Place,
-        width: int,
-        *,
-        encodes: bool,
-        head: int,
-        dropout: float,
-        **options,
-    ):
+    def __init__(self, place: Place, width, *, encodes, head, dropout, **options):
         inputs, outputs = place.inputs, place.outputs
         self.resample, self.joins, self.dropout = place.resample, place.joins, dropout
         self.encodes, self.heads = encodes, max(1, outputs // head)
@@ -50,7 +38,7 @@ class MPBlock(nnx.Module):
         self.gain = nnx.Param(jnp.zeros((), options["param_dtype"]))
         self.conv2 = MPConv(outputs, outputs, 3, **options)
         self.skip, self.qkv, self.out = (
-            nnx.data(MPConv(n, features, **options) if here else None)
+            MPConv(n, features, **options) if here else None
             for n, features, here in (
                 (inputs, outputs, inputs != outputs),
                 (outputs, 3 * outputs, place.attention),
@@ -107,7 +95,7 @@ class EDM2UNet(AbstractUNet):
         whole = {"param_dtype": param_dtype, "rngs": rngs}  # time is not rounded
         options = {"dtype": dtype, **whole}
         self.time = MPConv(self.features, width, **whole)
-        self.cond = nnx.data(MPConv(cond_dim, width, **whole) if cond_dim else None)
+        self.cond = MPConv(cond_dim, width, **whole) if cond_dim else None
         self.first = MPConv(shape[-1] + 1, widths[0], 3, **options)
         places = plan(shape[0], widths[0], widths, blocks, attention)
         options |= {"head": head, "dropout": dropout}
@@ -122,7 +110,7 @@ class EDM2UNet(AbstractUNet):
         """The embedding of time and condition."""
         emb = self.time(mp_fourier(t, self.features))
         if self.cond is not None:
-            emb = mp_sum(emb, self.cond(cond * math.sqrt(self.cond_dim)))  # pyright: ignore[reportOptionalOperand]
+            emb = mp_sum(emb, self.cond(cond * math.sqrt(self.cond_dim)))
         return mp_silu(emb)
 
     def predict(self, x, emb, key):
@@ -153,6 +141,5 @@ class EDM2Config(AbstractNetworkConfig):
 
     def sizes(self):
         """The arguments of the network; `channels` those of `size` unless given."""
-        sizes = super().sizes()
-        channels = _CHANNELS[sizes.pop("size")]
-        return sizes | {"channels": self.channels or channels}
+        sizes = super().sizes() | {"channels": self.channels or _CHANNELS[self.size]}
+        return {name: size for name, size in sizes.items() if name != "size"}

@@ -1,10 +1,8 @@
 """A network for noise whose tails are heavy.
 
-The inputs of `edm_inputs`, x / sqrt(sigma^2 + (alpha sigma_data)^2), are unbounded when
-the noise has no variance, and most targets are as large. Here m = |x|^2 / N, scaled so
-that a typical x has 1, measures how far out a sample is. What data and noise of this
-level do not explain raises the noise level to s (in data units: everything is divided
-by alpha):
+The inputs of `edm_inputs` are unbounded when the noise has no variance. m = |x|^2 / N
+measures how far out such an input x is: a typical one has 1. What data and noise of
+this level do not explain raises the noise level to s, in units of the data:
 
     s^2 = (sigma / alpha)^2 + S max(m - c, 0)^2 / m,
       S = (sigma / alpha)^2 + sigma_data^2
@@ -13,9 +11,8 @@ by alpha):
 
 These are EDM's coefficients (Karras et al. 2022, table 1) at the level s: EDM's own in
 the bulk, m < c, and beyond it such that inputs and outputs of the network are of order
-one. A large z at a level where sigma z is still within the data is not changed: there
-the error of x0 is like (sigma sigma_data)^(1/2) for dof = 1, not sigma, and the loss
-needs the weight alpha / sigma on x0 in place of EDM's.
+one. The error of x0 is like (sigma sigma_data)^(1/2) for dof = 1, not sigma, so the
+loss needs the weight alpha / sigma on x0 in place of EDM's.
 """
 
 from typing import Any
@@ -50,10 +47,7 @@ class HeavyTailed(eqx.Module):
         *,
         key: DropoutKey | None = None,
     ) -> Float[Array, "batch ..."]:
-        """E[x0 given x_t], for t = log(sigma / alpha) / 4 and scaled x.
-
-        Arguments as in `AbstractNetwork.__call__`.
-        """
+        """E[x0 given x_t]; arguments as in `AbstractNetwork.__call__`, x scaled."""
         random = {} if key is None else {"key": key}  # not every network takes one
         each = (-1,) + (1,) * (x.ndim - 1)
         m = jnp.mean(x**2, axis=tuple(range(1, x.ndim)), keepdims=True)

@@ -10,9 +10,7 @@ from ..typing import DropoutKey, PyTree, Time
 
 
 class ImageConditioned(eqx.Module):
-    """A network whose input is x and an image, joined along the channels.
-
-    Saharia et al. 2022, "Palette", section 3.
+    """x and an image, joined along the channels (Saharia et al. 2022, "Palette").
 
     **Arguments:**
     - `network`: made for samples of shape (h, w, c + k): c channels of x and k of the

@@ -23,6 +23,13 @@ class AbstractNetwork(nnx.Module):
 
     A subclass sets these fields and writes `predict`, and `embed` or an `embedding`.
     Any callable with the signature of `__call__` is a network too.
+
+    **Arguments** (of the subclasses):
+    - `cond_dim`: the length of the condition vector, default 0 for none.
+    - `dropout`: the share of features that a call with a `key` sets to zero, default 0.
+    - `remat`: compute each block again for gradients, default False.
+    - `dtype`: to compute in, default that of the input; time is never rounded to it.
+    - `rngs`: the source of the random parameters, in float32.
     """
 
     shape: tuple[int, ...]
@@ -75,11 +82,10 @@ class AbstractNetwork(nnx.Module):
 def check_shape(network: nnx.Module, x: Array, shape: tuple[int, ...]) -> None:
     """Refuse a batch whose samples do not have `shape`."""
     if x.shape[1:] != shape:
-        batch = ("batch", *shape)
+        batch = ", ".join(map(str, ("batch", *shape)))
         raise ValueError(
-            f"this {type(network).__name__} was made for x of shape "
-            f"({', '.join(map(str, batch))}), got {x.shape}. Check the shape of the "
-            "samples, channels last."
+            f"this {type(network).__name__} was made for x of shape ({batch}), got "
+            f"{x.shape}. Check the shape of the samples, channels last."
         )
 
 
@@ -88,8 +94,8 @@ def check_condition(cond: Array | None, cond_dim: int) -> None:
     if cond_dim and (cond is None or cond.shape[-1:] != (cond_dim,)):
         came = "none" if cond is None else f"one of shape {cond.shape}"
         raise ValueError(
-            f"this network was made for a condition of shape (batch, "
-            f"{cond_dim}), got {came}."
+            f"this network was made for a condition of shape (batch, {cond_dim}), got "
+            f"{came}."
         )
     if not cond_dim and cond is not None:
         raise ValueError(
@@ -109,10 +115,7 @@ def init(
     - `mesh`: the mesh on which the parameters are created sharded, as
       `sdegen.mesh.parameter_sharding` says; default one device.
     """
-
-    def network(key):
-        return make(nnx.Rngs(key))
-
+    network = lambda key: make(nnx.Rngs(key))  # noqa: E731
     if mesh is None:
         return jax.jit(network)(key)
     abstract = jax.eval_shape(network, key)

@@ -1,10 +1,10 @@
 """A small bidirectional transformer for tokens (batch, length).
 
-It maps integer tokens to logits, so it is not a network (t, x, cond) -> an array of the
-shape of x. It serves the processes on tokens of `sdegen.corruption`.
+It maps integer tokens to logits: it serves the tokens of `sdegen.corruption`.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +18,15 @@ from .network import check_condition, check_shape, init
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and a two-layer perceptron, both residual.
+    """Pre-norm attention and a two-layer perceptron (Xiong et al. 2020)."""
 
-    Vaswani et al. 2017, "Attention is all you need", with the normalisation before each
-    (Xiong et al. 2020).
-    """
-
-    def __init__(self, width: int, heads: int, *, dtype=None, rngs: nnx.Rngs):
-        def linear(inputs, outputs, **kwargs):
-            return nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs, **kwargs)
-
-        zeros = nnx.initializers.zeros
+    def __init__(self, width: int, heads: int, **options):
+        linear, zeros = functools.partial(nnx.Linear, **options), nnx.initializers.zeros
         self.heads = heads
-        self.norm1 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.norm1 = nnx.LayerNorm(width, **options)
         self.qkv = linear(width, 3 * width)
         self.out = linear(width, width, kernel_init=zeros)
-        self.norm2 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(width, **options)
         self.up = linear(width, 4 * width)
         self.down = linear(4 * width, width, kernel_init=zeros)
 
@@ -49,8 +42,8 @@ class TokenTransformer(nnx.Module):
 
     **Arguments:**
     - `length`: tokens of a sequence.
-    - `vocabulary`: the number of tokens, and of logits per place. The input may hold
-      one more, `vocabulary`, the mask.
+    - `vocabulary`: the number of tokens and of logits; the input may hold one more, the
+      mask.
     - `width`: features of every token, default 128.
     - `depth`: blocks, default 3.
     - `heads`: of the attention, default 4.

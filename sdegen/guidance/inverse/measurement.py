@@ -15,7 +15,6 @@ class Measurement(eqx.Module):
     """y = operator(x0) + std times standard normal noise.
 
     **Arguments:**
-
     - `operator`: A, a function of one sample that returns one array: a mask times the
       image, a blur, a matrix product, anything differentiable.
     - `y`: one measurement for the whole batch, of the shape of the result of A, or one
@@ -55,16 +54,15 @@ class Measurement(eqx.Module):
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse samples (batch, ...) that A maps to another shape than that of y."""
+        one = jax.ShapeDtypeStruct(shape[1:], jnp.result_type(float))
         try:
-            out = jax.eval_shape(
-                self.operator, jax.ShapeDtypeStruct(shape[1:], jnp.result_type(float))
-            )
+            out = jax.eval_shape(self.operator, one)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"the operator could not be applied to one sample of shape {shape[1:]}:"
                 f" {str(error):.200}"
             ) from error
-        wanted = getattr(out, "shape", None)
+        wanted = out.shape if isinstance(out, jax.ShapeDtypeStruct) else None
         if wanted is None or self.y.shape not in (wanted, (shape[0], *wanted)):
             came = type(out).__name__ if wanted is None else wanted
             raise ValueError(
@@ -78,5 +76,5 @@ class Measurement(eqx.Module):
         if not is_traced(self.std) and float(self.std) == 0:
             raise ValueError(
                 f"{what} divides by the noise of the measurement, and std is 0. Give "
-                "it the smallest deviation that you would call exact, 1e-3 say."
+                "it a small one, 1e-3 say."
             )

@@ -46,7 +46,6 @@ class AbstractMethod(eqx.Module):
         """`shape[0]` draws: of one posterior, or one for each y of the measurement.
 
         **Arguments:**
-
         - `key`: a random key; draw i depends on (key, i).
         - `denoiser`: that of x0 without y.
         - `measurement`: y, and the operator that it comes from.

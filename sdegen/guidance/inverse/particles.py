@@ -17,13 +17,11 @@ from .method import AbstractMethod
 class TwistedParticles(AbstractMethod):
     """`sample_tilted` with the log-likelihood of the measurement as its reward.
 
-    Where every sample has a y of its own, each has its own particles, and is one of
-    them; where all share one y, the samples are drawn from the same particles. For the
-    evidence log p(y) and the weights call `sample_tilted(key, denoiser,
-    measurement.log_prob, ...)` itself.
+    Where every sample has a y of its own, each has its own particles; where all share
+    one y, all are drawn from the same particles. For the evidence log p(y) and the
+    weights call `sample_tilted(key, denoiser, measurement.log_prob, ...)` itself.
 
     **Arguments:**
-
     - `particles`: their number for each posterior; 256.
     - `sigma_data`: the standard deviation of the data; 1.
     - `temper`: as in `sample_tilted`; by default `gaussian_temper` with `sigma_data`,
@@ -47,9 +45,7 @@ class TwistedParticles(AbstractMethod):
                 "TwistedParticles starts from noise, returns the denoised point and "
                 "keeps no trajectory: leave start, denoise and trajectory out."
             )
-        temper = self.temper
-        if temper is None:
-            temper = gaussian_temper(measurement.std, self.sigma_data)
+        temper = self.temper or gaussian_temper(measurement.std, self.sigma_data)
         run, pick = jax.random.split(key)
 
         def walk(key, reward, cond, sharding=None):

@@ -32,7 +32,6 @@ class RePaint(AbstractMethod):
     as a mask is.
 
     **Arguments:**
-
     - `resamples`: evaluations of each step; 10.
     - `stochasticity`: DDIM's eta, from 0 to 1; 1.
     """
@@ -56,29 +55,18 @@ class RePaint(AbstractMethod):
                 f"start must have the shape {shape}, got {options.start.shape}."
             )
         grid = fixed_grid(options.grid, 50, denoiser.path, "RePaint")
-        return _repaint(key, self, denoiser, measurement, shape, grid, *options[1:])
+        options = options._replace(grid=grid)
+        return _repaint(key, self, denoiser, measurement, shape, options)
 
 
 @eqx.filter_jit
-def _repaint(
-    key,
-    method,
-    denoiser,
-    measurement,
-    shape,
-    grid,
-    cond,
-    start,
-    denoise,
-    trajectory,
-    sharding,
-):
+def _repaint(key, method, denoiser, measurement, shape, options):
+    grid, cond, start, denoise, trajectory, sharding = options
     path, basis = denoiser.path, basis_of(denoiser.path)
-    ts = grid(path) if callable(grid) else grid
-    keys, dtype = sample_keys(key, shape[0], sharding), ts.dtype  # pyright: ignore[reportAttributeAccessIssue]
-    transpose = jax.linear_transpose(
-        measurement.apply, jax.ShapeDtypeStruct(shape, dtype)
-    )
+    ts = jnp.asarray(grid(path) if callable(grid) else grid)
+    keys, dtype = sample_keys(key, shape[0], sharding), ts.dtype
+    whole = jax.ShapeDtypeStruct(shape, dtype)
+    transpose = jax.linear_transpose(measurement.apply, whole)
 
     def noise(number):
         fold = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
@@ -108,14 +96,14 @@ def _repaint(
         return x, x if trajectory else None
 
     if start is None:
-        x = (path.sigma(ts[0]) * noise(2**31 - 1)).astype(dtype)  # pyright: ignore[reportIndexIssue]
+        x = (path.sigma(ts[0]) * noise(2**31 - 1)).astype(dtype)
     else:
         x = constrain(basis.coordinates(start.astype(dtype)), sharding)
-    now = (ts[:-1], ts[1:], jnp.arange(len(ts) - 1))  # pyright: ignore[reportIndexIssue]
+    now = (ts[:-1], ts[1:], jnp.arange(len(ts) - 1))
     end, frames = jax.lax.scan(step, x, now)
     if trajectory:
         frames = jax.vmap(basis.data)(jnp.concatenate([x[None], frames]))
-    x = basis.data(denoiser(ts[-1], end, cond) if denoise else end)  # pyright: ignore[reportIndexIssue]
+    x = basis.data(denoiser(ts[-1], end, cond) if denoise else end)
     count = jnp.asarray((len(ts) - 1) * method.resamples + bool(denoise))
     result = checked(RESULTS.successful, x)
     return Solution(x, count, result, ts if trajectory else None, frames)
