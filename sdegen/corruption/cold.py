@@ -3,10 +3,9 @@
     x_t = F_t(x0) + noise z                                                         (1)
     x_s = F_s(x0_hat) + keep (x_t - F_t(x0_hat)) + (1 - keep^2)^(1/2) noise z'      (2)
 
-keep = 1 is the improved sampler of Bansal et al. 2022, "Cold diffusion", algorithm 2:
-what x0_hat does not explain stays as it is. keep = 0 is their naive sampler, algorithm
-1. With noise, (2) keeps the distribution of (1) for every keep, as DDIM does. Neither
-is always better: the improved one carries every early mistake to the end.
+keep = 1 is the improved sampler of Bansal et al. 2022, "Cold diffusion", algorithm 2,
+keep = 0 the naive one, algorithm 1. With noise, (2) keeps the distribution of (1) for
+every keep. Neither is always better: the improved one keeps early mistakes to the end.
 """
 
 from collections.abc import Callable
@@ -25,8 +24,7 @@ class Cold(AbstractCorruption):
 
     **Arguments:**
     - `degrade`: one of `Blur`, `Downsample`, `Inpaint` or a function.
-    - `noise`: the standard deviation of the noise, in units of the data, which adds
-      variety to the few distinct starts. The last step, s = 0, adds none; 0.
+    - `noise`: its standard deviation, in units of the data; none at s = 0; 0.
     - `keep`: 1 for the improved sampler, 0 for the naive one; 1.
     - `power`: 1 trains on the absolute error, as in the paper, 2 on its square; 1.
     - `examples`: data to start from, (n, ...); none.
@@ -41,10 +39,11 @@ class Cold(AbstractCorruption):
     def __check_init__(self):
         if is_traced((self.noise, self.keep)):
             return
-        if not (float(self.noise) >= 0 and 0 <= float(self.keep) <= 1):
+        noise, keep = float(self.noise), float(self.keep)
+        if not (noise >= 0 and 0 <= keep <= 1):
             raise ValueError(
                 "Cold needs noise >= 0 and keep from 0 (naive) to 1 (improved), got "
-                f"noise={float(self.noise):g} and keep={float(self.keep):g}."
+                f"{noise=:g} and {keep=:g}."
             )
 
     def corrupt(self, key, t, x0):

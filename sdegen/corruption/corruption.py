@@ -27,8 +27,7 @@ State: TypeAlias = Num[Array, "..."]
 class AbstractCorruption(eqx.Module):
     """A corruption (1), its step back (2), and the error of a network's prediction.
 
-    Everything is for one sample and scalar times. The prediction is x0_hat unless the
-    class says otherwise: systems of tokens take logits.
+    For one sample and scalar times. The prediction is x0_hat, or logits of tokens.
     """
 
     @abc.abstractmethod
@@ -50,9 +49,7 @@ class AbstractCorruption(eqx.Module):
         """A draw of the state at the last time, for data of shape `shape`."""
 
     @abc.abstractmethod
-    def times(
-        self, steps: int | None, shape: tuple[int, ...]
-    ) -> Float[Array, " times"]:
+    def times(self, steps: int | None, shape: tuple[int, ...]) -> Array:
         """The falling times of a chain of `steps` steps; None for its default."""
 
     @abc.abstractmethod
@@ -75,9 +72,8 @@ def corrupted_example(
     name = type(system).__name__
     if examples is None:
         raise ValueError(
-            f"{name} has no distribution of its own to start from: its chain starts at "
-            "corrupted data. Make it with examples=, an array of data, or sample with "
-            "start=."
+            f"the chain of {name} starts at corrupted data, got none. Make it with "
+            "examples=, an array of data, or sample with start=."
         )
     if examples.shape[1:] != shape:
         raise ValueError(

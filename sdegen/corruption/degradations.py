@@ -3,8 +3,6 @@
 Blurring is the heat equation with mirrored borders, diagonal in the cosine transform:
 
     F(x) = C^T exp(-lambda sigma^2 / 2) C x,   lambda as in `basis.laplacian`       (1)
-
-sigma is the standard deviation of the equivalent Gaussian filter, in pixels.
 """
 
 import equinox as eqx
@@ -20,17 +18,12 @@ _IMAGE = (-3, -2)
 def dissipate(
     x: Float[Array, "..."], sigma: ScalarLike, axes: tuple[int, ...] = _IMAGE
 ) -> Float[Array, "..."]:
-    """x blurred by a Gaussian filter, equation (1).
-
-    Rissanen et al. 2023, "Generative modelling with inverse heat dissipation", eq. 6,
-    with sigma^2 / 2 the time of the heat equation.
+    """x blurred by a Gaussian filter, equation (1) (Rissanen et al. 2023, eq. 6).
 
     **Arguments:**
     - `x`: an array of any shape.
-    - `sigma`: the width in pixels.
+    - `sigma`: the standard deviation of the filter, in pixels.
     - `axes`: those along which x is blurred; (-3, -2).
-
-    **Returns:** an array of the shape of x.
     """
     basis = DCT(axes)
     frequencies = jnp.asarray(laplacian(x.shape, axes), x.dtype)
@@ -55,9 +48,7 @@ class Blur(eqx.Module):
 
 
 class Downsample(eqx.Module):
-    """Averages over blocks of 1, 2, 4, ... to `factor` pixels, mixed evenly between.
-
-    Bansal et al. 2022, "Cold diffusion", section 5.3, made continuous in t.
+    """Averages over blocks of 1, 2, 4, ... pixels (Bansal et al. 2022, section 5.3).
 
     **Arguments:**
     - `factor`: the side of a block at t = 1, a power of two; 4.
@@ -69,9 +60,7 @@ class Downsample(eqx.Module):
 
     def __check_init__(self):
         if self.factor < 2 or self.factor & (self.factor - 1):
-            raise ValueError(
-                f"factor must be 2, 4, 8 or another power of two, got {self.factor}."
-            )
+            raise ValueError(f"factor must be a power of two >= 2, got {self.factor}.")
 
     def __call__(self, t, x):
         """x in blocks: the levels next to t log2(factor), linearly between them."""

@@ -38,14 +38,12 @@ class Gaussian(AbstractCorruption):
             return
         if not 0 <= float(self.eta) <= 1:
             raise ValueError(
-                "eta is the share of fresh noise: 0 (none) to 1 (ancestral), got "
-                f"{float(self.eta):g}."
+                f"eta is the share of fresh noise, 0 to 1, got {float(self.eta):g}."
             )
         if float(self.eta) > 0 and not self.path.noise.gaussian:
             raise ValueError(
-                "a sum of old and fresh noise is distributed as the noise only if that "
-                f"is Gaussian, and {type(self.path).__name__} has noise="
-                f"{type(self.path.noise).__name__}. Use eta=0."
+                f"eta > 0 needs Gaussian noise, and {type(self.path).__name__} has "
+                f"noise={type(self.path.noise).__name__}. Use eta=0."
             )
 
     def corrupt(self, key, t, x0):

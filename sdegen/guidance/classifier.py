@@ -7,8 +7,8 @@ models beat GANs", eq. 14, for any path):
     G = grad r(x0_hat(x_t))                a number of clean samples                (2)
 
 (1) is exact for a conditional distribution, with w = 1. (2) takes r of the mean where
-the mean of exp(r) would be exact; r is log p(c | x0) of a classifier of clean data, an
-agreement sim(x0, c) (Liu et al. 2023, "More control for free!"), or a negative energy.
+the mean of exp(r) would be exact; r may be a log p(c | x0), an agreement sim(x0, c)
+(Liu et al. 2023, "More control for free!") or a negative energy.
 """
 
 from collections.abc import Callable
@@ -36,10 +36,9 @@ class ClassifierGuided(AbstractGuidance):
     """Equation (1), with a classifier that was trained on noisy samples.
 
     **Arguments:**
-    - `denoiser`: it sees `cond` too; wrap one that takes none as
-      `Unconditional(denoiser)`.
+    - `denoiser`: it sees `cond` too, unless it is `Unconditional(denoiser)`.
     - `log_prob`: (t, x, cond) -> log p(cond | x_t) of each sample, (batch,), in nats,
-      for x_t in data coordinates and t as the denoiser gets it.
+      for x_t in data coordinates.
     - `weight`: w; 1.
     - `interval`: the noise levels where it acts; all.
     """

@@ -22,9 +22,8 @@ from .guidance import (
     arrays,
     check_alike,
     finite,
-    guidance_weight,
     moved,
-    spread_null,
+    spread,
 )
 
 
@@ -33,13 +32,13 @@ class ClassifierFree(AbstractGuidance):
 
     **Arguments:**
     - `denoiser`: trained with and without its condition.
-    - `null`: the condition of one sample that stands for none, as in training
-      (`LabelDropout`), or a condition to keep away from (a negative prompt).
+    - `null`: the condition of one sample that stands for none (`LabelDropout`), or one
+      to keep away from (a negative prompt).
     - `weight`: w in (1); 1.
     - `interval`: the noise levels where it acts, elsewhere w is 0; all.
-    - `rescale`: how far, from 0 to 1, the deviation of each denoised sample over its
-      coordinates is brought back to the conditional one (Lin et al. 2024, "Common
-      diffusion noise schedules and sample steps are flawed", eq. 15 and 16); 0.
+    - `rescale`: how far, 0 to 1, the deviation of each denoised sample is brought back
+      to the conditional one (Lin et al. 2024, "Common diffusion noise schedules and
+      sample steps are flawed", eq. 15 and 16); 0.
     """
 
     denoiser: AbstractDenoiser
@@ -51,7 +50,7 @@ class ClassifierFree(AbstractGuidance):
     def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat) of equation (1)."""
         check_alike(cond, self.null, len(x))
-        conditions = [cond, spread_null(self.null, len(x))]
+        conditions = [cond, spread(self.null, len(x))]
         return contrast(self, t, x, *stacked(self.denoiser, t, x, conditions))
 
 
@@ -86,7 +85,7 @@ class Autoguided(AbstractGuidance):
 def contrast(guidance, t, x: Array, strong: Means, weak: Means) -> Means:
     """Equation (1), with interval and rescaling."""
     t, path = float_array(t), guidance.path
-    w = guidance_weight(guidance.weight, guidance.interval, path, t, x)
+    w = guidance.interval.weight(guidance.weight, path, t, x)
     x0, z = jax.tree.map(lambda a, b: (a + w * (a - b)).astype(x.dtype), strong, weak)
     if not is_traced(guidance.rescale) and float(guidance.rescale) == 0:
         return x0, z

@@ -27,9 +27,8 @@ from .guidance import (
     arrays,
     check_alike,
     finite,
-    guidance_weight,
     per_sample,
-    spread_null,
+    spread,
 )
 
 
@@ -53,11 +52,11 @@ class ProductOf(AbstractGuidance):
         _check_several(cond, self.weights)
         for one in cond:
             check_alike(one, self.null, len(x))
-        conditions = [*cond, spread_null(self.null, len(x))]
+        conditions = [*cond, spread(self.null, len(x))]
         *under, free = stacked(self.denoiser, t, x, conditions)
         total, t = free, float_array(t)
         for weight, means in zip(self.weights, under, strict=True):
-            w = guidance_weight(weight, self.interval, self.path, t, x)
+            w = self.interval.weight(weight, self.path, t, x)
             add = lambda s, a, b, w=w: s + w * (a - b)  # noqa: E731
             total = jax.tree.map(add, total, means, free)
         return total
@@ -69,8 +68,7 @@ class MixtureOf(AbstractGuidance):
     **Arguments:**
     - `denoiser`: a conditional one.
     - `log_density`: (t, x, cond) -> log p_t(x | cond) of each sample, (batch,), up to
-      what does not depend on cond: exact, or log p(cond | x_t) - log p(cond) from a
-      classifier of noisy samples.
+      what does not depend on cond, or log p(cond | x_t) - log p(cond).
     - `weights`: the share of each condition among the data, positive, (k,).
     """
 

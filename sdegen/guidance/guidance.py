@@ -70,13 +70,11 @@ class Unconditional(AbstractGuidance):
 
     def posterior_means(self, t, x, cond=None):
         """(E[x0 given x_t], E[z given x_t])."""
-        return self.denoiser.posterior_means(t, x, spread_null(self.null, len(x)))
+        return self.denoiser.posterior_means(t, x, spread(self.null, len(x)))
 
 
 class Interval(eqx.Module):
-    """The noise levels sigma / alpha in which guidance acts, `low` to `high`.
-
-    Kynkaanniemi et al. 2024, "Applying guidance in a limited interval".
+    """The noise levels sigma / alpha with guidance (Kynkaanniemi et al. 2024).
 
     **Arguments:**
     - `low`, `high`: the limits, which are included; 0 and infinity.
@@ -97,12 +95,9 @@ class Interval(eqx.Module):
         alpha, sigma = path.level(t)
         return ((sigma >= self.low * alpha) & (alpha >= sigma / self.high)) * 1.0
 
-
-def guidance_weight(
-    weight: Scalar, interval: Interval, path: AbstractPath, t: Time, x: Array
-) -> Float[Array, "..."]:
-    """The weight at t, 0 outside the interval, shaped to multiply x."""
-    return (weight * batched(lambda t: interval(path, t), t, x)).astype(x.dtype)
+    def weight(self, w: Scalar, path: AbstractPath, t: Time, x: Array) -> Array:
+        """w at t, 0 outside the interval, shaped to multiply x."""
+        return (w * batched(lambda t: self(path, t), t, x)).astype(x.dtype)
 
 
 def moved(path: AbstractPath, t: Time, means: Means, shift: Array, x: Array) -> Means:
@@ -115,7 +110,7 @@ def moved(path: AbstractPath, t: Time, means: Means, shift: Array, x: Array) -> 
 def steered(guidance: Any, t: Time, means: Means, slope: Array, x: Array) -> Means:
     """Both means after `slope` is added to the score, by the weight at t."""
     path = guidance.path
-    w = guidance_weight(guidance.weight, guidance.interval, path, t, x)
+    w = guidance.interval.weight(guidance.weight, path, t, x)
     return moved(path, t, means, w * noise_gain(path, off_noise(path, t), x) * slope, x)
 
 
@@ -135,10 +130,8 @@ def remaining_variance(alpha: Array, sigma: Array, sigma_data: ScalarLike) -> Ar
 
 
 def off_noise(path: AbstractPath, t: Time) -> Time:
-    """t, or the time of alpha / sigma = 1e-3 where it is below.
-
-    At alpha = 0 the gradient in x is 0 and its gain in (1) infinite.
-    """
+    """t, or the time of alpha / sigma = 1e-3 where it is below."""
+    # At alpha = 0 the gradient in x is 0 and its gain in (1) infinite.
     return jnp.minimum(t, path.time(LOGSNR_FLOOR).astype(t.dtype))
 
 
@@ -153,9 +146,9 @@ def carried(path: AbstractPath, t: Time, means: Means, x: Array) -> Means:
     return means[0], (data * means[0] + noise * means[1]).astype(x.dtype)
 
 
-def spread_null(null: PyTree, batch: int) -> PyTree:
-    """The marker of one sample for a batch."""
-    return jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *jnp.shape(a))), null)
+def spread(cond: PyTree, batch: int) -> PyTree:
+    """The condition of one sample for a batch."""
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *jnp.shape(a))), cond)
 
 
 def check_alike(cond: PyTree, null: PyTree, batch: int) -> None:
@@ -179,8 +172,8 @@ def check_gaussian(path: AbstractPath) -> None:
     """Refuse noise for which (1) does not hold."""
     if not path.noise.gaussian:
         raise ValueError(
-            "a gradient moves the denoised point by sigma^2 / alpha only for Gaussian "
-            f"noise, but {type(path).__name__} has noise={type(path.noise).__name__}."
+            f"a gradient of the score needs Gaussian noise, but {type(path).__name__} "
+            f"has noise={type(path.noise).__name__}."
         )
 
 

@@ -1,7 +1,4 @@
-"""Training with and without the condition, so that one network learns both.
-
-Ho and Salimans 2022, algorithm 1.
-"""
+"""Training with and without the condition (Ho and Salimans 2022, algorithm 1)."""
 
 from collections.abc import Callable
 
@@ -13,7 +10,7 @@ from jaxtyping import Array, Float
 from ..losses.denoising import denoising_loss
 from ..losses.per_sample import batch_index, sample_keys
 from ..typing import AxisName, PyTree, RandomKey, Scalar, is_traced, number
-from .guidance import arrays, check_alike, spread_null
+from .guidance import arrays, check_alike, spread
 
 _APART = 2**31 - 2  # apart from the keys that the loss draws itself
 
@@ -24,8 +21,7 @@ class LabelDropout(eqx.Module):
         sdegen.fit(denoiser, data, cond=labels, loss=LabelDropout(null, 0.1))
 
     **Arguments:**
-    - `null`: the condition of one sample that stands for none (zeros for one-hot
-      labels), a pytree; all its parts are dropped together.
+    - `null`: the condition of one sample that stands for none, a pytree.
     - `rate`: the share of hidden conditions; 0.1.
     - `loss`: one with the arguments of `denoising_loss`, which is the default.
     """
@@ -36,9 +32,7 @@ class LabelDropout(eqx.Module):
 
     def __check_init__(self):
         if not is_traced(self.rate) and not 0 <= float(self.rate) <= 1:
-            raise ValueError(
-                f"rate is the share of conditions hidden, 0 to 1, got {self.rate}."
-            )
+            raise ValueError(f"rate is the share hidden, 0 to 1, got {self.rate}.")
 
     def __call__(
         self,
@@ -59,5 +53,5 @@ class LabelDropout(eqx.Module):
             mask = hidden.reshape(hidden.shape + (1,) * (leaf.ndim - 1))
             return jnp.where(mask, blank.astype(leaf.dtype), leaf)
 
-        cond = jax.tree.map(hide, cond, spread_null(self.null, len(x0)))
+        cond = jax.tree.map(hide, cond, spread(self.null, len(x0)))
         return self.loss(denoiser, key, x0, cond, axis_name=axis_name)

@@ -7,13 +7,10 @@ q, which depends on r through a twist, and weights correct the error of q:
     psi_t(x) = exp(k_t r(x0_hat(x))),   k = 1 at the end                            (1)
     w_s = psi_s(x_s) p(x_s | x_t) / (psi_t(x_t) q(x_s | x_t)),    w_T = psi_T(x_T)  (2)
 
-The product of the psi telescopes to exp(r) of the denoised point at the end, whatever
-k_t is. When their effective number 1 / sum w^2 is below a share of them all, particles
-are drawn anew in proportion to their weights (systematic resampling). The mean weight
-estimates Z, the evidence, without bias.
-
-p is the distribution of the ancestral sampler on the grid, not of the data: the answer
-is exact for many particles *and* steps (or, for Gaussian data, with `variance`).
+The product of the psi telescopes to exp(r) at the end. When the effective number 1 /
+sum w^2 falls below a share of the particles, they are drawn anew in proportion to their
+weights (systematic resampling). The mean weight estimates Z without bias. p is that of
+the ancestral sampler on the grid: exact for many particles *and* steps.
 """
 
 import operator
@@ -32,7 +29,7 @@ from ..solvers.ddim import Variance
 from ..solvers.grids import Adaptive, Grid, LogSNRGrid, check_grid
 from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
 from .classifier import rewarded
-from .guidance import check_gaussian, noise_gain, off_noise, remaining_variance
+from .guidance import check_gaussian, noise_gain, off_noise, remaining_variance, spread
 
 
 class Particles(eqx.Module):
@@ -96,10 +93,8 @@ def sample_tilted(
       of steps equal in log-SNR; 100.
     - `stochasticity`: DDIM's eta, above 0 and at most 1; 1.
     - `temper`: (path, t) -> k_t in (1), from 0 to 1; `share_temper()`.
-    - `variance`: what x0_hat leaves out of a step (`sdegen.solvers.analytic_variance`),
-      with which far fewer steps will do; none.
-    - `threshold`: the share of the particles below which their effective number calls
-      for drawing anew; 0.5.
+    - `variance`: of what x0_hat leaves out, as `solvers.analytic_variance`; none.
+    - `threshold`: the share of effective particles that calls for drawing anew; 0.5.
     - `cond`: the one condition of all particles, without a batch axis; none.
     - `sharding`: how to split the particle axis over devices; none.
 
@@ -108,11 +103,9 @@ def sample_tilted(
     **Raises:** ValueError for noise that is not Gaussian, adaptive steps, one particle
     or a stochasticity of 0.
     """
-    given, shape = shape, tuple(map(operator.index, shape))
+    shape = tuple(map(operator.index, shape))
     if len(shape) < 2 or shape[0] < 2:
-        raise ValueError(
-            f"particles need a shape (particles, ...), two of them or more: {given}."
-        )
+        raise ValueError(f"particles need (n, ...), two of them or more, got {shape}.")
     check_gaussian(denoiser.path)
     check_sample(denoiser.path, shape[1:])
     check_sharding(sharding, shape)
@@ -120,7 +113,7 @@ def sample_tilted(
     if not is_traced(stochasticity) and not 0 < float(stochasticity) <= 1:
         raise ValueError(
             "the stochasticity of particles is above 0 and at most 1, got "
-            f"{float(stochasticity):g}: without noise a step has no density to weigh."
+            f"{float(stochasticity):g}: a step needs a density."
         )
     numbers = (float_array(stochasticity), float_array(threshold))
     own = (temper or share_temper(), variance, shape, sharding)
@@ -139,9 +132,7 @@ def fixed_grid(grid, steps: int, path: AbstractPath, what: str):
     return check_grid(grid, path)
 
 
-def systematic(
-    key: RandomKey, log_weights: Float[Array, " m"], n: int
-) -> Int[Array, " n"]:
+def systematic(key: RandomKey, log_weights: Array, n: int) -> Int[Array, " n"]:
     """n indices with index i about n w_i times, from one uniform number."""
     total = jnp.cumsum(jax.nn.softmax(log_weights))
     points = (jnp.arange(n) + jax.random.uniform(key, (), total.dtype)) / n
@@ -150,16 +141,13 @@ def systematic(
 
 
 def share_temper(power: ScalarLike = 4.0, sigma_data: ScalarLike = 1.0) -> Callable:
-    """k_t = (1 - Var[x0 | x_t] / s^2)^power, a power of the share of x0 that is known.
+    """A `temper`, k_t = (1 - Var[x0 | x_t] / s^2)^power, for `sample_tilted`.
 
-    For Gaussian data 1 - Var / s^2 = alpha^2 s^2 / (alpha^2 s^2 + sigma^2). The reward
-    of a rough x0_hat misleads: it draws particles to where no data are.
+    For Gaussian data 1 - Var / s^2 = alpha^2 s^2 / (alpha^2 s^2 + sigma^2).
 
     **Arguments:**
     - `power`: 4; larger for sharper rewards, 0 for k = 1.
     - `sigma_data`: s, the standard deviation of the data; 1.
-
-    **Returns:** a `temper` for `sample_tilted`.
     """
     return eqx.Partial(_share, float_array(power), float_array(sigma_data))
 
@@ -171,15 +159,13 @@ def _share(power, sigma_data, path: AbstractPath, t):
 
 
 def gaussian_temper(std: ScalarLike, sigma_data: ScalarLike = 1.0) -> Callable:
-    """k_t = std^2 / (std^2 + r_t^2), for a Gaussian log-likelihood.
+    """A `temper`, k_t = std^2 / (std^2 + r_t^2), for a Gaussian log-likelihood.
 
     r_t^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2): what is unknown of Gaussian data.
 
     **Arguments:**
     - `std`: the standard deviation of the measurement, in its units.
     - `sigma_data`: s, the standard deviation of the data; 1.
-
-    **Returns:** a `temper` for `sample_tilted`.
     """
     return eqx.Partial(_temper, float_array(std), float_array(sigma_data))
 
@@ -193,10 +179,10 @@ def _run(
     key, denoiser, reward, cond, grid, eta, threshold, temper, variance, shape, sharding
 ) -> Particles:
     path, n = denoiser.path, shape[0]
-    ts = grid(path) if callable(grid) else grid
+    ts = jnp.asarray(grid(path) if callable(grid) else grid)
     dtype, split = ts.dtype, lambda x: constrain(x, sharding)
     index, keys = split(jnp.arange(n)), sample_keys(key, n, sharding)
-    cond = jax.tree.map(lambda c: jnp.broadcast_to(c, (n, *jnp.shape(c))), cond)
+    cond = spread(cond, n)
 
     def look(x, t, last):  # means at x, log psi, and the shift of x0_hat it asks for
         means, value, slope = rewarded(denoiser, reward, t, x, cond)
@@ -241,16 +227,10 @@ def _run(
     now = (ts[:-1], ts[1:], number, number == len(ts) - 1)
     carry, ess = jax.lax.scan(step, carry, now)
     ((x, _), _, _), log_weights, evidence, roots, count = carry
-    return Particles(
-        basis_of(path).data(x),
-        log_weights,
-        evidence,
-        _evidence_error(log_weights, roots, count),
-        jnp.concatenate([first[None], ess]),
-        count,
-        jnp.asarray(len(ts)),
-        jnp.isfinite(x).all() & jnp.isfinite(evidence),
-    )
+    error = _evidence_error(log_weights, roots, count)
+    ess, ok = jnp.append(first, ess), jnp.isfinite(x).all() & jnp.isfinite(evidence)
+    own = (evidence, error, ess, count, jnp.asarray(len(ts)), ok)
+    return Particles(basis_of(path).data(x), log_weights, *own)
 
 
 def _evidence_error(log_weights, roots, count):

@@ -66,8 +66,7 @@ class AbstractUNet(AbstractNetwork):
     - `multiples`: of `channels` at each halving of the resolution.
     - `blocks`: residual blocks per resolution; one more on the way up.
     - `attention`: the heights in pixels at which there is attention.
-    - `cond_dim`: the length of the condition vector, default 0 for none. Conditions are
-      one-hot or of about unit length; all zeros is no class.
+    - `cond_dim`: of the condition, one-hot or of unit length; default 0 for none.
     - `param_dtype`: of the parameters, default float32.
     - `dropout`, `remat`, `dtype`, `rngs`: as in `AbstractNetwork`.
     """
@@ -100,11 +99,7 @@ class AbstractUNet(AbstractNetwork):
 class AbstractUNetConfig(AbstractNetworkConfig):
     """The sizes of a UNet."""
 
-    channels: int
-    """The unit of features."""
-    multiples: tuple[int, ...]
-    """Multiples of `channels`, one for each halving of the resolution."""
-    blocks: int
-    """Residual blocks per resolution."""
-    attention: tuple[int, ...]
-    """Heights in pixels at which there is attention."""
+    channels: int  # the unit of features
+    multiples: tuple[int, ...]  # of `channels`, one for each halving of the resolution
+    blocks: int  # residual blocks per resolution
+    attention: tuple[int, ...]  # heights in pixels at which there is attention

@@ -1,8 +1,7 @@
 """ADM: the UNet of "Diffusion models beat GANs" (Dhariwal and Nichol 2021).
 
-With the sizes of Karras et al. 2022, table 7, for ImageNet at 64 x 64: 296 million
-parameters. Deliberate difference: biases start at zero; the paper draws them like the
-weights.
+With the sizes of Karras et al. 2022, table 7, for ImageNet at 64 x 64. Deliberate
+difference: biases start at zero; the paper draws them like the weights.
 """
 
 import dataclasses
@@ -58,7 +57,7 @@ class ADMUNet(AbstractUNet):
             nnx.List([res(place, **options) for place in part])
             for part in plan(shape[0], widths[0], widths, blocks, attention)
         )
-        self.norm = group_norm(widths[0], _STYLE.eps, **options)
+        self.norm = group_norm(widths[0], epsilon=_STYLE.eps, **options)
         zeros = nnx.initializers.zeros
         self.last = Conv(widths[0], shape[-1], kernel_init=zeros, **options)
 
@@ -76,7 +75,7 @@ class ADMUNet(AbstractUNet):
 class ADMConfig(AbstractUNetConfig):
     """ADM with the sizes for ImageNet at 64 x 64."""
 
-    network = ADMUNet  # pyright: ignore[reportAssignmentType]
+    network = ADMUNet
     channels: int = 192
     multiples: tuple[int, ...] = (1, 2, 3, 4)
     blocks: int = 3

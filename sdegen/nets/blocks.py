@@ -24,7 +24,7 @@ class Style:
     fir: bool = False  # resample with [1, 3, 3, 1], else with means and repeats
     project: bool = False  # a map on the skip of every change of resolution
     head: int | None = None  # features of a head of the attention; None for one head
-    norm: Callable = group_norm  # (features, eps) -> a layer
+    norm: Callable = group_norm  # (features, epsilon=eps) -> a layer
 
 
 class SelfAttention(nnx.Module):
@@ -32,7 +32,7 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, features: int, style: Style, **options):
         self.heads = max(1, features // style.head) if style.head else 1
-        self.norm = style.norm(features, style.eps, **options)
+        self.norm = style.norm(features, epsilon=style.eps, **options)
         init, zeros = style.init_attention, nnx.initializers.zeros
         self.qkv = nnx.Linear(features, 3 * features, kernel_init=init, **options)
         self.out = nnx.Linear(features, features, kernel_init=zeros, **options)
@@ -61,11 +61,11 @@ class ResBlock(nnx.Module):
         self.resample, self.joins, self.dropout = place.resample, place.joins, dropout
         self.film, self.scale, self.fir = style.film, style.scale, style.fir
         linear = functools.partial(nnx.Linear, kernel_init=style.init, **options)
-        self.norm1 = style.norm(inputs, style.eps, **options)
+        self.norm1 = style.norm(inputs, epsilon=style.eps, **options)
         self.conv1 = Conv(inputs, outputs, kernel_init=style.init, **options)
         features = outputs * (2 if style.film else 1)
         self.emb = linear(width, features)
-        self.norm2 = style.norm(outputs, style.eps, **options)
+        self.norm2 = style.norm(outputs, epsilon=style.eps, **options)
         zeros = nnx.initializers.zeros
         self.conv2 = Conv(outputs, outputs, kernel_init=zeros, **options)
         project = style.project and place.resample != "keep"

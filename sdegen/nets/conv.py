@@ -7,8 +7,8 @@ times slower. Here both transposes are convolutions in the fast layout:
     y = x * w,    dx = dy * flip(w)^T,    dw = x^T * dy^T
 
 (^T exchanges channels with batch, or inputs with outputs). It is one bilinear JAX
-primitive: forward mode, reverse mode and higher derivatives work. vmap over x folds
-into the batch; vmap over w (trials side by side) is the grouped convolution of `lax`.
+primitive, so all derivatives work. vmap over x folds into the batch; vmap over w
+(trials side by side) is the grouped convolution of `lax`.
 """
 
 import jax

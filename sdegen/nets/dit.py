@@ -5,9 +5,8 @@
 where a linear map of the embedding of time and condition gives g, s - 1 and b. It
 starts at zero ("adaLN-zero"): a new block is the identity, a new network returns zero.
 
-Deliberate differences: the paper's times are 0 .. 1000; here t = log(sigma / alpha) / 4
-spans about 4, so it is multiplied by 250. "No class" is a condition of zeros and not
-one more row of a table. The fixed positions are constants, not untrained parameters.
+Deliberate differences: t = log(sigma / alpha) / 4 spans about 4 and not 1000, so it is
+multiplied by 250; "no class" is a condition of zeros; the positions are constants.
 """
 
 import dataclasses
@@ -86,8 +85,7 @@ class DiffusionTransformer(AbstractNetwork):
     - `depth`: blocks, default 12.
     - `heads`: of the attention, default 6.
     - `patch`: its side in pixels, default 2.
-    - `out_channels`: of the output, default those of x. The paper's networks predict a
-      variance too and have twice as many.
+    - `out_channels`: of the output, default those of x; twice that in the paper.
     - `dropout`: of each branch's output, default 0.
     - `cond_dim`, `remat`, `dtype`, `param_dtype`, `rngs`: as in `AbstractUNet`.
     """
@@ -110,14 +108,12 @@ class DiffusionTransformer(AbstractNetwork):
     ):
         if len(shape) != 3 or shape[0] % patch or shape[1] % patch:
             raise ValueError(
-                "DiffusionTransformer needs images (height, width, channels) with "
-                f"sides divisible by the patch, {patch}, got {shape}. Pad the images "
-                "or take another patch."
+                "DiffusionTransformer needs images (height, width, channels), sides "
+                f"divisible by the patch, {patch}, got {shape}. Pad the images."
             )
         if width % heads or width % 4:
-            raise ValueError(
-                f"width must be a multiple of heads and of 4, got {width} and {heads}."
-            )
+            came = f"{width} and {heads}"
+            raise ValueError(f"width must be a multiple of heads and of 4, got {came}.")
         self.shape, self.patch, self.width = tuple(shape), patch, width
         self.cond_dim, self.remat = cond_dim, remat
         whole = {"param_dtype": param_dtype, "rngs": rngs}  # time is not rounded
@@ -169,17 +165,13 @@ _SIZES = {
 class DiTConfig(AbstractNetworkConfig):
     """DiT; the paper names its networks by size and patch, DiT-XL/2."""
 
-    network = DiffusionTransformer  # pyright: ignore[reportAssignmentType]
+    network = DiffusionTransformer
     size: Literal["S", "B", "L", "XL"] = "S"
     """Width, depth and heads: 384, 12, 6; 768, 12, 12; 1024, 24, 16; 1152, 28, 16."""
-    patch: int = 2
-    """Side of a patch in pixels."""
-    width: int | None = None
-    """Features of a patch, in place of those of `size`."""
-    depth: int | None = None
-    """Blocks, in place of those of `size`."""
-    heads: int | None = None
-    """Heads of the attention, in place of those of `size`."""
+    patch: int = 2  # side of a patch in pixels
+    width: int | None = None  # features of a patch, in place of those of `size`
+    depth: int | None = None  # blocks, in place of those of `size`
+    heads: int | None = None  # of the attention, in place of those of `size`
 
     def sizes(self):
         """The arguments of the network: those of `size` where no other is given."""

@@ -2,8 +2,7 @@
 
 Karras et al. 2024, configuration G, figure 21, with the layers of
 `magnitude_preserving`. Deliberate differences: the Fourier frequencies and phases are
-quantiles, not draws; the head for the log-variance of the loss, 128 parameters, is not
-part of the network.
+quantiles, not draws; the head for the log-variance of the loss is not part of it.
 """
 
 import dataclasses
@@ -37,14 +36,10 @@ class MPBlock(nnx.Module):
         self.emb = MPConv(width, outputs, **options)
         self.gain = nnx.Param(jnp.zeros((), options["param_dtype"]))
         self.conv2 = MPConv(outputs, outputs, 3, **options)
-        self.skip, self.qkv, self.out = (
-            MPConv(n, features, **options) if here else None
-            for n, features, here in (
-                (inputs, outputs, inputs != outputs),
-                (outputs, 3 * outputs, place.attention),
-                (outputs, outputs, place.attention),
-            )
-        )
+        attends = place.attention
+        self.skip = MPConv(inputs, outputs, **options) if inputs != outputs else None
+        self.qkv = MPConv(outputs, 3 * outputs, **options) if attends else None
+        self.out = MPConv(outputs, outputs, **options) if attends else None
 
     def __call__(self, h, emb, key=None):
         """The block at embedding `emb`, (width,) or (batch, width)."""
@@ -110,7 +105,7 @@ class EDM2UNet(AbstractUNet):
         """The embedding of time and condition."""
         emb = self.time(mp_fourier(t, self.features))
         if self.cond is not None:
-            emb = mp_sum(emb, self.cond(cond * math.sqrt(self.cond_dim)))
+            emb = mp_sum(emb, self.cond(cond * math.sqrt(self.cond_dim)))  # pyright: ignore[reportOptionalOperand]
         return mp_silu(emb)
 
     def predict(self, x, emb, key):
@@ -127,17 +122,13 @@ _CHANNELS = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL
 class EDM2Config(AbstractNetworkConfig):
     """EDM2 for 64 x 64 (latents or pixels); from M on the paper has dropout 0.1."""
 
-    network = EDM2UNet  # pyright: ignore[reportAssignmentType]
+    network = EDM2UNet
     size: Literal["XXS", "XS", "S", "M", "L", "XL", "XXL"] = "XS"
     """64, 128, 192, 256, 320, 384 or 448 channels."""
-    channels: int | None = None
-    """The unit of features, in place of that of `size`."""
-    multiples: tuple[int, ...] = (1, 2, 3, 4)
-    """Multiples of `channels`, one for each halving of the resolution."""
-    blocks: int = 3
-    """Residual blocks per resolution."""
-    attention: tuple[int, ...] = (16, 8)
-    """Heights in pixels at which there is attention."""
+    channels: int | None = None  # the unit of features, in place of that of `size`
+    multiples: tuple[int, ...] = (1, 2, 3, 4)  # of `channels`, one for each halving
+    blocks: int = 3  # residual blocks per resolution
+    attention: tuple[int, ...] = (16, 8)  # heights in pixels with attention
 
     def sizes(self):
         """The arguments of the network; `channels` those of `size` unless given."""

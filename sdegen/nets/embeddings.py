@@ -14,10 +14,7 @@ _FREQUENCIES = 16  # from one period over 8 units of time to one over 1/4
 
 
 def fourier(t: Time) -> Float[Array, "... features"]:
-    """sin and cos of t at geometric frequencies, and t itself, in t's precision.
-
-    For times of order one, such as the log(sigma / alpha) / 4 of `edm_inputs`.
-    """
+    """sin and cos of t, of order one, at geometric frequencies, and t itself."""
     frequencies = 2 * jnp.pi * jnp.geomspace(0.125, 4.0, _FREQUENCIES, dtype=t.dtype)
     phase = t[..., None] * frequencies
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase), t[..., None]], axis=-1)
@@ -39,8 +36,7 @@ def positional(
 def normal_frequencies(number: int, scale: float) -> np.ndarray:
     """2 pi w, for w the `number` mid-quantiles of a Gaussian of deviation `scale`.
 
-    In place of the draws of random Fourier features (Tancik et al. 2020): constants,
-    which no optimiser, average or weight decay moves.
+    Constants in place of the draws of random Fourier features (Tancik et al. 2020).
     """
     quantile = statistics.NormalDist(sigma=scale).inv_cdf
     return 2 * np.pi * np.array([quantile((i + 0.5) / number) for i in range(number)])

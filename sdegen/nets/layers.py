@@ -103,8 +103,8 @@ def attend(qkv: Float[Array, "batch length 3 heads d"]) -> Array:
     return out.reshape(*out.shape[:2], -1)
 
 
-def group_norm(features: int, eps: float, **options) -> nnx.GroupNorm:
+def group_norm(features: int, **options) -> nnx.GroupNorm:
     """Group normalisation with 32 groups, or fewer of at least 4 features each."""
     most = min(32, max(1, features // 4))
     groups = max(g for g in range(1, most + 1) if features % g == 0)
-    return nnx.GroupNorm(features, groups, epsilon=eps, **options)
+    return nnx.GroupNorm(features, groups, **options)

@@ -1,8 +1,7 @@
 """Layers that preserve the magnitude of their inputs, for EDM2.
 
 Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models".
-Magnitude is the root mean square. Independent inputs of magnitude 1 give outputs of
-magnitude 1:
+Independent inputs of root mean square 1 give such outputs:
 
     w x,  w = gain v / |v| for each output, v free         weights, eq. 47        (1)
     silu(x) / 0.596                                        eq. 81                 (2)
@@ -11,8 +10,7 @@ magnitude 1:
       C = sqrt((Na + Nb) / ((1 - m)^2 + m^2))              concatenation, eq. 103 (4)
     sqrt(2) cos(w t + p)                                   Fourier, eq. 75        (5)
 
-The paper also sets v to its normalised value before every step ("forced", eq. 66), so
-that its length does not grow and slow the training: see `normalise_weights`.
+The paper also normalises v before every step, eq. 66: see `normalise_weights`.
 """
 
 import math
@@ -72,9 +70,7 @@ def _by_output(v):
 
 
 def normalise_weights(network: PyTree) -> PyTree:
-    """The same function with every EDM2 weight at magnitude 1 for each output.
-
-    Apply it after every update of the optimiser. Karras et al. 2024, eq. 66.
+    """`network` with its EDM2 weights at magnitude 1, after an update: eq. 66.
 
     **Arguments:**
     - `network`: any pytree that holds such weights, a denoiser for example.

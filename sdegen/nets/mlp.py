@@ -71,8 +71,6 @@ class MLP(AbstractNetwork):
 class MLPConfig(AbstractNetworkConfig):
     """A residual multilayer perceptron."""
 
-    network = MLP  # pyright: ignore[reportAssignmentType]
-    width: int = 128
-    """Features of every layer."""
-    depth: int = 3
-    """Residual blocks."""
+    network = MLP
+    width: int = 128  # features of every layer
+    depth: int = 3  # residual blocks

@@ -1,12 +1,10 @@
 """DDPM++ and NCSN++: the UNets of score-based modelling (Song et al. 2021).
 
-With the sizes of Karras et al. 2022, table 7, for CIFAR-10: 55.7 and 56.5 million
-parameters. NCSN++ differs from DDPM++ by Gaussian Fourier features of time, the filter
-[1, 3, 3, 1] when it resamples, and the image, halved and convolved, in its encoder.
-
-Deliberate differences: layers that the paper starts near zero (1e-5) start at zero; the
-Fourier frequencies are quantiles (`normal_frequencies`) and not draws; there is no
-input for augmentation labels, which `cond` can carry.
+With the sizes of Karras et al. 2022, table 7, for CIFAR-10. NCSN++ differs by Gaussian
+Fourier features of time, the filter [1, 3, 3, 1] when it resamples, and the image,
+halved and convolved, in its encoder. Deliberate differences: layers that the paper
+starts near zero (1e-5) start at zero; the Fourier frequencies are quantiles, not draws;
+there is no input for augmentation labels, which `cond` can carry.
 """
 
 import dataclasses
@@ -78,7 +76,7 @@ class ScoreUNet(AbstractUNet):
         lower = [p.outputs for p in places[0] if p.resample == "down"] if ncsn else []
         pairs = itertools.pairwise([shape[-1], *lower])
         self.image = nnx.List([Conv(*p, kernel_init=_INIT, **options) for p in pairs])
-        self.norm = group_norm(widths[0], style.eps, **options)
+        self.norm = group_norm(widths[0], epsilon=style.eps, **options)
         zeros = nnx.initializers.zeros
         self.last = Conv(widths[0], shape[-1], kernel_init=zeros, **options)
 
@@ -91,7 +89,7 @@ class ScoreUNet(AbstractUNet):
         else:
             e = positional(t, self.features, endpoint=True)
         if self.cond is not None:
-            e = e + self.cond(cond * math.sqrt(self.cond_dim))
+            e = e + self.cond(cond * math.sqrt(self.cond_dim))  # pyright: ignore[reportOptionalOperand]
         return nnx.silu(self.map2(nnx.silu(self.map1(e))))
 
     def predict(self, x, emb, key):
@@ -115,7 +113,7 @@ class ScoreUNet(AbstractUNet):
 class AbstractScoreConfig(AbstractUNetConfig):
     """A `ScoreUNet` for CIFAR-10; the paper's for 64 x 64 has the multiples 1 2 2 2."""
 
-    network = ScoreUNet  # pyright: ignore[reportAssignmentType]
+    network = ScoreUNet
     channels: int = 128
     multiples: tuple[int, ...] = (2, 2, 2)
     blocks: int = 4

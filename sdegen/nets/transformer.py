@@ -1,7 +1,4 @@
-"""A small bidirectional transformer for tokens (batch, length).
-
-It maps integer tokens to logits: it serves the tokens of `sdegen.corruption`.
-"""
+"""A small bidirectional transformer, from tokens (batch, length) to logits."""
 
 import dataclasses
 import functools
@@ -47,9 +44,7 @@ class TokenTransformer(nnx.Module):
     - `width`: features of every token, default 128.
     - `depth`: blocks, default 3.
     - `heads`: of the attention, default 4.
-    - `cond_dim`: the length of the condition vector, default 0 for none.
-    - `dtype`: to compute in, default float32; parameters stay float32.
-    - `rngs`: the source of the random parameters.
+    - `cond_dim`, `dtype`, `rngs`: as in `AbstractNetwork`; dtype is float32 by default.
     """
 
     def __init__(
@@ -65,9 +60,7 @@ class TokenTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if width % heads:
-            raise ValueError(
-                f"width must be a multiple of heads, got {width} and {heads}."
-            )
+            raise ValueError(f"width {width} must be a multiple of heads, {heads}.")
         self.shape, self.cond_dim = (length,), cond_dim
         options = {"dtype": dtype, "rngs": rngs}
         self.tokens = nnx.Embed(vocabulary + 1, width, **options)
@@ -95,18 +88,12 @@ class TokenTransformer(nnx.Module):
 class Transformer:
     """A small bidirectional transformer."""
 
-    width: int = 128
-    """Features of every token."""
-    depth: int = 3
-    """Blocks of attention and perceptron."""
-    heads: int = 4
-    """Heads of the attention."""
+    width: int = 128  # features of every token
+    depth: int = 3  # blocks of attention and perceptron
+    heads: int = 4  # of the attention
 
-    def __call__(
-        self, length: int, vocabulary: int, key: jax.Array
-    ) -> TokenTransformer:
+    def __call__(self, length: int, vocabulary: int, key: jax.Array) -> nnx.Module:
         """A new network for sequences of `length` of `vocabulary` tokens."""
         sizes = dataclasses.asdict(self)
-        return init(  # pyright: ignore[reportReturnType]
-            lambda rngs: TokenTransformer(length, vocabulary, rngs=rngs, **sizes), key
-        )
+        make = functools.partial(TokenTransformer, length, vocabulary, **sizes)
+        return init(lambda rngs: make(rngs=rngs), key)

@@ -14,18 +14,14 @@ from .layers import call, check_sides, down, up
 from .network import AbstractNetwork, AbstractNetworkConfig
 
 
-def _group_norm(features: int, eps: float, **options) -> nnx.GroupNorm:
+def _group_norm(features: int, **options) -> nnx.GroupNorm:
     groups = max(g for g in (1, 2, 4, 8) if features % g == 0)
-    return nnx.GroupNorm(features, groups, epsilon=eps, **options)
-
-
-def _layer_norm(features: int, eps: float, **options) -> nnx.LayerNorm:
-    return nnx.LayerNorm(features, epsilon=eps, **options)
+    return nnx.GroupNorm(features, groups, **options)
 
 
 _INIT = nnx.initializers.lecun_normal()
 _STYLE = Style(1e-6, _INIT, _INIT, film=True, head=32, norm=_group_norm)
-_ATTENTION = dataclasses.replace(_STYLE, norm=_layer_norm)
+_ATTENTION = dataclasses.replace(_STYLE, norm=nnx.LayerNorm)
 
 
 class UNet(AbstractNetwork):
@@ -114,10 +110,7 @@ class UNet(AbstractNetwork):
 class UNetConfig(AbstractNetworkConfig):
     """A small UNet for images."""
 
-    network = UNet  # pyright: ignore[reportAssignmentType]
-    channels: int = 32
-    """Features at full resolution."""
-    multiples: tuple[int, ...] = (1, 2)
-    """Multiples of `channels`, one for each halving of the resolution."""
-    blocks: int = 1
-    """Residual blocks per resolution."""
+    network = UNet
+    channels: int = 32  # features at full resolution
+    multiples: tuple[int, ...] = (1, 2)  # of `channels`, one for each halving
+    blocks: int = 1  # residual blocks per resolution

@@ -4,8 +4,8 @@ If x0 given x_t had the mean x0_hat and the covariance C, and A were linear, the
 
     E[x0 | x_t, y] = x0_hat + K A' (A C A' + std^2)^-1 (y - A x0_hat)               (1)
 
-with K = C. By Tweedie's formula the true covariance is sigma^2 / alpha J, J the
-Jacobian of x0_hat in x_t. Methods differ in C and K alone:
+with K = C. The true covariance is sigma^2 / alpha J, with the Jacobian J of x0_hat in
+x_t (Tweedie). Methods differ in C and K alone:
 
     method   K                  C                  exact for Gaussian data
     DPS      sigma^2/alpha J'   0                  no
@@ -54,18 +54,14 @@ class AbstractGuided(AbstractMethod):
     - `solver`, `stochasticity`: as in `sample`; its default solver, and 0.
     """
 
+    differentiates: eqx.AbstractClassVar[bool]  # K is sigma^2/alpha J', else r_t^2
+    isotropic: eqx.AbstractClassVar[bool]  # C is r_t^2, else K
+    linear: ClassVar[bool] = False  # for linear operators only
+    divides: ClassVar[bool] = True  # by the noise of the measurement
+    sigma_data: eqx.AbstractVar[ScalarLike]
     weight: Scalar = finite(default=1.0, kw_only=True)
     solver: dfx.AbstractSolver | None = eqx.field(default=None, kw_only=True)
     stochasticity: Scalar = eqx.field(default=0.0, converter=float_array, kw_only=True)
-    differentiates: eqx.AbstractClassVar[bool]
-    """Whether K is sigma^2/alpha J', a product with the network's derivative."""
-    isotropic: eqx.AbstractClassVar[bool]
-    """Whether C is r_t^2 and not sigma^2/alpha J'."""
-    linear: ClassVar[bool] = False
-    """Whether it is for linear operators only."""
-    divides: ClassVar[bool] = True
-    """Whether it divides by the noise of the measurement."""
-    sigma_data: eqx.AbstractVar[ScalarLike]
 
     def guide(
         self, denoiser: AbstractDenoiser, measurement: Measurement
@@ -80,9 +76,9 @@ class AbstractGuided(AbstractMethod):
         """Draws by `sample` from the guided denoiser."""
         if self.linear:
             check_linear(measurement.operator, shape[1:], type(self).__name__)
-        own = {"solver": self.solver, "stochasticity": self.stochasticity}
-        own |= options._asdict()
-        return sample(key, self.guide(denoiser, measurement), shape, **own)
+        guided, own = self.guide(denoiser, measurement), options._asdict()
+        own |= {"solver": self.solver, "stochasticity": self.stochasticity}
+        return sample(key, guided, shape, **own)
 
     @abc.abstractmethod
     def solve(self, residual: Array, matrix: Callable, std: Scalar) -> Array:
@@ -100,27 +96,25 @@ class MeasurementGuided(AbstractGuidance):
         """(x0_hat, z_hat) of x0 given x_t and y."""
         t, path, rule, measured = float_array(t), self.path, self.rule, self.measurement
         early, data = off_noise(path, t), basis_of(path).data
+        variance = lambda t: remaining_variance(*path.scales(t), rule.sigma_data)  # noqa: E731
+        prior = batched(variance, early, x).astype(x.dtype)
+        gain = isotropic = lambda u: prior * u  # noqa: E731
         denoise = lambda x: tuple(self.denoiser.posterior_means(early, x, cond))  # noqa: E731
         if rule.differentiates:
             x0, back, z = jax.vjp(denoise, x, has_aux=True)
+            slope = noise_gain(path, early, x)
+            gain = lambda u: (slope * back(u)[0]).astype(x.dtype)  # noqa: E731
         else:
-            (x0, z), back = denoise(x), None
+            x0, z = denoise(x)
+        covariance = isotropic if rule.isotropic else gain
         _, forward = jax.linearize(lambda u: measured.apply(data(u)), x0)
         transpose = jax.linear_transpose(forward, x0)
-        slope = noise_gain(path, early, x)
-        variance = lambda t: remaining_variance(*path.scales(t), rule.sigma_data)  # noqa: E731
-        r2 = batched(variance, early, x).astype(x.dtype)
-
-        def spread(u, isotropic):
-            return r2 * u if isotropic else (slope * back(u)[0]).astype(x.dtype)
 
         def matrix(u):
-            forth = forward(spread(transpose(u)[0], rule.isotropic))
-            return forth + measured.std**2 * u
+            return forward(covariance(transpose(u)[0])) + measured.std**2 * u
 
         weights = rule.solve(measured.residual(data(x0)), matrix, measured.std)
-        pulled = transpose(weights.astype(x.dtype))[0]
-        shift = rule.weight * spread(pulled, not rule.differentiates)
+        shift = rule.weight * gain(transpose(weights.astype(x.dtype))[0])
         return moved(path, t, carried(path, t, (x0, z), x), shift, x)
 
 
@@ -128,13 +122,11 @@ class DPS(AbstractGuided):
     """Diffusion posterior sampling: the likelihood of the denoised point itself.
 
     Chung et al. 2023, "Diffusion posterior sampling for general noisy inverse
-    problems", eq. 16. Far from the data it believes y far too much. One vector-Jacobian
-    product per evaluation.
+    problems", eq. 16. Far from the data it believes y too much. One product with J'.
 
     **Arguments:**
     - `normalise`: take at least the mean square of the residual for the noise of y, as
-      their step size does, divided by the norm of the residual. Without it a small std
-      makes the equation stiffer than any grid; yes.
+      their step size does; without it a small std makes the equation stiff; yes.
     """
 
     normalise: bool = eqx.field(default=True, static=True)
@@ -171,8 +163,8 @@ class PiGDM(AbstractIsotropic):
     """Pseudo-inverse guidance.
 
     Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", eq.
-    7 and 8, without their extra factor r_t^2. One vector-Jacobian product of the
-    network per evaluation. The arguments are those of `AbstractIsotropic`.
+    7 and 8, without their extra factor r_t^2. One vector-Jacobian product per
+    evaluation. Arguments as in `AbstractIsotropic`.
     """
 
     differentiates = True
@@ -182,9 +174,8 @@ class DDNM(AbstractIsotropic):
     """Null-space model: what A sees is taken from y, the rest from the network.
 
     Wang et al. 2023, "Zero-shot image restoration using denoising diffusion null-space
-    model", eq. 13: x0_hat + A^+ (y - A x0_hat); with noise the pseudo-inverse becomes
-    the least-squares one of (1). For linear A; no derivative of the network. The
-    arguments are those of `AbstractIsotropic`.
+    model", eq. 13: x0_hat + A^+ (y - A x0_hat). For linear A; no derivative of the
+    network. Arguments as in `AbstractIsotropic`.
     """
 
     differentiates = False
@@ -198,9 +189,8 @@ class TMPD(AbstractGuided):
     and 9. Vector-Jacobian products of the network per evaluation: iterations + 1, or 2.
 
     **Arguments:**
-    - `iterations`: of conjugate gradients, each one product with the network's
-      transposed Jacobian, which is never formed (as in Rozet et al. 2024); 0 is their
-      diagonal approximation, the row sums of A C A'; 5.
+    - `iterations`: of conjugate gradients, each one product with J' (Rozet et al.
+      2024); 0 is their diagonal approximation, the row sums of A C A'; 5.
     """
 
     iterations: int = eqx.field(default=5, static=True)

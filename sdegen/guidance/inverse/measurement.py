@@ -15,8 +15,7 @@ class Measurement(eqx.Module):
     """y = operator(x0) + std times standard normal noise.
 
     **Arguments:**
-    - `operator`: A, a function of one sample that returns one array: a mask times the
-      image, a blur, a matrix product, anything differentiable.
+    - `operator`: A, a differentiable function of one sample that returns one array.
     - `y`: one measurement for the whole batch, of the shape of the result of A, or one
       for each sample, with the batch axis in front.
     - `std`: the standard deviation of the noise, in the units of y; 0.05.
@@ -30,10 +29,7 @@ class Measurement(eqx.Module):
         if is_traced((self.y, self.std)):
             return
         if not 0 <= float(self.std) < np.inf or not np.isfinite(self.y).all():
-            raise ValueError(
-                "a measurement needs a finite y and a finite std >= 0, got std="
-                f"{float(self.std):g}."
-            )
+            raise ValueError(f"y and std >= 0 must be finite, got std={self.std}.")
 
     def apply(self, x0: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
         """A of every sample."""
@@ -67,8 +63,7 @@ class Measurement(eqx.Module):
             came = type(out).__name__ if wanted is None else wanted
             raise ValueError(
                 f"the operator maps one sample of shape {shape[1:]} to {came}, but y "
-                f"has the shape {self.y.shape}. y is one measurement of the shape of "
-                "the operator's result, or a batch of as many as there are samples."
+                f"has the shape {self.y.shape}: give y that shape, or one per sample."
             )
 
     def check_noise(self, what: str) -> None:

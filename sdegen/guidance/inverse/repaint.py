@@ -4,10 +4,9 @@ With A' A a projection (a mask, or rows that are orthonormal), after every step 
 
     x_s + A' (alpha_s y + sqrt(sigma_s^2 - alpha_s^2 std^2) z - A x_s)              (1)
 
-(Song et al. 2021, appendix I.2). The unknown part has then been drawn without regard to
-the known one of that level; RePaint (Lugmayr et al. 2022, algorithm 1, with jumps of
-one step) noises x_s back to t and steps again, `resamples` times in all, so that both
-agree. Neither is exact: the step itself does not depend on y.
+(Song et al. 2021, appendix I.2). RePaint (Lugmayr et al. 2022, algorithm 1, with jumps
+of one step) noises x_s back to t and steps again, `resamples` times in all, so that the
+unknown part agrees with it. Neither is exact: the step itself does not depend on y.
 """
 
 import equinox as eqx
@@ -28,8 +27,7 @@ from .method import AbstractMethod
 class RePaint(AbstractMethod):
     """Equation (1) at every step of the ancestral sampler; 1 resample is replacement.
 
-    The default grid is `LogSNRGrid(50)`. The operator must be linear with A A' A = A,
-    as a mask is.
+    The default grid is `LogSNRGrid(50)`; A must be linear with A A' A = A.
 
     **Arguments:**
     - `resamples`: evaluations of each step; 10.
@@ -41,19 +39,16 @@ class RePaint(AbstractMethod):
 
     def __check_init__(self):
         if not (isinstance(self.resamples, int) and self.resamples >= 1):
-            raise ValueError(
-                f"resamples is a whole number >= 1, got {self.resamples!r}."
-            )
+            raise ValueError(f"resamples must be an int >= 1, got {self.resamples!r}.")
 
     def draw(self, key, denoiser, measurement, shape, options):
         """Draws in which A x0 is y up to its noise."""
         check_sample(denoiser.path, shape[1:])
         check_one_level(denoiser.path, "RePaint")
         check_projection(measurement.operator, shape[1:], "RePaint")
-        if options.start is not None and options.start.shape != shape:
-            raise ValueError(
-                f"start must have the shape {shape}, got {options.start.shape}."
-            )
+        start = options.start
+        if start is not None and start.shape != shape:
+            raise ValueError(f"start must have the shape {shape}, got {start.shape}.")
         grid = fixed_grid(options.grid, 50, denoiser.path, "RePaint")
         options = options._replace(grid=grid)
         return _repaint(key, self, denoiser, measurement, shape, options)
