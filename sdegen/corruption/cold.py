@@ -3,12 +3,9 @@
     x_t = F_t(x0) + noise z                                                         (1)
     x_s = F_s(x0_hat) + keep (x_t - F_t(x0_hat)) + (1 - keep^2)^(1/2) noise z'      (2)
 
-keep = 1 is the improved sampler of Bansal et al. 2022, "Cold diffusion", algorithm 2:
-what x0_hat does not explain stays as it is, and where F_t(x) = x + t e with a fixed e
-any restorer leads back to x0. keep = 0 is their naive sampler, algorithm 1. With noise,
-(2) keeps the distribution of (1) for every keep, as DDIM does. Neither is always the
-better one: where e depends on x0 the improved sampler carries every early mistake to
-the end, and a restorer that contracts does better with the naive one.
+keep = 1 is the improved sampler of Bansal et al. 2022, "Cold diffusion", algorithm 2,
+keep = 0 the naive one, algorithm 1. With noise, (2) keeps the distribution of (1) for
+every keep. Neither is always better: the improved one keeps early mistakes to the end.
 """
 
 from collections.abc import Callable
@@ -19,24 +16,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..typing import Scalar, is_traced, number
-from .corruption import (
-    AbstractCorruption,
-    array_or_none,
-    corrupted_example,
-    equal_steps,
-)
-
-_STEPS = 50
+from .corruption import AbstractCorruption, corrupted_example, data_field, equal_steps
 
 
 class Cold(AbstractCorruption):
     """A degradation `(t, x) -> F_t(x)` of one sample, F_0 the identity, t from 0 to 1.
 
     **Arguments:**
-
     - `degrade`: one of `Blur`, `Downsample`, `Inpaint` or a function.
-    - `noise`: the standard deviation of the noise, in units of the data; a little of it
-      adds variety to the few distinct starts. The last step, s = 0, adds none; 0.
+    - `noise`: its standard deviation, in units of the data; none at s = 0; 0.
     - `keep`: 1 for the improved sampler, 0 for the naive one; 1.
     - `power`: 1 trains on the absolute error, as in the paper, 2 on its square; 1.
     - `examples`: data to start from, (n, ...); none.
@@ -46,22 +34,22 @@ class Cold(AbstractCorruption):
     noise: Scalar = number(0.0)
     keep: Scalar = number(1.0)
     power: int = eqx.field(default=1, static=True)
-    examples: Array | None = eqx.field(default=None, converter=array_or_none)
+    examples: Array | None = data_field()
 
     def __check_init__(self):
         if is_traced((self.noise, self.keep)):
             return
-        if not (float(self.noise) >= 0 and 0 <= float(self.keep) <= 1):
+        noise, keep = float(self.noise), float(self.keep)
+        if not (noise >= 0 and 0 <= keep <= 1):
             raise ValueError(
                 "Cold needs noise >= 0 and keep from 0 (naive) to 1 (improved), got "
-                f"noise={float(self.noise):g} and keep={float(self.keep):g}."
+                f"{noise=:g} and {keep=:g}."
             )
 
     def corrupt(self, key, t, x0):
         """Equation (1)."""
-        return self.degrade(t, x0) + self.noise * jax.random.normal(
-            key, x0.shape, x0.dtype
-        )
+        z = jax.random.normal(key, x0.shape, x0.dtype)
+        return self.degrade(t, x0) + self.noise * z
 
     def revert(self, key, s, t, x, prediction):
         """Equation (2)."""
@@ -80,7 +68,7 @@ class Cold(AbstractCorruption):
 
     def times(self, steps, shape):
         """Equal steps, 50 by default."""
-        return equal_steps(steps, _STEPS)
+        return equal_steps(steps, 50)
 
     def training_time(self, u, shape):
         """Uniform."""

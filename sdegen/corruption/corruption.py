@@ -8,13 +8,11 @@ A step is right when it keeps the distribution of the corruption,
     integral of p(x_s | x_t, x0) p(x_t | x0) dx_t = p(x_s | x0).                    (3)
 
 A chain of such steps with x0_hat drawn from p(x0 | x_t) turns the distribution of fully
-corrupted data into that of the data (Su 2022, "unified diffusion model"). The Gaussian
-systems are those of Song et al. 2021, "Denoising diffusion implicit models"; the
-deterministic ones of Bansal et al. 2022, "Cold diffusion"; the discrete ones of Austin
-et al. 2021, "D3PM".
+corrupted data into that of the data (Su 2022, "unified diffusion model").
 """
 
 import abc
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -23,51 +21,35 @@ from jaxtyping import Array, Float, Num
 
 from ..typing import RandomKey, Scalar
 
+State: TypeAlias = Num[Array, "..."]
+
 
 class AbstractCorruption(eqx.Module):
     """A corruption (1), its step back (2), and the error of a network's prediction.
 
-    Everything is for one sample and scalar times. The prediction is x0_hat unless the
-    class says otherwise: systems of tokens take logits.
+    For one sample and scalar times. The prediction is x0_hat, or logits of tokens.
     """
 
     @abc.abstractmethod
-    def corrupt(
-        self, key: RandomKey, t: Scalar, x0: Num[Array, "..."]
-    ) -> Num[Array, "..."]:
+    def corrupt(self, key: RandomKey, t: Scalar, x0: State) -> State:
         """A draw of x_t given x0, equation (1)."""
 
     @abc.abstractmethod
     def revert(
-        self,
-        key: RandomKey,
-        s: Scalar,
-        t: Scalar,
-        x: Num[Array, "..."],
-        prediction: Float[Array, "..."],
-    ) -> Num[Array, "..."]:
+        self, key: RandomKey, s: Scalar, t: Scalar, x: State, prediction: State
+    ) -> State:
         """A draw of x_s given x_t = x and the prediction there, equation (2)."""
 
     @abc.abstractmethod
-    def error(
-        self,
-        t: Scalar,
-        x0: Num[Array, "..."],
-        x: Num[Array, "..."],
-        prediction: Float[Array, "..."],
-    ) -> Scalar:
+    def error(self, t: Scalar, x0: State, x: State, prediction: State) -> Scalar:
         """What training minimises, for a prediction at x_t = x."""
 
     @abc.abstractmethod
-    def prior(
-        self, key: RandomKey, shape: tuple[int, ...], dtype=None
-    ) -> Num[Array, "..."]:
+    def prior(self, key: RandomKey, shape: tuple[int, ...], dtype=None) -> State:
         """A draw of the state at the last time, for data of shape `shape`."""
 
     @abc.abstractmethod
-    def times(
-        self, steps: int | None, shape: tuple[int, ...]
-    ) -> Float[Array, " times"]:
+    def times(self, steps: int | None, shape: tuple[int, ...]) -> Array:
         """The falling times of a chain of `steps` steps; None for its default."""
 
     @abc.abstractmethod
@@ -85,14 +67,13 @@ def equal_steps(steps: int | None, default: int) -> Float[Array, " times"]:
 
 def corrupted_example(
     key: RandomKey, system: AbstractCorruption, examples: Array | None, shape, dtype
-) -> Num[Array, "..."]:
+) -> State:
     """One of the examples of a system at t = 1: a draw of its prior."""
     name = type(system).__name__
     if examples is None:
         raise ValueError(
-            f"{name} has no distribution of its own to start from: its chain starts at "
-            "corrupted data. Make it with examples=, an array of data, or sample with "
-            "start=."
+            f"the chain of {name} starts at corrupted data, got none. Make it with "
+            "examples=, an array of data, or sample with start=."
         )
     if examples.shape[1:] != shape:
         raise ValueError(
@@ -105,6 +86,8 @@ def corrupted_example(
     return system.corrupt(noise, jnp.ones((), x0.dtype), x0)
 
 
-def array_or_none(x) -> Array | None:
-    """The converter of a field of examples."""
-    return None if x is None else jnp.asarray(x)
+def data_field() -> Any:
+    """A field of examples, None by default."""
+    return eqx.field(
+        default=None, converter=lambda x: None if x is None else jnp.asarray(x)
+    )

@@ -3,9 +3,6 @@
 Blurring is the heat equation with mirrored borders, diagonal in the cosine transform:
 
     F(x) = C^T exp(-lambda sigma^2 / 2) C x,   lambda as in `basis.laplacian`       (1)
-
-sigma is the standard deviation of the equivalent Gaussian filter, in pixels; widths add
-in their squares.
 """
 
 import equinox as eqx
@@ -21,18 +18,12 @@ _IMAGE = (-3, -2)
 def dissipate(
     x: Float[Array, "..."], sigma: ScalarLike, axes: tuple[int, ...] = _IMAGE
 ) -> Float[Array, "..."]:
-    """x blurred by a Gaussian filter, equation (1).
-
-    Rissanen et al. 2023, "Generative modelling with inverse heat dissipation", eq. 6,
-    with sigma^2 / 2 the time of the heat equation.
+    """x blurred by a Gaussian filter, equation (1) (Rissanen et al. 2023, eq. 6).
 
     **Arguments:**
-
     - `x`: an array of any shape.
-    - `sigma`: the width in pixels.
+    - `sigma`: the standard deviation of the filter, in pixels.
     - `axes`: those along which x is blurred; (-3, -2).
-
-    **Returns:** an array of the shape of x.
     """
     basis = DCT(axes)
     frequencies = jnp.asarray(laplacian(x.shape, axes), x.dtype)
@@ -41,7 +32,12 @@ def dissipate(
 
 
 class Blur(eqx.Module):
-    """A Gaussian blur whose width grows evenly from 0 to `sigma` pixels."""
+    """A Gaussian blur whose width grows evenly from 0 to `sigma` pixels.
+
+    **Arguments:**
+    - `sigma`: the width at t = 1, in pixels; 4.
+    - `axes`: those along which x is blurred; (-3, -2).
+    """
 
     sigma: Scalar = number(4.0)
     axes: tuple[int, ...] = eqx.field(default=_IMAGE, static=True)
@@ -52,9 +48,11 @@ class Blur(eqx.Module):
 
 
 class Downsample(eqx.Module):
-    """Averages over blocks of 1, 2, 4, ... to `factor` pixels, mixed evenly between.
+    """Averages over blocks of 1, 2, 4, ... pixels (Bansal et al. 2022, section 5.3).
 
-    Bansal et al. 2022, "Cold diffusion", section 5.3, made continuous in t.
+    **Arguments:**
+    - `factor`: the side of a block at t = 1, a power of two; 4.
+    - `axes`: those of height and width; (-3, -2).
     """
 
     factor: int = eqx.field(default=4, static=True)
@@ -62,9 +60,7 @@ class Downsample(eqx.Module):
 
     def __check_init__(self):
         if self.factor < 2 or self.factor & (self.factor - 1):
-            raise ValueError(
-                f"factor must be 2, 4, 8 or another power of two, got {self.factor}."
-            )
+            raise ValueError(f"factor must be a power of two >= 2, got {self.factor}.")
 
     def __call__(self, t, x):
         """x in blocks: the levels next to t log2(factor), linearly between them."""
@@ -88,7 +84,12 @@ class Downsample(eqx.Module):
 
 
 class Inpaint(eqx.Module):
-    """What `mask` marks with 1 fades to `fill`; `mask` broadcasts against a sample."""
+    """What is marked fades.
+
+    **Arguments:**
+    - `mask`: 1 where x fades, else 0; it broadcasts against a sample.
+    - `fill`: the value to which it fades; 0.
+    """
 
     mask: Float[Array, "..."] = number()
     fill: Scalar = number(0.0)

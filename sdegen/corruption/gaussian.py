@@ -17,8 +17,6 @@ from ..solvers.semilinear import root
 from ..typing import Scalar, ScalarLike, is_traced, number
 from .corruption import AbstractCorruption
 
-_STEPS = 50
-
 
 class Gaussian(AbstractCorruption):
     """The corruption of a path; the step is DDIM's, from t_max to t_min.
@@ -27,7 +25,6 @@ class Gaussian(AbstractCorruption):
     denoiser on the path is a network for it.
 
     **Arguments:**
-
     - `path`: any; with eta > 0 its noise must be Gaussian.
     - `eta`: the share of fresh noise: 0 reuses the noise that x0_hat implies, 1 is the
       ancestral sampler; 0.
@@ -41,14 +38,12 @@ class Gaussian(AbstractCorruption):
             return
         if not 0 <= float(self.eta) <= 1:
             raise ValueError(
-                "eta is the share of fresh noise: 0 (none) to 1 (ancestral), got "
-                f"{float(self.eta):g}."
+                f"eta is the share of fresh noise, 0 to 1, got {float(self.eta):g}."
             )
         if float(self.eta) > 0 and not self.path.noise.gaussian:
             raise ValueError(
-                "a sum of old and fresh noise is distributed as the noise only if that "
-                f"is Gaussian, and {type(self.path).__name__} has noise="
-                f"{type(self.path.noise).__name__}. Use eta=0."
+                f"eta > 0 needs Gaussian noise, and {type(self.path).__name__} has "
+                f"noise={type(self.path.noise).__name__}. Use eta=0."
             )
 
     def corrupt(self, key, t, x0):
@@ -58,10 +53,7 @@ class Gaussian(AbstractCorruption):
 
     def coefficients(self, s: ScalarLike, t: ScalarLike) -> tuple[Array, Array, Array]:
         """(gamma, kappa, v^(1/2)) of the step (2) from t to s."""
-        (alpha_s, sigma_s), (alpha_t, sigma_t) = (
-            self.path.scales(s),
-            self.path.scales(t),
-        )
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = map(self.path.scales, (s, t))
         ratio = (alpha_t * sigma_s) / (alpha_s * sigma_t)
         fresh = self.eta**2 * (1 - ratio) * (1 + ratio)
         kappa = sigma_s * root(1 - fresh) / sigma_t
@@ -79,13 +71,12 @@ class Gaussian(AbstractCorruption):
 
     def prior(self, key, shape, dtype=None):
         """Noise of scale sigma(t_max)."""
-        return self.path.sigma(self.path.t_max) * self.path.noise.sample(
-            key, shape, dtype
-        )
+        z = self.path.noise.sample(key, shape, dtype)
+        return self.path.sigma(self.path.t_max) * z
 
     def times(self, steps, shape):
         """`sdegen.CosineGrid`, with 50 steps by default."""
-        return CosineGrid(_STEPS if steps is None else steps)(self.path)
+        return CosineGrid(50 if steps is None else steps)(self.path)
 
     def training_time(self, u, shape):
         """Uniform between t_min and t_max."""

@@ -11,12 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..typing import Scalar, ScalarLike, is_traced, number
-from .corruption import (
-    AbstractCorruption,
-    array_or_none,
-    corrupted_example,
-    equal_steps,
-)
+from .corruption import AbstractCorruption, corrupted_example, data_field, equal_steps
 from .degradations import dissipate
 
 
@@ -25,13 +20,11 @@ class HeatDissipation(AbstractCorruption):
 
     Rissanen, Heinonen and Solin 2023, "Generative modelling with inverse heat
     dissipation", eq. 6 to 9 and algorithms 1 and 2. delta > noise adds the variety that
-    a blurred start lacks, so (3) is a model and not the reversal of (1).
+    a blurred start lacks.
 
     **Arguments:**
-
     - `levels`: K, the number of steps; 200.
-    - `sigma_min`, `sigma_max`: w_1 and w_K in pixels; 0.5 and 24, the paper's for
-      images of 32 pixels. Half the image leaves little but its mean.
+    - `sigma_min`, `sigma_max`: w_1 and w_K in pixels; 0.5 and 24 (32 x 32 images).
     - `noise`, `delta`: of training and of a step, in units of the data; 0.01, 0.0125.
     - `axes`: those of height and width; (-3, -2).
     - `examples`: the training data, from which, blurred, the chain starts; none.
@@ -43,7 +36,7 @@ class HeatDissipation(AbstractCorruption):
     noise: Scalar = number(0.01)
     delta: Scalar = number(0.0125)
     axes: tuple[int, ...] = eqx.field(default=(-3, -2), static=True)
-    examples: Array | None = eqx.field(default=None, converter=array_or_none)
+    examples: Array | None = data_field()
 
     def __check_init__(self):
         if self.levels < 2:
@@ -89,8 +82,8 @@ class HeatDissipation(AbstractCorruption):
         """The levels."""
         if steps not in (None, self.levels):
             raise ValueError(
-                f"this HeatDissipation learns the steps between {self.levels} levels: "
-                f"its chain has as many, got steps={steps}. Train one with that many."
+                f"this HeatDissipation has a chain of {self.levels} levels, got "
+                f"steps={steps}. Train one with that many."
             )
         return equal_steps(steps, self.levels)
 

@@ -3,16 +3,15 @@
     x_t: a uniform subset of t l places hidden,   t = 0, 1/l, ..., 1                (1)
     x_s: one hidden place, chosen uniformly, gets a token from p(x0_i | x_t)        (2)
 
-With exact conditionals (2) draws exactly from the data, in a random order. The mean
-cross-entropy of a hidden token, over t uniform on 1/l, ..., 1, is an upper bound of
--log p(x0) / l in nats per token (Uria et al. 2014; Hoogeboom et al. 2022).
+The mean cross-entropy of a hidden token, over t uniform on 1/l, ..., 1, is an upper
+bound of -log p(x0) / l in nats per token (Uria et al. 2014; Hoogeboom et al. 2022).
 """
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .tokens import AbstractTokens, as_tokens, count, move, places
+from .tokens import AbstractTokens, count, move, places
 
 
 class Mask(AbstractTokens):
@@ -23,11 +22,9 @@ class Mask(AbstractTokens):
     tokens that are given: uncovered places stay (without `remask`).
 
     **Arguments:**
-
     - `vocabulary`: the number of tokens.
-    - `remask`: draw all hidden tokens in every step, then hide t l places anew, any of
-      them. It is exact only for logits of a joint distribution, but may mend a token
-      that was drawn badly; no.
+    - `remask`: draw all hidden tokens in every step, then hide any t l places anew. It
+      may mend a bad token, but is exact only for logits of a joint distribution; no.
     """
 
     vocabulary: int = eqx.field(static=True)
@@ -36,7 +33,7 @@ class Mask(AbstractTokens):
     def corrupt(self, key, t, x0):
         """Equation (1)."""
         hidden = places(key, count(t, len(x0)), len(x0))
-        return jnp.where(hidden, self.vocabulary, as_tokens(x0))
+        return jnp.where(hidden, self.vocabulary, x0.astype(jnp.int32))
 
     def allowed(self, x):
         """Any token at a hidden place."""
@@ -44,7 +41,7 @@ class Mask(AbstractTokens):
 
     def revert(self, key, s, t, x, prediction):
         """Equation (2), until s l places are hidden."""
-        x, log_w = as_tokens(x), self.moves(x, prediction)
+        x, log_w = x.astype(jnp.int32), self.moves(x, prediction)
         if not self.remask:
             number = jnp.sum(x == self.vocabulary) - count(s, len(x))
             return move(key, number, x, log_w)

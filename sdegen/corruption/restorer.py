@@ -1,11 +1,4 @@
-"""Restorers: a network with the corruption that it undoes, as a model.
-
-    sdegen.fit(Restorer(network, Mask(256)), data)
-    sdegen.sample(key, restorer, shape, grid=50)
-
-Sample i of a call draws from fold_in(key, i), its step n from fold_in of that, as for a
-denoiser: the DDIM of both draws the same numbers.
-"""
+"""Restorers: a network with the corruption that it undoes, as a model."""
 
 from typing import Any, ClassVar
 
@@ -35,17 +28,14 @@ from .corruption import AbstractCorruption
 
 
 class Restorer(AbstractModel):
-    """A network with the corruption system that it restores; `fit`, `sample` take it.
+    """A network with the corruption system that it restores.
 
     `sample` runs the chain of the system, one network call per step. Its `grid` is a
-    number of steps (by default the system's own) or an array of falling times; `start`
-    holds states at the first time, for instance data to be restored.
+    number of steps (by default the system's own) or an array of falling times.
 
     **Arguments:**
-
     - `network`: a callable pytree (t, x, cond) -> prediction on batches, with t of
-      shape (batch,) in the clock of the system. A prediction has the shape of x; for
-      tokens one axis more, the logits.
+      shape (batch,), of the shape of x; for tokens one axis more, the logits.
     - `system`: the corruption.
     """
 
@@ -60,8 +50,7 @@ class Restorer(AbstractModel):
         if out.shape[: x.ndim] != x.shape:
             raise ValueError(
                 "the network of a Restorer must predict an array of the shape of x, or "
-                f"logits (batch, length, vocabulary): x has shape {x.shape}, the "
-                f"prediction {out.shape}."
+                f"logits: x has shape {x.shape}, the prediction {out.shape}."
             )
         return out
 
@@ -75,8 +64,8 @@ class Restorer(AbstractModel):
         """Corrupted data at stratified times of the system; the target is x0."""
         if coupling is not independent or times is not None:
             raise ValueError(
-                "a Restorer trains at the times of its system, on corruptions of x0 "
-                "alone: it takes no coupling and no times."
+                "a Restorer trains at the times of its system, without a coupling: "
+                "leave coupling and times out."
             )
         index, total = batch_index(len(x0), axis_name)
         floats = jnp.issubdtype(x0.dtype, jnp.floating)
@@ -95,33 +84,36 @@ class Restorer(AbstractModel):
         """The chain of the system; see `AbstractModel.problem`."""
         if solver is not None or stochasticity is not None or denoise or refinable:
             raise ValueError(
-                "solver, stochasticity, denoise and refinable are for equations, and a "
-                f"Restorer runs the chain of {type(self.system).__name__}. Leave them "
-                "out; the noise of the chain is set in the system."
+                "a Restorer takes no solver, stochasticity, denoise and refinable: it "
+                f"runs the chain of {type(self.system).__name__}, which sets the noise."
             )
         if grid is None or isinstance(grid, int | np.integer):
             times = self.system.times(grid, shape[1:])
         else:
             times = _falling(grid)
-        if start is None:
-            draw = lambda k: self.system.prior(k, shape[1:], times.dtype)  # noqa: E731
-            dtype = jax.eval_shape(draw, jax.random.key(0)).dtype
-        else:
-            dtype = start.dtype
-        return ChainProblem(self, times, jnp.zeros((), dtype), start is not None)
+        draw = lambda k: self.system.prior(k, shape[1:], times.dtype)  # noqa: E731
+        state = jax.eval_shape(draw, jax.random.key(0)) if start is None else start
+        return ChainProblem(self, times, jnp.zeros((), state.dtype), start is not None)
 
 
 def _falling(grid):
     times = jnp.zeros(()) if callable(grid) else float_array(grid)
-    falls = times.ndim == 1 and len(times) > 1
-    if falls and not is_traced(times):
-        falls = bool((jnp.diff(times) < 0).all())
-    if not falls:
+    several = times.ndim == 1 and len(times) > 1
+    if not several or not (is_traced(times) or (jnp.diff(times) < 0).all()):
         raise ValueError(
             "the grid of a chain is a number of steps, or an array of at least two "
             f"times that fall, got {grid!r:.80}."
         )
     return times
+
+
+class Iterate(dfx.Euler):
+    """y1 = f(t0, y0): every step is the map itself, one evaluation as Euler's."""
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        """One step, as Diffrax asks for it."""
+        y1 = terms.vector_field(t0, y0, args)  # pyright: ignore[reportAttributeAccessIssue]
+        return y1, None, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
 
 
 class ChainProblem(AbstractProblem):
@@ -131,12 +123,8 @@ class ChainProblem(AbstractProblem):
     grid: Float[Array, " times"]
     zero: Num[Array, ""]  # of the dtype of the state
     given: bool = eqx.field(static=True)  # whether the start is
+    solver: dfx.AbstractSolver = Iterate()
     draws_start: ClassVar = True
-
-    @property
-    def solver(self):
-        """Takes each step as the system says."""
-        return Iterate()
 
     def table(self):
         """The times, and as rows each time with the number of its step."""
@@ -174,31 +162,19 @@ class ChainProblem(AbstractProblem):
         return y
 
 
-class Iterate(dfx.Euler):
-    """y1 = f(t0, y0): every step is the map itself, one evaluation as Euler's."""
-
-    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        """One step, as Diffrax asks for it."""
-        y1 = terms.vector_field(t0, y0, args)
-        return y1, None, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
-
-
 def corrupt(
     key: RandomKey,
     system: AbstractCorruption,
     t: ScalarLike,
     x0: Num[Array, "batch ..."] | np.ndarray,
 ) -> Num[Array, "batch ..."]:
-    """Data at time t of a corruption.
+    """Data at time t of a corruption, (batch, ...).
 
     **Arguments:**
-
     - `key`: a random key; sample i draws from fold_in(key, i).
     - `system`: the corruption.
     - `t`: the time, one for all.
     - `x0`: data, (batch, ...).
-
-    **Returns:** x_t, (batch, ...).
     """
     return _corrupt(system, key, jnp.arange(len(x0)), float_array(t), jnp.asarray(x0))
 
@@ -223,8 +199,7 @@ def restoration_loss(
     """The mean of the system's `error` on a batch, at stratified training times.
 
     For `Mask` it is the bound of its module in nats per token. The arguments are those
-    of `denoising_loss`; tokens come as whole numbers, also in floating point (the only
-    kind that `fit` takes), where float32 holds them exactly up to 2^24.
+    of `denoising_loss`; tokens are whole numbers, in floating point for `fit`.
     """
     batch = restorer.draw_batch(key, x0, cond, axis_name=axis_name)
     prediction = restorer(batch.t, batch.x_t, cond)

@@ -1,16 +1,15 @@
 """What systems of tokens share: counts, places and moves.
 
-A move puts the token v at the place i. If a step back changes one place, only the
-conditionals of the single places given x_t matter, not their joint distribution:
+A move puts the token v at the place i. For one move only the conditionals of single
+places given x_t matter:
 
     P(i, v) = w(i, v) / sum of w,    w(i, v) = p(x0_i = v | x_t) [i, v allowed]     (1)
 
-so that one logit per place and token, independent across places, makes an exact chain.
-Several moves at once take places without replacement, and tokens as if independent:
-faster, and exact only if they are.
+Several moves at once take tokens as if independent: exact only if they are.
 """
 
 import abc
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -20,52 +19,42 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from ..typing import RandomKey, Scalar
 from .corruption import AbstractCorruption, equal_steps
 
+Tokens: TypeAlias = Int[Array, " length"]
+Logits: TypeAlias = Float[Array, "length vocabulary"]
+
 
 class AbstractTokens(AbstractCorruption):
     """Corruption of t l of the l tokens 0 .. vocabulary - 1 of one sequence.
 
-    A prediction is one row of logits per place. Training times are 1/l, ..., 1, each as
-    often; a chain changes one token in a step unless it has fewer steps.
+    A prediction is one row of logits per place. Tokens may be floats, as from `fit`.
     """
 
     vocabulary: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def allowed(self, x: Int[Array, " length"]) -> Bool[Array, "length #vocabulary"]:
+    def allowed(self, x: Tokens) -> Bool[Array, "length #vocabulary"]:
         """Which tokens a move may put at which places."""
 
-    def moves(
-        self, x: Int[Array, " length"], logits: Float[Array, "length vocabulary"]
-    ) -> Float[Array, "length vocabulary"]:
+    def moves(self, x: Tokens, logits: Logits) -> Logits:
         """log w of (1)."""
-        return jnp.where(
-            self.allowed(x), log_softmax(logits, self.vocabulary), -jnp.inf
-        )
+        log_p = log_softmax(logits, self.vocabulary)
+        return jnp.where(self.allowed(x), log_p, -jnp.inf)
 
-    def nats(
-        self, x0: Num[Array, " length"], logits: Float[Array, "length vocabulary"]
-    ) -> Float[Array, " length"]:
+    def nats(self, x0: Num[Array, " length"], logits: Logits) -> Array:
         """The cross-entropy of every token of x0."""
         log_p = log_softmax(logits, self.vocabulary)
-        return -jnp.take_along_axis(log_p, as_tokens(x0)[:, None], axis=-1)[:, 0]
+        return -jnp.take_along_axis(log_p, x0.astype(jnp.int32)[:, None], axis=-1)[:, 0]
 
     def times(self, steps, shape):
         """From 1 to 0 in equal steps, by default one token to a step."""
-        if steps is not None and steps > shape[0]:
-            raise ValueError(
-                f"a chain over {shape[0]} tokens has at most {shape[0]} steps, got "
-                f"{steps}."
-            )
-        return equal_steps(steps, shape[0])
+        most = shape[0]
+        if steps is not None and steps > most:
+            raise ValueError(f"{most} tokens take at most {most} steps, got {steps}.")
+        return equal_steps(steps, most)
 
     def training_time(self, u, shape):
         """1/l, 2/l, ..., 1, each for its share of u."""
         return jnp.ceil(u * shape[0]) / shape[0]
-
-
-def as_tokens(x: Num[Array, "..."]) -> Int[Array, "..."]:
-    """x as whole numbers; floats come from `fit`, which takes no others."""
-    return x.astype(jnp.int32)
 
 
 def count(t: Scalar, length: int) -> Int[Array, ""]:
@@ -73,22 +62,19 @@ def count(t: Scalar, length: int) -> Int[Array, ""]:
     return jnp.round(t * length).astype(jnp.int32)
 
 
-def places(
-    key: RandomKey, number: Int[Array, ""], length: int
-) -> Bool[Array, " length"]:
+def places(key: RandomKey, number: Array, length: int) -> Bool[Array, " length"]:
     """`number` of `length` places, every subset with the same probability."""
     return rank(jax.random.uniform(key, (length,))) < number
 
 
-def rank(score: Float[Array, " length"]) -> Int[Array, " length"]:
+def rank(score: Float[Array, " length"]) -> Tokens:
     """How many are above each, ties by their order: compiles faster than a sort."""
+    other, own = score[None, :], score[:, None]
     first = jnp.tri(len(score), k=-1, dtype=bool)  # [i, j]: j stands before i
-    above = score[None, :] > score[:, None]
-    ties = (score[None, :] == score[:, None]) & first
-    return jnp.sum(above | ties, axis=1)
+    return jnp.sum((other > own) | ((other == own) & first), axis=1)
 
 
-def log_softmax(logits: Float[Array, "length vocabulary"], vocabulary: int) -> Array:
+def log_softmax(logits: Logits, vocabulary: int) -> Logits:
     """Logits as log-probabilities, if they are for this vocabulary."""
     if logits.shape[-1] != vocabulary:
         raise ValueError(
@@ -98,12 +84,7 @@ def log_softmax(logits: Float[Array, "length vocabulary"], vocabulary: int) -> A
     return jax.nn.log_softmax(logits)
 
 
-def move(
-    key: RandomKey,
-    number: Int[Array, ""],
-    x: Int[Array, " length"],
-    log_w: Float[Array, "length vocabulary"],
-) -> Int[Array, " length"]:
+def move(key: RandomKey, number: Array, x: Tokens, log_w: Logits) -> Tokens:
     """x after `number` moves at different places; one move is drawn from (1).
 
     Places are drawn by Gumbel's trick with their total weight, then a token for each.

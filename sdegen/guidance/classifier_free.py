@@ -2,11 +2,10 @@
 
     strong + w (strong - weak)                                                      (1)
 
-of both posterior means, where strong is the conditional denoiser and weak the
-unconditional one (Ho and Salimans 2022, "Classifier-free diffusion guidance", eq. 6,
-with their w: 0 is the condition alone, -1 no condition; others write 1 + w), or a model
-and a worse one (Karras et al. 2024, "Guiding a diffusion model with a bad version of
-itself", eq. 4, with weight 1 + w).
+of both posterior means: of the conditional and the unconditional denoiser (Ho and
+Salimans 2022, "Classifier-free diffusion guidance", eq. 6, with their w: 0 is the
+condition alone; others write 1 + w), or of a model and a worse one (Karras et al. 2024,
+"Guiding a diffusion model with a bad version of itself", eq. 4, with weight 1 + w).
 """
 
 import equinox as eqx
@@ -15,73 +14,59 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..models.denoiser import AbstractDenoiser
-from ..typing import PyTree, Scalar, float_array, is_traced, number
+from ..typing import PyTree, Scalar, float_array, is_traced
 from .guidance import (
     AbstractGuidance,
     Interval,
     Means,
     arrays,
     check_alike,
-    check_weight,
-    guidance_weight,
+    finite,
     moved,
-    spread_null,
+    spread,
 )
 
 
 class ClassifierFree(AbstractGuidance):
-    """Equation (1) from one network with and without its condition, in one call.
-
-    Every evaluation is one call of the network, on a batch twice as large.
+    """Equation (1) from one call of a network, with and without its condition.
 
     **Arguments:**
-
     - `denoiser`: trained with and without its condition.
-    - `null`: the condition of one sample that stands for none, as in training
-      (`LabelDropout`), or a condition to keep away from (a negative prompt).
+    - `null`: the condition of one sample that stands for none (`LabelDropout`), or one
+      to keep away from (a negative prompt).
     - `weight`: w in (1); 1.
     - `interval`: the noise levels where it acts, elsewhere w is 0; all.
-    - `rescale`: how far, from 0 to 1, the deviation of each denoised sample over its
-      coordinates is brought back to the conditional one (Lin et al. 2024, "Common
-      diffusion noise schedules and sample steps are flawed", eq. 15 and 16); 0.
+    - `rescale`: how far, 0 to 1, the deviation of each denoised sample is brought back
+      to the conditional one (Lin et al. 2024, "Common diffusion noise schedules and
+      sample steps are flawed", eq. 15 and 16); 0.
     """
 
     denoiser: AbstractDenoiser
     null: PyTree = eqx.field(converter=arrays)
-    weight: Scalar = number(1.0)
+    weight: Scalar = finite(default=1.0)
     interval: Interval = eqx.field(default_factory=Interval)
-    rescale: Scalar = number(0.0)
+    rescale: Scalar = finite("rescale", default=0.0)
 
     def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat) of equation (1)."""
         check_alike(cond, self.null, len(x))
-        strong, weak = stacked(
-            self.denoiser, t, x, [cond, spread_null(self.null, len(x))]
-        )
-        return contrast(self, t, x, strong, weak)
-
-    def __check_init__(self):
-        check_weight(self.weight)
-        check_weight(self.rescale, "rescale")
+        conditions = [cond, spread(self.null, len(x))]
+        return contrast(self, t, x, *stacked(self.denoiser, t, x, conditions))
 
 
 class Autoguided(AbstractGuidance):
-    """Equation (1) from a model and a weaker one, smaller or trained less.
-
-    Two network calls per evaluation. With an unconditional denoiser as `weak` it is
-    classifier-free guidance from two models.
+    """Equation (1) from a model and a weaker one: smaller, trained less or blind.
 
     **Arguments:**
-
     - `denoiser`, `weak`: two on the same path, which see the same condition.
     - `weight`, `interval`, `rescale`: as in `ClassifierFree`.
     """
 
     denoiser: AbstractDenoiser
     weak: AbstractDenoiser
-    weight: Scalar = number(1.0)
+    weight: Scalar = finite(default=1.0)
     interval: Interval = eqx.field(default_factory=Interval)
-    rescale: Scalar = number(0.0)
+    rescale: Scalar = finite("rescale", default=0.0)
 
     def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat) of equation (1)."""
@@ -89,23 +74,18 @@ class Autoguided(AbstractGuidance):
         return contrast(self, t, x, strong, self.weak.posterior_means(t, x, cond))
 
     def __check_init__(self):
-        check_weight(self.weight)
-        check_weight(self.rescale, "rescale")
         paths = (self.denoiser.path, self.weak.path)
-        if is_traced(paths):
-            return
-        if not eqx.tree_equal(*paths):
+        if not is_traced(paths) and not eqx.tree_equal(*paths):
             raise ValueError(
-                "both denoisers must be on one path, got "
-                f"{type(paths[0]).__name__} and {type(paths[1]).__name__}, which are "
-                "not the same process with the same numbers."
+                "both denoisers must be on one path, with the same numbers, got "
+                f"{type(paths[0]).__name__} and {type(paths[1]).__name__}."
             )
 
 
 def contrast(guidance, t, x: Array, strong: Means, weak: Means) -> Means:
     """Equation (1), with interval and rescaling."""
     t, path = float_array(t), guidance.path
-    w = guidance_weight(guidance.weight, guidance.interval, path, t, x)
+    w = guidance.interval.weight(guidance.weight, path, t, x)
     x0, z = jax.tree.map(lambda a, b: (a + w * (a - b)).astype(x.dtype), strong, weak)
     if not is_traced(guidance.rescale) and float(guidance.rescale) == 0:
         return x0, z
@@ -114,8 +94,7 @@ def contrast(guidance, t, x: Array, strong: Means, weak: Means) -> Means:
     size = jnp.std(x0, axis=axes, keepdims=True)
     known = size > 0  # one coordinate has no deviation
     factor = jnp.where(known, wanted / jnp.where(known, size, 1.0), 1.0)
-    shift = guidance.rescale * (factor - 1) * x0
-    return moved(path, t, (x0, z), shift.astype(x.dtype), x)
+    return moved(path, t, (x0, z), guidance.rescale * (factor - 1) * x0, x)
 
 
 def stacked(denoiser, t, x: Array, conditions: list[PyTree]) -> list[Means]:

@@ -5,11 +5,10 @@ posterior means and leaves x_t where it is:
 
     x0_hat + S,    z_hat - (alpha / sigma) S,    S = (sigma^2 / alpha) G            (1)
 
-A guided denoiser is again a denoiser: it works with every process, solver and
-likelihood. Which distribution is sampled is another matter: see docs/conditional.md.
+Which distribution is sampled is another matter: see docs/conditional.md.
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -19,14 +18,26 @@ from jaxtyping import Array, Float
 
 from ..models.denoiser import AbstractDenoiser
 from ..processes.path import LOGSNR_FLOOR, AbstractPath, batched
-from ..typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced
+from ..typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced, number
 
 Means: TypeAlias = tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]
 
 
 def arrays(tree: PyTree) -> PyTree:
-    """`tree` with JAX arrays for leaves, which a compiled function takes as numbers."""
+    """`tree` with JAX arrays for leaves."""
     return jax.tree.map(jnp.asarray, tree)
+
+
+def finite(name: str = "weight", **options) -> Any:
+    """A field for finite numbers; `options` are those of `equinox.field`."""
+
+    def convert(x):
+        x = float_array(x)
+        if not is_traced(x) and not np.isfinite(np.asarray(x)).all():
+            raise ValueError(f"the guidance {name} must be finite, got {x}.")
+        return x
+
+    return eqx.field(converter=convert, **options)
 
 
 class AbstractGuidance(AbstractDenoiser):
@@ -49,7 +60,6 @@ class Unconditional(AbstractGuidance):
     """A denoiser that ignores its condition and gets `null` instead.
 
     **Arguments:**
-
     - `denoiser`: the denoiser inside.
     - `null`: the condition of one sample, without the batch axis, that stands for none;
       None for a network that takes no condition.
@@ -60,18 +70,18 @@ class Unconditional(AbstractGuidance):
 
     def posterior_means(self, t, x, cond=None):
         """(E[x0 given x_t], E[z given x_t])."""
-        return self.denoiser.posterior_means(t, x, spread_null(self.null, len(x)))
+        return self.denoiser.posterior_means(t, x, spread(self.null, len(x)))
 
 
 class Interval(eqx.Module):
-    """The noise levels sigma / alpha in which guidance acts, `low` to `high`.
+    """The noise levels sigma / alpha with guidance (Kynkaanniemi et al. 2024).
 
-    Kynkaanniemi et al. 2024, "Applying guidance in a limited interval". Both limits are
-    included; by default they are 0 and infinity.
+    **Arguments:**
+    - `low`, `high`: the limits, which are included; 0 and infinity.
     """
 
-    low: Scalar = eqx.field(default=0.0, converter=float_array)
-    high: Scalar = eqx.field(default=float("inf"), converter=float_array)
+    low: Scalar = number(0.0)
+    high: Scalar = number(float("inf"))
 
     def __check_init__(self):
         if not is_traced(self) and not 0 <= float(self.low) < float(self.high):
@@ -85,18 +95,23 @@ class Interval(eqx.Module):
         alpha, sigma = path.level(t)
         return ((sigma >= self.low * alpha) & (alpha >= sigma / self.high)) * 1.0
 
-
-def guidance_weight(
-    weight: Scalar, interval: Interval, path: AbstractPath, t: Time, x: Array
-) -> Float[Array, "..."]:
-    """The weight at t, 0 outside the interval, shaped to multiply x."""
-    return (weight * batched(lambda t: interval(path, t), t, x)).astype(x.dtype)
+    def weight(self, w: Scalar, path: AbstractPath, t: Time, x: Array) -> Array:
+        """w at t, 0 outside the interval, shaped to multiply x."""
+        return (w * batched(lambda t: self(path, t), t, x)).astype(x.dtype)
 
 
 def moved(path: AbstractPath, t: Time, means: Means, shift: Array, x: Array) -> Means:
     """Both means after a shift S of x0_hat, equation (1)."""
     ratio = batched(lambda t: path.alpha(t) / path.sigma(t), t, x)
+    shift = shift.astype(x.dtype)
     return means[0] + shift, (means[1] - ratio * shift).astype(x.dtype)
+
+
+def steered(guidance: Any, t: Time, means: Means, slope: Array, x: Array) -> Means:
+    """Both means after `slope` is added to the score, by the weight at t."""
+    path = guidance.path
+    w = guidance.interval.weight(guidance.weight, path, t, x)
+    return moved(path, t, means, w * noise_gain(path, off_noise(path, t), x) * slope, x)
 
 
 def noise_gain(path: AbstractPath, t: Time, x: Array) -> Float[Array, "..."]:
@@ -115,37 +130,25 @@ def remaining_variance(alpha: Array, sigma: Array, sigma_data: ScalarLike) -> Ar
 
 
 def off_noise(path: AbstractPath, t: Time) -> Time:
-    """t, or the time of alpha / sigma = 1e-3 where it is below.
-
-    At alpha = 0 the gradient in x is 0 and its gain in (1) infinite; their product has
-    a limit, from which this is 1e-3 away.
-    """
+    """t, or the time of alpha / sigma = 1e-3 where it is below."""
+    # At alpha = 0 the gradient in x is 0 and its gain in (1) infinite.
     return jnp.minimum(t, path.time(LOGSNR_FLOOR).astype(t.dtype))
 
 
-def carried(path: AbstractPath, t: Time, early: Time, means: Means, x: Array) -> Means:
-    """The means at t with the x0_hat of the time `early`, for the same x."""
+def carried(path: AbstractPath, t: Time, means: Means, x: Array) -> Means:
+    """The means at t with the x0_hat of `off_noise`, for the same x."""
 
-    def coefficients(t, early):
-        (a, s), (b, r) = path.scales(t), path.scales(early)
+    def coefficients(t):
+        (a, s), (b, r) = path.scales(t), path.scales(off_noise(path, t))
         return (b - a) / s, r / s
 
-    if t.ndim:
-        pair = jnp.stack([t, early], axis=1)
-        data, noise = batched(lambda both: coefficients(both[0], both[1]), pair, x)
-    else:
-        data, noise = coefficients(t, early)
-    x0, z = means
-    return x0, (data * x0 + noise * z).astype(x.dtype)
+    data, noise = batched(coefficients, t, x)
+    return means[0], (data * means[0] + noise * means[1]).astype(x.dtype)
 
 
-def spread_null(null: PyTree, batch: int) -> PyTree:
-    """The marker of one sample for a batch."""
-
-    def spread(leaf):
-        return jnp.broadcast_to(jnp.asarray(leaf), (batch, *jnp.shape(leaf)))
-
-    return jax.tree.map(spread, null)
+def spread(cond: PyTree, batch: int) -> PyTree:
+    """The condition of one sample for a batch."""
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *jnp.shape(a))), cond)
 
 
 def check_alike(cond: PyTree, null: PyTree, batch: int) -> None:
@@ -153,8 +156,8 @@ def check_alike(cond: PyTree, null: PyTree, batch: int) -> None:
     here, there = jax.tree.structure(cond), jax.tree.structure(null)
     if here != there or not jax.tree.leaves(null):
         raise ValueError(
-            "the condition must be built like the marker for no condition, of the "
-            f"structure {there} that the network was trained on, got {here}."
+            "the condition must be built like the marker for no condition, with the "
+            f"structure {there}, got {here}."
         )
     for leaf, blank in zip(jax.tree.leaves(cond), jax.tree.leaves(null), strict=True):
         wanted = (batch, *jnp.shape(blank))
@@ -165,23 +168,17 @@ def check_alike(cond: PyTree, null: PyTree, batch: int) -> None:
             )
 
 
-def check_weight(weight: Array, name: str = "weight") -> None:
-    """Refuse a guidance weight that is not finite."""
-    if not is_traced(weight) and not np.isfinite(np.asarray(weight)).all():
-        raise ValueError(f"the guidance {name} must be finite, got {weight}.")
-
-
 def check_gaussian(path: AbstractPath) -> None:
     """Refuse noise for which (1) does not hold."""
     if not path.noise.gaussian:
         raise ValueError(
-            "a gradient moves the denoised point by sigma^2 / alpha only for Gaussian "
-            f"noise, but {type(path).__name__} has noise={type(path.noise).__name__}."
+            f"a gradient of the score needs Gaussian noise, but {type(path).__name__} "
+            f"has noise={type(path.noise).__name__}."
         )
 
 
 def per_sample(values: Array, batch: int, name: str) -> Array:
-    """`values` if they are one number for each sample."""
+    """`values`, refused unless they are one number for each sample."""
     if jnp.shape(values) != (batch,):
         raise ValueError(
             f"{name} must return one number for each sample, of shape ({batch},), got "

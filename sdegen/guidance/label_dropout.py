@@ -1,8 +1,4 @@
-"""Training with and without the condition, so that one network learns both.
-
-Ho and Salimans 2022, algorithm 1: with probability `rate` a sample's condition is
-replaced by the marker for none.
-"""
+"""Training with and without the condition (Ho and Salimans 2022, algorithm 1)."""
 
 from collections.abc import Callable
 
@@ -13,8 +9,8 @@ from jaxtyping import Array, Float
 
 from ..losses.denoising import denoising_loss
 from ..losses.per_sample import batch_index, sample_keys
-from ..typing import AxisName, PyTree, RandomKey, Scalar, float_array, is_traced
-from .guidance import arrays, check_alike, spread_null
+from ..typing import AxisName, PyTree, RandomKey, Scalar, is_traced, number
+from .guidance import arrays, check_alike, spread
 
 _APART = 2**31 - 2  # apart from the keys that the loss draws itself
 
@@ -24,25 +20,19 @@ class LabelDropout(eqx.Module):
 
         sdegen.fit(denoiser, data, cond=labels, loss=LabelDropout(null, 0.1))
 
-    Sample i of the whole batch uses fold_in(key, i), on any mesh.
-
     **Arguments:**
-
-    - `null`: the condition of one sample that stands for none (zeros for one-hot
-      labels), a pytree; all its parts are dropped together.
+    - `null`: the condition of one sample that stands for none, a pytree.
     - `rate`: the share of hidden conditions; 0.1.
     - `loss`: one with the arguments of `denoising_loss`, which is the default.
     """
 
     null: PyTree = eqx.field(converter=arrays)
-    rate: Scalar = eqx.field(default=0.1, converter=float_array)
+    rate: Scalar = number(0.1)
     loss: Callable = denoising_loss
 
     def __check_init__(self):
         if not is_traced(self.rate) and not 0 <= float(self.rate) <= 1:
-            raise ValueError(
-                f"rate is the share of conditions hidden, 0 to 1, got {self.rate}."
-            )
+            raise ValueError(f"rate is the share hidden, 0 to 1, got {self.rate}.")
 
     def __call__(
         self,
@@ -63,5 +53,5 @@ class LabelDropout(eqx.Module):
             mask = hidden.reshape(hidden.shape + (1,) * (leaf.ndim - 1))
             return jnp.where(mask, blank.astype(leaf.dtype), leaf)
 
-        cond = jax.tree.map(hide, cond, spread_null(self.null, len(x0)))
+        cond = jax.tree.map(hide, cond, spread(self.null, len(x0)))
         return self.loss(denoiser, key, x0, cond, axis_name=axis_name)

@@ -1,20 +1,16 @@
 """Sampling a tilted distribution exp(r(x0)) p(x0) / Z by particles: exact in the limit.
 
-Guided samplers do not sample this distribution; theirs has no closed form. Sequential
-Monte Carlo does (Wu et al. 2023, "Practical and asymptotically exact conditional
+Sequential Monte Carlo (Wu et al. 2023, "Practical and asymptotically exact conditional
 sampling in diffusion models", algorithm 1): particles move by the guided ancestral step
 q, which depends on r through a twist, and weights correct the error of q:
 
     psi_t(x) = exp(k_t r(x0_hat(x))),   k = 1 at the end                            (1)
     w_s = psi_s(x_s) p(x_s | x_t) / (psi_t(x_t) q(x_s | x_t)),    w_T = psi_T(x_T)  (2)
 
-The product of the psi telescopes to exp(r) of the denoised point at the end, whatever
-k_t is. Where the weights have become unequal, particles are drawn anew in proportion to
-them (systematic resampling), when their effective number 1 / sum w^2 is below a share
-of them all. The mean weight estimates Z, the evidence, without bias.
-
-p is the distribution of the ancestral sampler on the grid, not of the data: the answer
-is exact for many particles *and* steps (or, for Gaussian data, with `variance`).
+The product of the psi telescopes to exp(r) at the end. When the effective number 1 /
+sum w^2 falls below a share of the particles, they are drawn anew in proportion to their
+weights (systematic resampling). The mean weight estimates Z without bias. p is that of
+the ancestral sampler on the grid: exact for many particles *and* steps.
 """
 
 import operator
@@ -33,7 +29,7 @@ from ..solvers.ddim import Variance
 from ..solvers.grids import Adaptive, Grid, LogSNRGrid, check_grid
 from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
 from .classifier import rewarded
-from .guidance import carried, check_gaussian, noise_gain, off_noise, remaining_variance
+from .guidance import check_gaussian, noise_gain, off_noise, remaining_variance, spread
 
 
 class Particles(eqx.Module):
@@ -42,14 +38,12 @@ class Particles(eqx.Module):
     - `x`: the particles, (particles, ...).
     - `log_weights`: their exponentials sum to 1.
     - `log_evidence`: log Z, in nats.
-    - `log_evidence_error`: its standard error, estimated from the ancestors of the
-      particles (Lee and Whiteley 2018, "Variance estimation in the particle filter",
-      eq. 5; inf where all of them have one). A mode that no particle reached is in
-      neither number.
+    - `log_evidence_error`: its standard error, from the ancestors of the particles (Lee
+      and Whiteley 2018, "Variance estimation in the particle filter", eq. 5; inf where
+      all have one). A mode that no particle reached is in neither number.
     - `ess`: the effective number of particles at every time of the grid.
     - `resampled`: how often they were drawn anew.
-    - `evaluations`: of the network on all particles, each with one vector-Jacobian
-      product.
+    - `evaluations`: of the network on all particles, with a vector-Jacobian product.
     - `ok`: whether all is finite.
     """
 
@@ -64,9 +58,8 @@ class Particles(eqx.Module):
 
     def mean(self, fn: Callable = lambda x: x) -> PyTree:
         """The weighted mean of fn(x), which maps the batch to arrays over it."""
-        return jax.tree.map(
-            lambda a: jnp.tensordot(jnp.exp(self.log_weights), a, 1), fn(self.x)
-        )
+        weights = jnp.exp(self.log_weights)
+        return jax.tree.map(lambda a: jnp.tensordot(weights, a, 1), fn(self.x))
 
     def draw(self, key: RandomKey, n: int) -> Float[Array, "n ..."]:
         """n samples of equal weight, in random order."""
@@ -91,38 +84,28 @@ def sample_tilted(
 ) -> Particles:
     """Weighted samples of p(x0) exp(r(x0)) / Z, with `shape[0]` particles.
 
-    p is the distribution of the denoiser under `cond`, r any reward in nats: a
-    log-likelihood, a classifier's log p(c | x0), a preference.
-
     **Arguments:**
-
     - `key`: a random key; particle i draws from (key, i).
     - `denoiser`: any, on a path with Gaussian noise.
-    - `reward`: (x0, cond) -> the r of each sample, (batch,), differentiable.
+    - `reward`: (x0, cond) -> the r of each sample, (batch,), in nats, differentiable.
     - `shape`: (particles, ...).
     - `grid`: a grid such as `LogSNRGrid(100)`, an array of falling times, or a number
       of steps equal in log-SNR; 100.
     - `stochasticity`: DDIM's eta, above 0 and at most 1; 1.
-    - `temper`: (path, t) -> k_t in (1), from 0 to 1; `share_temper()`. A larger power
-      of it is for sharper rewards, the power 0 is k = 1.
-    - `variance`: what x0_hat leaves out of a step (`sdegen.solvers.analytic_variance`),
-      with which far fewer steps will do; none.
-    - `threshold`: the share of the particles below which their effective number calls
-      for drawing anew; 0.5.
+    - `temper`: (path, t) -> k_t in (1), from 0 to 1; `share_temper()`.
+    - `variance`: of what x0_hat leaves out, as `solvers.analytic_variance`; none.
+    - `threshold`: the share of effective particles that calls for drawing anew; 0.5.
     - `cond`: the one condition of all particles, without a batch axis; none.
     - `sharding`: how to split the particle axis over devices; none.
 
     **Returns:** `Particles`.
 
-    **Raises:** a ValueError for noise that is not Gaussian, adaptive steps, fewer than
-    two particles, or a stochasticity of 0.
+    **Raises:** ValueError for noise that is not Gaussian, adaptive steps, one particle
+    or a stochasticity of 0.
     """
-    given, shape = shape, tuple(map(operator.index, shape))
+    shape = tuple(map(operator.index, shape))
     if len(shape) < 2 or shape[0] < 2:
-        raise ValueError(
-            "particles need a shape (particles, ...) with two of them or more, got "
-            f"{given}."
-        )
+        raise ValueError(f"particles need (n, ...), two of them or more, got {shape}.")
     check_gaussian(denoiser.path)
     check_sample(denoiser.path, shape[1:])
     check_sharding(sharding, shape)
@@ -130,11 +113,10 @@ def sample_tilted(
     if not is_traced(stochasticity) and not 0 < float(stochasticity) <= 1:
         raise ValueError(
             "the stochasticity of particles is above 0 and at most 1, got "
-            f"{float(stochasticity):g}: without noise a step has no density to weigh."
+            f"{float(stochasticity):g}: a step needs a density."
         )
-    temper = share_temper() if temper is None else temper
     numbers = (float_array(stochasticity), float_array(threshold))
-    own = (temper, variance, shape, sharding)
+    own = (temper or share_temper(), variance, shape, sharding)
     return _run(key, denoiser, reward, cond, grid, *numbers, *own)
 
 
@@ -142,17 +124,15 @@ def fixed_grid(grid, steps: int, path: AbstractPath, what: str):
     """`grid`, or one of so many steps of equal log-SNR; adaptive steps are refused."""
     if isinstance(grid, Adaptive):
         raise ValueError(
-            f"{what} takes its steps on a fixed grid, such as LogSNRGrid({steps}): all "
-            "samples make the same steps, whose densities or noise levels it needs."
+            f"{what} takes its steps on a fixed grid, such as LogSNRGrid({steps}): it "
+            "needs their densities or noise levels."
         )
     if grid is None or isinstance(grid, int):
         return LogSNRGrid(steps if grid is None else grid)
     return check_grid(grid, path)
 
 
-def systematic(
-    key: RandomKey, log_weights: Float[Array, " m"], n: int
-) -> Int[Array, " n"]:
+def systematic(key: RandomKey, log_weights: Array, n: int) -> Int[Array, " n"]:
     """n indices with index i about n w_i times, from one uniform number."""
     total = jnp.cumsum(jax.nn.softmax(log_weights))
     points = (jnp.arange(n) + jax.random.uniform(key, (), total.dtype)) / n
@@ -161,18 +141,13 @@ def systematic(
 
 
 def share_temper(power: ScalarLike = 4.0, sigma_data: ScalarLike = 1.0) -> Callable:
-    """k_t = (1 - Var[x0 | x_t] / s^2)^power, a power of the share of x0 that is known.
+    """A `temper`, k_t = (1 - Var[x0 | x_t] / s^2)^power, for `sample_tilted`.
 
-    For Gaussian data 1 - Var / s^2 = alpha^2 s^2 / (alpha^2 s^2 + sigma^2). The reward
-    of a rough x0_hat misleads: a curved one draws particles to where no data are, and
-    weights cannot bring them back.
+    For Gaussian data 1 - Var / s^2 = alpha^2 s^2 / (alpha^2 s^2 + sigma^2).
 
     **Arguments:**
-
     - `power`: 4; larger for sharper rewards, 0 for k = 1.
     - `sigma_data`: s, the standard deviation of the data; 1.
-
-    **Returns:** a `temper` for `sample_tilted`.
     """
     return eqx.Partial(_share, float_array(power), float_array(sigma_data))
 
@@ -184,17 +159,13 @@ def _share(power, sigma_data, path: AbstractPath, t):
 
 
 def gaussian_temper(std: ScalarLike, sigma_data: ScalarLike = 1.0) -> Callable:
-    """k_t = std^2 / (std^2 + r_t^2), for a Gaussian log-likelihood.
+    """A `temper`, k_t = std^2 / (std^2 + r_t^2), for a Gaussian log-likelihood.
 
-    r_t^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2) is the variance of x0 given x_t for
-    Gaussian data: what is unknown about x0 adds to the noise of the measurement.
+    r_t^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2): what is unknown of Gaussian data.
 
     **Arguments:**
-
     - `std`: the standard deviation of the measurement, in its units.
     - `sigma_data`: s, the standard deviation of the data; 1.
-
-    **Returns:** a `temper` for `sample_tilted`.
     """
     return eqx.Partial(_temper, float_array(std), float_array(sigma_data))
 
@@ -203,34 +174,21 @@ def _temper(std, sigma_data, path: AbstractPath, t):
     return std**2 / (std**2 + remaining_variance(*path.level(t), sigma_data))
 
 
-class _Look(eqx.Module):
-    """The means at x, log psi there, and the shift of x0_hat that it asks for."""
-
-    denoiser: AbstractDenoiser
-    reward: Callable
-    temper: Callable
-    cond: PyTree
-
-    def __call__(self, x, t, last):
-        path, dtype = self.denoiser.path, x.dtype
-        early = off_noise(path, t)
-        means, value, slope = rewarded(self.denoiser, self.reward, early, x, self.cond)
-        k = jnp.where(last, 1.0, self.temper(path, t))
-        shift = k * noise_gain(path, early, x) * slope
-        means = carried(path, t, early, means, x)
-        return means, (k * value).astype(dtype), shift.astype(dtype)
-
-
 @eqx.filter_jit
 def _run(
     key, denoiser, reward, cond, grid, eta, threshold, temper, variance, shape, sharding
 ) -> Particles:
     path, n = denoiser.path, shape[0]
-    ts = grid(path) if callable(grid) else grid
+    ts = jnp.asarray(grid(path) if callable(grid) else grid)
     dtype, split = ts.dtype, lambda x: constrain(x, sharding)
     index, keys = split(jnp.arange(n)), sample_keys(key, n, sharding)
-    cond = jax.tree.map(lambda c: jnp.broadcast_to(c, (n, *jnp.shape(c))), cond)
-    look = _Look(denoiser, reward, temper, cond)
+    cond = spread(cond, n)
+
+    def look(x, t, last):  # means at x, log psi, and the shift of x0_hat it asks for
+        means, value, slope = rewarded(denoiser, reward, t, x, cond)
+        k = jnp.where(last, 1.0, temper(path, t))
+        shift = k * noise_gain(path, off_noise(path, t), x) * slope
+        return means, (k * value).astype(dtype), shift.astype(dtype)
 
     def noise(step):
         fold = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
@@ -246,9 +204,8 @@ def _run(
         low = jnp.log(threshold * n) > -jax.nn.logsumexp(2 * log_weights)
         fold = jax.random.fold_in(jax.random.fold_in(key, number), 2**31 - 1)
         chosen = jnp.where(low, systematic(fold, log_weights, n), index)
-        means, log_psi, shift, roots = jax.tree.map(
-            lambda a: split(a[chosen]), (means, log_psi, shift, roots)
-        )
+        taken = (means, log_psi, shift, roots)
+        means, log_psi, shift, roots = jax.tree.map(lambda a: split(a[chosen]), taken)
         log_weights = jnp.where(low, -jnp.log(float(n)), log_weights)
         move = Transition(path, t, s, eta, variance)
         xi = noise(number)
@@ -257,9 +214,8 @@ def _run(
         gap = move.pull * shift / move.fresh
         ratio = -jnp.sum((gap * (xi + gap / 2)).reshape(n, -1), axis=1)
         view = look(x, s, last)
-        log_weights, evidence = settle(
-            log_weights + ratio.astype(dtype) + view[1] - log_psi, evidence
-        )
+        log_weights = log_weights + ratio.astype(dtype) + view[1] - log_psi
+        log_weights, evidence = settle(log_weights, evidence)
         carry = (view, log_weights, evidence, roots, count + low)
         return carry, 1 / jnp.sum(jnp.exp(2 * log_weights))
 
@@ -271,16 +227,10 @@ def _run(
     now = (ts[:-1], ts[1:], number, number == len(ts) - 1)
     carry, ess = jax.lax.scan(step, carry, now)
     ((x, _), _, _), log_weights, evidence, roots, count = carry
-    return Particles(
-        basis_of(path).data(x),
-        log_weights,
-        evidence,
-        _evidence_error(log_weights, roots, count),
-        jnp.concatenate([first[None], ess]),
-        count,
-        jnp.asarray(len(ts)),
-        jnp.isfinite(x).all() & jnp.isfinite(evidence),
-    )
+    error = _evidence_error(log_weights, roots, count)
+    ess, ok = jnp.append(first, ess), jnp.isfinite(x).all() & jnp.isfinite(evidence)
+    own = (evidence, error, ess, count, jnp.asarray(len(ts)), ok)
+    return Particles(basis_of(path).data(x), log_weights, *own)
 
 
 def _evidence_error(log_weights, roots, count):
@@ -289,5 +239,4 @@ def _evidence_error(log_weights, roots, count):
     families = jax.ops.segment_sum(jnp.exp(log_weights), roots, n)
     # The weight of pairs from different families, against what it would be by chance.
     pairs = (1 - jnp.sum(families**2)) * (n / (n - 1)) ** (count + 1)
-    variance = 1 - pairs
-    return jnp.where(pairs > 0, jnp.sqrt(jnp.maximum(variance, 0)), jnp.inf)
+    return jnp.where(pairs > 0, jnp.sqrt(jnp.maximum(1 - pairs, 0)), jnp.inf)

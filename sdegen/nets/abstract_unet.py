@@ -13,15 +13,13 @@ from .network import AbstractNetwork, AbstractNetworkConfig
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """One block of a UNet: features in and out, attention, resolution."""
+    """One block of a UNet: features in and out, attention, resolution, skip."""
 
     inputs: int
     outputs: int
     attention: bool = False
-    resample: str = "keep"
-    """"down" and "up" change the resolution first."""
-    joins: bool = False
-    """Whether a skip connection, counted in `inputs`, enters the block."""
+    resample: str = "keep"  # "down" and "up" change the resolution first
+    joins: bool = False  # whether a skip connection, counted in `inputs`, enters
 
 
 def plan(
@@ -35,13 +33,11 @@ def plan(
 ) -> tuple[list[Place], list[Place]]:
     """The encoder and the decoder of a UNet, block by block.
 
-    There are `first` features at the input and `widths[l]` at resolution side / 2^l,
-    with `blocks` blocks on the way down and one more on the way up. Resolutions in
-    `attention` have attention, and so has the middle; with `attend_once` only the last
-    block of each resolution of the decoder. The input of the encoder and the output of
-    each of its blocks are the skip connections.
+    There are `first` features at the input and `widths[l]` at resolution side / 2^l.
+    Resolutions in `attention` have attention, and so has the middle; with `attend_once`
+    only the last block of each resolution of the decoder.
     """
-    encoder, decoder, skips, now = [], [], [first], first
+    encoder, skips, now = [], [first], first
     for level, width in enumerate(widths):
         attends = side >> level in attention
         if level:
@@ -50,7 +46,7 @@ def plan(
         for _ in range(blocks):
             encoder.append(Place(now, width, attends))
             skips.append(now := width)
-    decoder += [Place(now, now, attention=True), Place(now, now)]
+    decoder = [Place(now, now, attention=True), Place(now, now)]
     for level in reversed(range(len(widths))):
         if level < len(widths) - 1:
             decoder.append(Place(now, now, resample="up"))
@@ -70,13 +66,9 @@ class AbstractUNet(AbstractNetwork):
     - `multiples`: of `channels` at each halving of the resolution.
     - `blocks`: residual blocks per resolution; one more on the way up.
     - `attention`: the heights in pixels at which there is attention.
-    - `cond_dim`: the length of the condition vector, default 0 for none. Conditions are
-      one-hot or of about unit length; all zeros is no class.
-    - `dropout`: the share of features that a call with a `key` sets to zero, default 0.
-    - `remat`: compute each block again for gradients, default False.
-    - `dtype`: to compute in, default that of the input; time is never rounded to it.
+    - `cond_dim`: of the condition, one-hot or of unit length; default 0 for none.
     - `param_dtype`: of the parameters, default float32.
-    - `rngs`: the source of the random parameters.
+    - `dropout`, `remat`, `dtype`, `rngs`: as in `AbstractNetwork`.
     """
 
     encoder: nnx.List
@@ -107,11 +99,7 @@ class AbstractUNet(AbstractNetwork):
 class AbstractUNetConfig(AbstractNetworkConfig):
     """The sizes of a UNet."""
 
-    channels: int
-    """The unit of features."""
-    multiples: tuple[int, ...]
-    """Multiples of `channels`, one for each halving of the resolution."""
-    blocks: int
-    """Residual blocks per resolution."""
-    attention: tuple[int, ...]
-    """Heights in pixels at which there is attention."""
+    channels: int  # the unit of features
+    multiples: tuple[int, ...]  # of `channels`, one for each halving of the resolution
+    blocks: int  # residual blocks per resolution
+    attention: tuple[int, ...]  # heights in pixels at which there is attention

@@ -1,34 +1,23 @@
 """ADM: the UNet of "Diffusion models beat GANs" (Dhariwal and Nichol 2021).
 
-With the sizes that Karras et al. 2022, table 7, train on ImageNet at 64 x 64: 296
-million parameters. Compared with DDPM++ it is wider, has attention at three resolutions
-with heads of 64 features, its embedding scales and shifts, and the condition enters
-after the time. Deliberate difference: biases start at zero; the paper draws them like
-the weights.
+With the sizes of Karras et al. 2022, table 7, for ImageNet at 64 x 64. Deliberate
+difference: biases start at zero; the paper draws them like the weights.
 """
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 from flax import nnx
 
 from .abstract_unet import AbstractUNet, AbstractUNetConfig, plan
-from .blocks import Style, res_blocks
+from .blocks import ResBlock, Style
 from .conv import Conv
 from .embeddings import positional
 from .layers import check_sides, group_norm
 
 _INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-_STYLE = Style(
-    film=True,
-    scale=1.0,
-    eps=1e-5,
-    fir=False,
-    project=False,
-    head=64,
-    init=_INIT,
-    init_attention=_INIT,
-)
+_STYLE = Style(eps=1e-5, init=_INIT, init_attention=_INIT, film=True, head=64)
 
 
 class ADMUNet(AbstractUNet):
@@ -54,21 +43,21 @@ class ADMUNet(AbstractUNet):
         self.cond_dim, self.remat, self.channels = cond_dim, remat, channels
         whole = {"param_dtype": param_dtype, "rngs": rngs}  # time is not rounded
         options, width = {"dtype": dtype, **whole}, 4 * channels
-        self.map1 = nnx.Linear(channels, width, kernel_init=_INIT, **whole)
-        self.map2 = nnx.Linear(width, width, kernel_init=_INIT, **whole)
+
+        def linear(inputs, init=_INIT, **more):
+            return nnx.Linear(inputs, width, kernel_init=init, **more, **whole)
+
+        self.map1, self.map2 = linear(channels), linear(width)
         normal = nnx.initializers.normal(1.0)
-        self.cond = nnx.data(
-            nnx.Linear(cond_dim, width, use_bias=False, kernel_init=normal, **whole)
-            if cond_dim
-            else None
-        )
+        self.cond = linear(cond_dim, normal, use_bias=False) if cond_dim else None
         widths = [channels * multiple for multiple in multiples]
         self.first = Conv(shape[-1], widths[0], kernel_init=_INIT, **options)
-        places = plan(shape[0], widths[0], widths, blocks, attention)
+        res = functools.partial(ResBlock, width=width, style=_STYLE, dropout=dropout)
         self.encoder, self.decoder = (
-            res_blocks(p, width, _STYLE, dropout=dropout, **options) for p in places
+            nnx.List([res(place, **options) for place in part])
+            for part in plan(shape[0], widths[0], widths, blocks, attention)
         )
-        self.norm = group_norm(widths[0], _STYLE.eps, **options)
+        self.norm = group_norm(widths[0], epsilon=_STYLE.eps, **options)
         zeros = nnx.initializers.zeros
         self.last = Conv(widths[0], shape[-1], kernel_init=zeros, **options)
 
@@ -86,7 +75,7 @@ class ADMUNet(AbstractUNet):
 class ADMConfig(AbstractUNetConfig):
     """ADM with the sizes for ImageNet at 64 x 64."""
 
-    network = ADMUNet  # pyright: ignore[reportAssignmentType]
+    network = ADMUNet
     channels: int = 192
     multiples: tuple[int, ...] = (1, 2, 3, 4)
     blocks: int = 3

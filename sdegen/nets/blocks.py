@@ -1,7 +1,8 @@
-"""The residual block of DDPM++, NCSN++ and ADM."""
+"""The residual block of UNets: DDPM++, NCSN++, ADM and the small one."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,22 +16,15 @@ from .layers import attend, dropout, group_norm, resample
 class Style:
     """How the residual blocks of the papers differ."""
 
-    film: bool
-    """The embedding scales and shifts between the convolutions, else it shifts."""
-    scale: float
-    """Factor of the sum of a residual branch and its input."""
-    eps: float
-    """Of the group normalisation."""
-    fir: bool
-    """Resample with [1, 3, 3, 1], else with means and repeats."""
-    project: bool
-    """A 1 x 1 convolution on the skip of every change of resolution."""
-    head: int | None
-    """Features of a head of the attention; None for one head."""
-    init: Callable
-    """The initialiser of the layers that do not begin at zero."""
-    init_attention: Callable
-    """The initialiser of queries, keys and values."""
+    eps: float  # of the normalisation
+    init: Callable  # of the layers that do not begin at zero
+    init_attention: Callable  # of queries, keys and values
+    film: bool = False  # the embedding scales and shifts, else it shifts
+    scale: float = 1.0  # of the sum of a residual branch and its input
+    fir: bool = False  # resample with [1, 3, 3, 1], else with means and repeats
+    project: bool = False  # a map on the skip of every change of resolution
+    head: int | None = None  # features of a head of the attention; None for one head
+    norm: Callable = group_norm  # (features, epsilon=eps) -> a layer
 
 
 class SelfAttention(nnx.Module):
@@ -38,7 +32,7 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, features: int, style: Style, **options):
         self.heads = max(1, features // style.head) if style.head else 1
-        self.norm = group_norm(features, style.eps, **options)
+        self.norm = style.norm(features, epsilon=style.eps, **options)
         init, zeros = style.init_attention, nnx.initializers.zeros
         self.qkv = nnx.Linear(features, 3 * features, kernel_init=init, **options)
         self.out = nnx.Linear(features, features, kernel_init=zeros, **options)
@@ -58,31 +52,26 @@ class ResBlock(nnx.Module):
 
     Song et al. 2021 (DDPM++, NCSN++), Dhariwal and Nichol 2021 (ADM), in the common
     form of Karras et al. 2022, appendix F. The block begins at r = 0, attention = 0.
-    `options` are dtype, param_dtype and rngs of every layer.
     """
 
     def __init__(
         self, place: Place, width: int, style: Style, *, dropout: float, **options
     ):
-        inputs, outputs, init = place.inputs, place.outputs, style.init
+        inputs, outputs = place.inputs, place.outputs
         self.resample, self.joins, self.dropout = place.resample, place.joins, dropout
         self.film, self.scale, self.fir = style.film, style.scale, style.fir
-        self.norm1 = group_norm(inputs, style.eps, **options)
-        self.conv1 = Conv(inputs, outputs, kernel_init=init, **options)
+        linear = functools.partial(nnx.Linear, kernel_init=style.init, **options)
+        self.norm1 = style.norm(inputs, epsilon=style.eps, **options)
+        self.conv1 = Conv(inputs, outputs, kernel_init=style.init, **options)
         features = outputs * (2 if style.film else 1)
-        self.emb = nnx.Linear(width, features, kernel_init=init, **options)
-        self.norm2 = group_norm(outputs, style.eps, **options)
+        self.emb = linear(width, features)
+        self.norm2 = style.norm(outputs, epsilon=style.eps, **options)
         zeros = nnx.initializers.zeros
         self.conv2 = Conv(outputs, outputs, kernel_init=zeros, **options)
-        projects = style.project and place.resample != "keep"
-        self.skip = nnx.data(
-            nnx.Linear(inputs, outputs, kernel_init=init, **options)
-            if projects or inputs != outputs
-            else None
-        )
-        self.attention = nnx.data(
-            SelfAttention(outputs, style, **options) if place.attention else None
-        )
+        project = style.project and place.resample != "keep"
+        self.skip = linear(inputs, outputs) if project or inputs != outputs else None
+        attends = place.attention
+        self.attention = SelfAttention(outputs, style, **options) if attends else None
 
     def __call__(self, h, emb, key=None):
         """The block at embedding `emb`, (width,) or (batch, width)."""
@@ -97,8 +86,3 @@ class ResBlock(nnx.Module):
         h = resample(h, self.resample, self.fir)
         h = self.scale * ((h if self.skip is None else self.skip(h)) + r)
         return h if self.attention is None else self.scale * (h + self.attention(h))
-
-
-def res_blocks(places: Sequence[Place], *args, **options) -> nnx.List:
-    """A `ResBlock` for each place; the other arguments are those of the blocks."""
-    return nnx.List([ResBlock(place, *args, **options) for place in places])

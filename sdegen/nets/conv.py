@@ -1,17 +1,14 @@
 """Convolution whose gradients keep the layout that every backend runs fast.
 
 XLA's CPU backend brings a convolution into its fast layout only at the top level of a
-program. Inside a loop (a scan of training steps, a differentiated sampler) the
-gradients of an ordinary convolution were measured to be 50 to 100 times slower. Here
-both transposes are convolutions in the fast layout:
+program. Inside a loop the gradients of an ordinary one were measured to be 50 to 100
+times slower. Here both transposes are convolutions in the fast layout:
 
     y = x * w,    dx = dy * flip(w)^T,    dw = x^T * dy^T
 
-(^T exchanges channels with batch, or inputs with outputs).
-
-It is one bilinear JAX primitive, so forward mode, reverse mode and higher derivatives
-work. vmap over x folds into the batch; vmap over w (trials side by side) becomes the
-grouped convolution of `lax`. The values are those of `lax.conv_general_dilated`.
+(^T exchanges channels with batch, or inputs with outputs). It is one bilinear JAX
+primitive, so all derivatives work. vmap over x folds into the batch; vmap over w
+(trials side by side) is the grouped convolution of `lax`.
 """
 
 import jax
@@ -22,6 +19,7 @@ from jaxtyping import Array, Float
 from .._compat import bilinear_primitive
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_LECUN = nnx.initializers.lecun_normal()
 
 
 def conv(
@@ -31,8 +29,8 @@ def conv(
     return _bind(x, w)
 
 
-def _correlate(x, w):
-    half = w.shape[0] // 2
+def _correlate(x, w, half=None):
+    half = w.shape[0] // 2 if half is None else half
     pad = ((half, half), (half, half))
     return jax.lax.conv_general_dilated(x, w, (1, 1), pad, dimension_numbers=_LAYOUT)
 
@@ -42,15 +40,8 @@ def _transpose_x(dy, x, w):
 
 
 def _transpose_w(dy, x, w):
-    half = w.aval.shape[0] // 2
-    dw = jax.lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        dy.transpose(1, 2, 0, 3),
-        (1, 1),
-        ((half, half), (half, half)),
-        dimension_numbers=_LAYOUT,
-    )
-    return dw.transpose(1, 2, 0, 3)
+    x, dy = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
+    return _correlate(x, dy, w.aval.shape[0] // 2).transpose(1, 2, 0, 3)
 
 
 def _batch(arguments, axes):
@@ -75,13 +66,12 @@ class Conv(nnx.Module):
         outputs: int,
         size: int = 3,
         *,
-        kernel_init=None,
+        kernel_init=_LECUN,
         dtype=None,
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype = dtype
-        kernel_init = kernel_init or nnx.initializers.lecun_normal()
         shape = (size, size, inputs, outputs)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
         self.bias = nnx.Param(jnp.zeros(outputs, param_dtype))

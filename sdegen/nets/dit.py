@@ -4,16 +4,13 @@
 
 where a linear map of the embedding of time and condition gives g, s - 1 and b. It
 starts at zero ("adaLN-zero"): a new block is the identity, a new network returns zero.
-Positions are fixed: sines and cosines of the row in one half of the features, of the
-column in the other.
 
-Deliberate differences: the paper's times are 0 .. 1000; here t = log(sigma / alpha) / 4
-spans about 4, so it is multiplied by 250. "No class" is a condition of zeros and not
-one more row of a table: `width` parameters fewer. The fixed positions are constants;
-the paper's code holds them as parameters that are not trained.
+Deliberate differences: t = log(sigma / alpha) / 4 spans about 4 and not 1000, so it is
+multiplied by 250; "no class" is a condition of zeros; the positions are constants.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax.numpy as jnp
@@ -30,18 +27,16 @@ _FREQUENCIES = 256  # features of time
 _XAVIER = nnx.initializers.glorot_uniform()
 _SMALL = nnx.initializers.normal(0.02)
 _ZEROS = nnx.initializers.zeros
+_plain_norm = functools.partial(
+    nnx.LayerNorm, epsilon=1e-6, use_bias=False, use_scale=False
+)
 
 
 def positions(rows: int, columns: int, width: int) -> np.ndarray:
     """(rows * columns, width): sin and cos of each patch's row and of its column."""
     w = 1e-4 ** (np.arange(width // 4) / (width // 4))
-
-    def waves(places):
-        return np.concatenate([np.sin(places * w), np.cos(places * w)], axis=-1)
-
-    row, column = np.mgrid[:rows, :columns]
-    both = [waves(each.reshape(-1, 1)) for each in (row, column)]
-    return np.concatenate(both, axis=-1)
+    phases = [place.reshape(-1, 1) * w for place in np.mgrid[:rows, :columns]]
+    return np.concatenate([f(p) for p in phases for f in (np.sin, np.cos)], axis=-1)
 
 
 def patches(x: Float[Array, "batch h w c"], p: int) -> Float[Array, "batch n features"]:
@@ -65,7 +60,7 @@ class DiTBlock(nnx.Module):
             return nnx.Linear(inputs, outputs, kernel_init=init, **options)
 
         self.heads, self.dropout = heads, dropout
-        self.norm1, self.norm2 = plain_norm(width, options), plain_norm(width, options)
+        self.norm1, self.norm2 = (_plain_norm(width, **options) for _ in range(2))
         self.qkv, self.out = linear(width, 3 * width), linear(width, width)
         self.up, self.down = linear(width, 4 * width), linear(4 * width, width)
         self.modulation = linear(width, 6 * width, _ZEROS)
@@ -81,13 +76,6 @@ class DiTBlock(nnx.Module):
         return h + g2 * dropout(r, self.dropout, fold_in(key, 1))
 
 
-def plain_norm(width: int, options: dict) -> nnx.LayerNorm:
-    """Layer normalisation without parameters of its own."""
-    return nnx.LayerNorm(
-        width, epsilon=1e-6, use_bias=False, use_scale=False, **options
-    )
-
-
 class DiffusionTransformer(AbstractNetwork):
     """DiT, for images whose sides are multiples of the patch.
 
@@ -97,12 +85,9 @@ class DiffusionTransformer(AbstractNetwork):
     - `depth`: blocks, default 12.
     - `heads`: of the attention, default 6.
     - `patch`: its side in pixels, default 2.
-    - `cond_dim`: the length of the condition vector, default 0 for none: one-hot for
-      classes, all zeros for no class.
-    - `out_channels`: of the output, default those of x. The paper's networks predict a
-      variance too and have twice as many.
-    - `dropout`, of each branch's output; `remat`; `dtype`; `param_dtype`; `rngs`: as in
-      `AbstractUNet`.
+    - `out_channels`: of the output, default those of x; twice that in the paper.
+    - `dropout`: of each branch's output, default 0.
+    - `cond_dim`, `remat`, `dtype`, `param_dtype`, `rngs`: as in `AbstractUNet`.
     """
 
     def __init__(
@@ -123,14 +108,12 @@ class DiffusionTransformer(AbstractNetwork):
     ):
         if len(shape) != 3 or shape[0] % patch or shape[1] % patch:
             raise ValueError(
-                "DiffusionTransformer needs images (height, width, channels) with "
-                f"sides divisible by the patch, {patch}, got {shape}. Pad the images "
-                "or take another patch."
+                "DiffusionTransformer needs images (height, width, channels), sides "
+                f"divisible by the patch, {patch}, got {shape}. Pad the images."
             )
         if width % heads or width % 4:
-            raise ValueError(
-                f"width must be a multiple of heads and of 4, got {width} and {heads}."
-            )
+            came = f"{width} and {heads}"
+            raise ValueError(f"width must be a multiple of heads and of 4, got {came}.")
         self.shape, self.patch, self.width = tuple(shape), patch, width
         self.cond_dim, self.remat = cond_dim, remat
         whole = {"param_dtype": param_dtype, "rngs": rngs}  # time is not rounded
@@ -142,15 +125,12 @@ class DiffusionTransformer(AbstractNetwork):
         self.first = linear(patch**2 * shape[-1], width, _XAVIER, **options)
         self.map1 = linear(_FREQUENCIES, width, _SMALL, **whole)
         self.map2 = linear(width, width, _SMALL, **whole)
-        self.cond = nnx.data(
-            linear(cond_dim, width, _SMALL, use_bias=False, **whole)
-            if cond_dim
-            else None
-        )
+        cond = functools.partial(linear, cond_dim, width, _SMALL, use_bias=False)
+        self.cond = cond(**whole) if cond_dim else None
         self.blocks = nnx.List(
             [DiTBlock(width, heads, dropout=dropout, **options) for _ in range(depth)]
         )
-        self.norm = plain_norm(width, options)
+        self.norm = _plain_norm(width, **options)
         self.modulation = linear(width, 2 * width, _ZEROS, **options)
         channels = out_channels or shape[-1]
         self.last = linear(width, patch**2 * channels, _ZEROS, **options)
@@ -173,30 +153,28 @@ class DiffusionTransformer(AbstractNetwork):
         return image(h, rows, columns, self.patch)
 
 
-_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
-_SIZES |= {"XL": (1152, 28, 16)}
+_SIZES = {
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1152, "depth": 28, "heads": 16},
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig(AbstractNetworkConfig):
     """DiT; the paper names its networks by size and patch, DiT-XL/2."""
 
-    network = DiffusionTransformer  # pyright: ignore[reportAssignmentType]
+    network = DiffusionTransformer
     size: Literal["S", "B", "L", "XL"] = "S"
     """Width, depth and heads: 384, 12, 6; 768, 12, 12; 1024, 24, 16; 1152, 28, 16."""
-    patch: int = 2
-    """Side of a patch in pixels."""
-    width: int | None = None
-    """Features of a patch, in place of those of `size`."""
-    depth: int | None = None
-    """Blocks, in place of those of `size`."""
-    heads: int | None = None
-    """Heads of the attention, in place of those of `size`."""
+    patch: int = 2  # side of a patch in pixels
+    width: int | None = None  # features of a patch, in place of those of `size`
+    depth: int | None = None  # blocks, in place of those of `size`
+    heads: int | None = None  # of the attention, in place of those of `size`
 
     def sizes(self):
         """The arguments of the network: those of `size` where no other is given."""
         sizes = super().sizes()
-        preset = zip(
-            ("width", "depth", "heads"), _SIZES[sizes.pop("size")], strict=True
-        )
-        return sizes | {name: sizes[name] or value for name, value in preset}
+        preset = _SIZES[sizes.pop("size")]
+        return sizes | {name: sizes[name] or value for name, value in preset.items()}

@@ -1,12 +1,8 @@
 """EDM2: the UNet whose layers preserve the magnitude of their inputs.
 
 Karras et al. 2024, configuration G, figure 21, with the layers of
-`magnitude_preserving`. There are no biases and no group normalisation. In their place
-are a feature of ones at the input, pixel normalisation in the encoder, and gains that
-begin at zero.
-
-Deliberate differences: the Fourier frequencies and phases are quantiles, not draws; the
-head for the log-variance of the loss, 128 parameters, is not part of the network.
+`magnitude_preserving`. Deliberate differences: the Fourier frequencies and phases are
+quantiles, not draws; the head for the log-variance of the loss is not part of it.
 """
 
 import dataclasses
@@ -28,20 +24,11 @@ _BRANCH = 0.3  # m in (3) of a residual branch and of the attention
 class MPBlock(nnx.Module):
     """A residual block with attention, magnitude-preserving (figure 21).
 
-    The encoder's blocks (those that join no skip connection before the turning point)
-    project and normalise every pixel before the branch; the decoder's project after it.
+    The encoder's blocks project and normalise every pixel before the branch; the
+    decoder's project after it.
     """
 
-    def __init__(
-        self,
-        place: Place,
-        width: int,
-        *,
-        encodes: bool,
-        head: int,
-        dropout: float,
-        **options,
-    ):
+    def __init__(self, place: Place, width, *, encodes, head, dropout, **options):
         inputs, outputs = place.inputs, place.outputs
         self.resample, self.joins, self.dropout = place.resample, place.joins, dropout
         self.encodes, self.heads = encodes, max(1, outputs // head)
@@ -49,14 +36,10 @@ class MPBlock(nnx.Module):
         self.emb = MPConv(width, outputs, **options)
         self.gain = nnx.Param(jnp.zeros((), options["param_dtype"]))
         self.conv2 = MPConv(outputs, outputs, 3, **options)
-        self.skip, self.qkv, self.out = (
-            nnx.data(MPConv(n, features, **options) if here else None)
-            for n, features, here in (
-                (inputs, outputs, inputs != outputs),
-                (outputs, 3 * outputs, place.attention),
-                (outputs, outputs, place.attention),
-            )
-        )
+        attends = place.attention
+        self.skip = MPConv(inputs, outputs, **options) if inputs != outputs else None
+        self.qkv = MPConv(outputs, 3 * outputs, **options) if attends else None
+        self.out = MPConv(outputs, outputs, **options) if attends else None
 
     def __call__(self, h, emb, key=None):
         """The block at embedding `emb`, (width,) or (batch, width)."""
@@ -107,7 +90,7 @@ class EDM2UNet(AbstractUNet):
         whole = {"param_dtype": param_dtype, "rngs": rngs}  # time is not rounded
         options = {"dtype": dtype, **whole}
         self.time = MPConv(self.features, width, **whole)
-        self.cond = nnx.data(MPConv(cond_dim, width, **whole) if cond_dim else None)
+        self.cond = MPConv(cond_dim, width, **whole) if cond_dim else None
         self.first = MPConv(shape[-1] + 1, widths[0], 3, **options)
         places = plan(shape[0], widths[0], widths, blocks, attention)
         options |= {"head": head, "dropout": dropout}
@@ -139,20 +122,15 @@ _CHANNELS = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL
 class EDM2Config(AbstractNetworkConfig):
     """EDM2 for 64 x 64 (latents or pixels); from M on the paper has dropout 0.1."""
 
-    network = EDM2UNet  # pyright: ignore[reportAssignmentType]
+    network = EDM2UNet
     size: Literal["XXS", "XS", "S", "M", "L", "XL", "XXL"] = "XS"
     """64, 128, 192, 256, 320, 384 or 448 channels."""
-    channels: int | None = None
-    """The unit of features, in place of that of `size`."""
-    multiples: tuple[int, ...] = (1, 2, 3, 4)
-    """Multiples of `channels`, one for each halving of the resolution."""
-    blocks: int = 3
-    """Residual blocks per resolution."""
-    attention: tuple[int, ...] = (16, 8)
-    """Heights in pixels at which there is attention."""
+    channels: int | None = None  # the unit of features, in place of that of `size`
+    multiples: tuple[int, ...] = (1, 2, 3, 4)  # of `channels`, one for each halving
+    blocks: int = 3  # residual blocks per resolution
+    attention: tuple[int, ...] = (16, 8)  # heights in pixels with attention
 
     def sizes(self):
         """The arguments of the network; `channels` those of `size` unless given."""
-        sizes = super().sizes()
-        channels = _CHANNELS[sizes.pop("size")]
-        return sizes | {"channels": self.channels or channels}
+        sizes = super().sizes() | {"channels": self.channels or _CHANNELS[self.size]}
+        return {name: size for name, size in sizes.items() if name != "size"}

@@ -1,5 +1,6 @@
 """Time and condition as one vector per sample, the input of every network."""
 
+import functools
 import statistics
 
 import jax.numpy as jnp
@@ -13,10 +14,7 @@ _FREQUENCIES = 16  # from one period over 8 units of time to one over 1/4
 
 
 def fourier(t: Time) -> Float[Array, "... features"]:
-    """sin and cos of t at geometric frequencies, and t itself, in t's precision.
-
-    For times of order one, such as the log(sigma / alpha) / 4 of `edm_inputs`.
-    """
+    """sin and cos of t, of order one, at geometric frequencies, and t itself."""
     frequencies = 2 * jnp.pi * jnp.geomspace(0.125, 4.0, _FREQUENCIES, dtype=t.dtype)
     phase = t[..., None] * frequencies
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase), t[..., None]], axis=-1)
@@ -38,9 +36,7 @@ def positional(
 def normal_frequencies(number: int, scale: float) -> np.ndarray:
     """2 pi w, for w the `number` mid-quantiles of a Gaussian of deviation `scale`.
 
-    Random Fourier features draw w and keep it in the network (Tancik et al. 2020).
-    Quantiles have the same distribution and less noise, and they are constants: no
-    optimiser, average or weight decay moves them.
+    Constants in place of the draws of random Fourier features (Tancik et al. 2020).
     """
     quantile = statistics.NormalDist(sigma=scale).inv_cdf
     return 2 * np.pi * np.array([quantile((i + 0.5) / number) for i in range(number)])
@@ -50,13 +46,10 @@ class Embedding(nnx.Module):
     """Time (and, if `cond_dim`, a vector of conditions) to a vector of `width`."""
 
     def __init__(self, width: int, *, cond_dim: int = 0, dtype=None, rngs: nnx.Rngs):
-        self.time = nnx.Linear(2 * _FREQUENCIES + 1, width, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.cond = nnx.data(
-            nnx.Linear(cond_dim, width, use_bias=False, dtype=dtype, rngs=rngs)
-            if cond_dim
-            else None
-        )
+        linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        self.time = linear(2 * _FREQUENCIES + 1, width)
+        self.out = linear(width, width)
+        self.cond = linear(cond_dim, width, use_bias=False) if cond_dim else None
 
     def __call__(
         self, t: Time, cond: Float[Array, "batch cond"] | None

@@ -1,38 +1,32 @@
 """A network for noise whose tails are heavy.
 
-The inputs of `edm_inputs`, x / sqrt(sigma^2 + (alpha sigma_data)^2), are unbounded when
-the noise has no variance, and most targets are as large. Here m = |x|^2 / N, scaled so
-that a typical x has 1, measures how far out a sample is. What data and noise of this
-level do not explain raises the noise level to s (in data units: everything is divided
-by alpha):
+The inputs of `edm_inputs` are unbounded when the noise has no variance. m = |x|^2 / N
+measures how far out such an input x is: a typical one has 1. What data and noise of
+this level do not explain raises the noise level to s, in units of the data:
 
     s^2 = (sigma / alpha)^2 + S max(m - c, 0)^2 / m,
       S = (sigma / alpha)^2 + sigma_data^2
     x0_hat = sigma_data^2 / (s^2 + sigma_data^2) x / alpha
              + s sigma_data / sqrt(s^2 + sigma_data^2) F(x_in / sqrt(1 + m))       (1)
 
-These are EDM's coefficients (Karras et al. 2022, table 1) at the level s: EDM's own in
-the bulk, m < c, and beyond it such that inputs and outputs of the network are of order
-one. A large z at a level where sigma z is still within the data is not changed: there
-the error of x0 is like (sigma sigma_data)^(1/2) for dof = 1, not sigma, and the loss
-needs the weight alpha / sigma on x0 in place of EDM's.
+These are EDM's coefficients (Karras et al. 2022, table 1) at the level s. The error of
+x0 is like (sigma sigma_data)^(1/2) for dof = 1, not sigma, so the loss needs the weight
+alpha / sigma on x0 in place of EDM's.
 """
 
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from ..typing import DropoutKey, PyTree, Scalar, Time, number
+from .network import Samples
 
 _BULK = 4.0  # c in (1)
 
 
 class HeavyTailed(eqx.Module):
     """Equation (1) around any network: predicts x0, from the inputs of `edm_inputs`.
-
-        Denoiser(HeavyTailed(network, sigma_data), path, prediction.x0, sigma_data)
 
     **Arguments:**
     - `network`: (time, x, cond) -> F, an array of the shape of x.
@@ -43,17 +37,9 @@ class HeavyTailed(eqx.Module):
     sigma_data: Scalar = number(0.5)
 
     def __call__(
-        self,
-        t: Time,
-        x: Float[Array, "batch ..."],
-        cond: PyTree = None,
-        *,
-        key: DropoutKey | None = None,
-    ) -> Float[Array, "batch ..."]:
-        """E[x0 given x_t], for t = log(sigma / alpha) / 4 and scaled x.
-
-        Arguments as in `AbstractNetwork.__call__`.
-        """
+        self, t: Time, x: Samples, cond: PyTree = None, *, key: DropoutKey | None = None
+    ) -> Samples:
+        """E[x0 given x_t]; arguments as in `AbstractNetwork.__call__`, x scaled."""
         random = {} if key is None else {"key": key}  # not every network takes one
         each = (-1,) + (1,) * (x.ndim - 1)
         m = jnp.mean(x**2, axis=tuple(range(1, x.ndim)), keepdims=True)

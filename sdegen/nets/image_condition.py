@@ -4,43 +4,35 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from ..typing import DropoutKey, PyTree, Time
+from .network import Samples
 
 
 class ImageConditioned(eqx.Module):
-    """A network whose input is x and an image, joined along the channels.
-
-    Saharia et al. 2022, "Palette", section 3.
+    """x and an image, joined along the channels (Saharia et al. 2022, "Palette").
 
     **Arguments:**
-    - `network`: made for samples of shape (h, w, c + k): c channels of x and k of the
-      image. The first c channels of what it returns are the prediction.
+    - `network`: made for samples (h, w, c + k), with k the channels of the image. The
+      first c channels of what it returns are the prediction.
     """
 
     network: Any
 
     def __call__(
-        self,
-        t: Time,
-        x: Float[Array, "batch ... c"],
-        cond: PyTree = None,
-        *,
-        key: DropoutKey | None = None,
-    ) -> Float[Array, "batch ... c"]:
+        self, t: Time, x: Samples, cond: PyTree = None, *, key: DropoutKey | None = None
+    ) -> Samples:
         """The prediction for x; other arguments as in `AbstractNetwork.__call__`.
 
         **Arguments:**
-        - `cond`: a dictionary with "image", (batch, h, w, k), and, where the network
-          takes a condition vector, "vector".
+        - `cond`: "image", (batch, h, w, k), and "vector" if the network takes one.
         """
         image = cond.get("image") if isinstance(cond, dict) else None
         if image is None or not set(cond) <= {"image", "vector"}:
             came = sorted(cond) if isinstance(cond, dict) else type(cond).__name__
             raise ValueError(
-                'the condition must be a dictionary with "image", and "vector" for a '
-                f"network that takes one, got {came}."
+                'the condition must be a dictionary with "image" and perhaps "vector", '
+                f"got {came}."
             )
         if image.shape[:-1] != x.shape[:-1]:
             raise ValueError(

@@ -1,12 +1,10 @@
-"""What the networks share: resampling, dropout, attention, rematerialisation.
+"""What the networks share: resampling, dropout, attention, normalisation.
 
-The resolution is halved by means over 2 x 2 pixels and doubled by repeats, or both by
-the filter f = [1, 3, 3, 1] / 8 (StyleGAN2's, Karras et al. 2020, as in NCSN++):
+NCSN++ changes the resolution by the filter f = [1, 3, 3, 1] / 8 (StyleGAN2's, Karras et
+al. 2020), with zeros beyond the border:
 
     down:  y_i = sum_k f_k x_{2i + k - 1},   k = 0 .. 3                             (1)
     up:    y_{2i} = (3 x_i + x_{i-1}) / 4,   y_{2i+1} = (3 x_i + x_{i+1}) / 4       (2)
-
-with zeros beyond the border.
 """
 
 from typing import TypeAlias
@@ -49,14 +47,13 @@ def down(x: Image, fir: bool = False, *, padded: bool = False) -> Image:
 
 def up(x: Image, fir: bool = False) -> Image:
     """Twice the resolution: every pixel four times, or (2) if `fir`."""
+    if not fir:
+        return x.repeat(2, 1).repeat(2, 2)
     for axis in (1, 2):
-        if fir:
-            y, n = _pad(x, axis), x.shape[axis]
-            sides = [jax.lax.slice_in_dim(y, k, n + k, 1, axis) for k in (0, 2)]
-            both = jnp.stack([(3 * x + side) / 4 for side in sides], axis + 1)
-            x = both.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
-        else:
-            x = x.repeat(2, axis)
+        y, n = _pad(x, axis), x.shape[axis]
+        sides = [jax.lax.slice_in_dim(y, k, n + k, 1, axis) for k in (0, 2)]
+        both = jnp.stack([(3 * x + side) / 4 for side in sides], axis + 1)
+        x = both.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
     return x
 
 
@@ -102,13 +99,12 @@ def call(block, *arguments, remat: bool):
 
 def attend(qkv: Float[Array, "batch length 3 heads d"]) -> Array:
     """softmax(q k / sqrt(d)) v for every head, (batch, length, heads * d)."""
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    out = jax.nn.dot_product_attention(q, k, v)
+    out = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0))
     return out.reshape(*out.shape[:2], -1)
 
 
-def group_norm(features: int, eps: float, **options) -> nnx.GroupNorm:
+def group_norm(features: int, **options) -> nnx.GroupNorm:
     """Group normalisation with 32 groups, or fewer of at least 4 features each."""
     most = min(32, max(1, features // 4))
     groups = max(g for g in range(1, most + 1) if features % g == 0)
-    return nnx.GroupNorm(features, groups, epsilon=eps, **options)
+    return nnx.GroupNorm(features, groups, **options)

@@ -1,20 +1,16 @@
 """Layers that preserve the magnitude of their inputs, for EDM2.
 
 Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models".
-Magnitude is the root mean square. Independent inputs of magnitude 1 give outputs of
-magnitude 1 (numbers of the equations in the paper):
+Independent inputs of root mean square 1 give such outputs:
 
     w x,  w = gain v / |v| for each output, v free         weights, eq. 47        (1)
     silu(x) / 0.596                                        eq. 81                 (2)
     ((1 - m) a + m b) / sqrt((1 - m)^2 + m^2)              sum, eq. 88            (3)
-    [wa a, wb b],  wa = (1 - m) C / sqrt(Na),
-      wb = m C / sqrt(Nb),
+    C [(1 - m) / sqrt(Na) a, m / sqrt(Nb) b],
       C = sqrt((Na + Nb) / ((1 - m)^2 + m^2))              concatenation, eq. 103 (4)
     sqrt(2) cos(w t + p)                                   Fourier, eq. 75        (5)
 
-In the paper v is also set to its normalised value before every step ("forced", eq. 66),
-so that its length, on which (1) does not depend, does not grow and slow the training.
-Networks here are pure: apply `normalise_weights` after each update.
+The paper also normalises v before every step, eq. 66: see `normalise_weights`.
 """
 
 import math
@@ -61,20 +57,20 @@ def mp_fourier(t: Time, features: int) -> Float[Array, "... features"]:
     """Equation (5) at frequencies 2 pi N(0, 1) and phases even over the circle."""
     # Steps of the golden ratio are even, and independent of the frequencies.
     phases = 2 * np.pi * (np.arange(features) * (math.sqrt(5) - 1) / 2 % 1)
-    w, p = (
-        jnp.asarray(a, t.dtype) for a in (normal_frequencies(features, 1.0), phases)
-    )
-    return math.sqrt(2) * jnp.cos(t[..., None] * w + p)
+    w = jnp.asarray(normal_frequencies(features, 1.0), t.dtype)
+    return math.sqrt(2) * jnp.cos(t[..., None] * w + jnp.asarray(phases, t.dtype))
 
 
 class Weight(nnx.Param):
     """A parameter (..., outputs) of which only the direction matters."""
 
 
-def normalise_weights(network: PyTree) -> PyTree:
-    """The same function with every EDM2 weight at magnitude 1 for each output.
+def _by_output(v):
+    return normalise(v, tuple(range(v.ndim - 1)))
 
-    Apply it after every update of the optimiser. Karras et al. 2024, eq. 66.
+
+def normalise_weights(network: PyTree) -> PyTree:
+    """`network` with its EDM2 weights at magnitude 1, after an update: eq. 66.
 
     **Arguments:**
     - `network`: any pytree that holds such weights, a denoiser for example.
@@ -84,10 +80,7 @@ def normalise_weights(network: PyTree) -> PyTree:
         return isinstance(leaf, Weight)
 
     def one(leaf):
-        if not is_weight(leaf):
-            return leaf
-        value = leaf.get_value()
-        return leaf.replace(normalise(value, _inputs(value)))
+        return leaf.replace(_by_output(leaf[...])) if is_weight(leaf) else leaf
 
     return jax.tree.map(one, network, is_leaf=is_weight)
 
@@ -113,10 +106,6 @@ class MPConv(nnx.Module):
     def __call__(self, x, gain=1.0):
         """w x, in `dtype`."""
         dtype, v = self.dtype or x.dtype, self.weight[...]
-        v = normalise(v, _inputs(v)) * (gain / math.sqrt(v.size / v.shape[-1]))
+        v = _by_output(v) * (gain / math.sqrt(v.size / v.shape[-1]))
         x, v = x.astype(dtype), v.astype(dtype)
         return conv(x, v) if v.ndim == 4 else x @ v
-
-
-def _inputs(v):
-    return tuple(range(v.ndim - 1))  # all axes but the one of the outputs

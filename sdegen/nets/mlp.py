@@ -11,14 +11,14 @@ from .network import AbstractNetwork, AbstractNetworkConfig
 
 
 class MLPBlock(nnx.Module):
-    """x + W2 silu(W1 norm(x) + E emb): one residual block."""
+    """x + W2 silu(W1 norm(x) + E emb)."""
 
-    def __init__(self, width: int, *, dropout=0.0, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dropout=0.0, **options):
         self.dropout = dropout
-        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.up = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.emb = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.down = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, **options)
+        self.up = nnx.Linear(width, width, **options)
+        self.emb = nnx.Linear(width, width, **options)
+        self.down = nnx.Linear(width, width, **options)
 
     def __call__(self, h, emb, key=None):
         """The block at the embedding `emb`."""
@@ -33,11 +33,7 @@ class MLP(AbstractNetwork):
     - `shape`: of one sample.
     - `width`: features of every layer, default 128.
     - `depth`: residual blocks, default 3.
-    - `cond_dim`: the length of the condition vector, default 0 for none.
-    - `dropout`: the share of features that a call with a `key` sets to zero, default 0.
-    - `remat`: compute each block again for gradients, default False.
-    - `dtype`: to compute in, default that of the input; parameters stay float32.
-    - `rngs`: the source of the random parameters.
+    - `cond_dim`, `dropout`, `remat`, `dtype`, `rngs`: as in `AbstractNetwork`.
     """
 
     def __init__(
@@ -75,8 +71,6 @@ class MLP(AbstractNetwork):
 class MLPConfig(AbstractNetworkConfig):
     """A residual multilayer perceptron."""
 
-    network = MLP  # pyright: ignore[reportAssignmentType]
-    width: int = 128
-    """Features of every layer."""
-    depth: int = 3
-    """Residual blocks."""
+    network = MLP
+    width: int = 128  # features of every layer
+    depth: int = 3  # residual blocks

@@ -1,38 +1,33 @@
 """DDPM++ and NCSN++: the UNets of score-based modelling (Song et al. 2021).
 
-With the sizes that Karras et al. 2022, table 7, train on CIFAR-10: 55.7 and 56.5
-million parameters. DDPM++ embeds the time by sines and cosines and resamples by means
-and repeats. NCSN++ embeds it by Gaussian Fourier features, resamples with the filter
-[1, 3, 3, 1], and adds the image, halved and convolved, to its encoder at every
-resolution.
-
-Deliberate differences: layers that the paper starts near zero (1e-5) start at zero; the
-Fourier frequencies are quantiles of their distribution (`normal_frequencies`) and not
-draws; there is no input for augmentation labels, which `cond` can carry.
+With the sizes of Karras et al. 2022, table 7, for CIFAR-10. NCSN++ differs by Gaussian
+Fourier features of time, the filter [1, 3, 3, 1] when it resamples, and the image,
+halved and convolved, in its encoder. Deliberate differences: layers that the paper
+starts near zero (1e-5) start at zero; the Fourier frequencies are quantiles, not draws;
+there is no input for augmentation labels, which `cond` can carry.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 
 import jax.numpy as jnp
 from flax import nnx
 
 from .abstract_unet import AbstractUNet, AbstractUNetConfig, plan
-from .blocks import Style, res_blocks
+from .blocks import ResBlock, Style
 from .conv import Conv
 from .embeddings import normal_frequencies, positional
 from .layers import check_sides, down, group_norm
 
 _INIT = nnx.initializers.glorot_uniform()
 _DDPMPP = Style(
-    film=False,
-    scale=math.sqrt(0.5),
     eps=1e-6,
-    fir=False,
-    project=True,
-    head=None,
     init=_INIT,
     init_attention=nnx.initializers.variance_scaling(0.2, "fan_avg", "uniform"),
+    scale=math.sqrt(0.5),
+    project=True,
 )
 _NCSNPP = dataclasses.replace(_DDPMPP, fir=True)
 
@@ -67,24 +62,21 @@ class ScoreUNet(AbstractUNet):
             return nnx.Linear(inputs, outputs, kernel_init=_INIT, **whole)
 
         width = 4 * channels
-        self.cond = nnx.data(linear(cond_dim, self.features) if cond_dim else None)
+        self.cond = linear(cond_dim, self.features) if cond_dim else None
         self.map1, self.map2 = linear(self.features, width), linear(width, width)
         self.first = Conv(shape[-1], channels, kernel_init=_INIT, **options)
         widths = [channels * multiple for multiple in multiples]
         style = _NCSNPP if ncsn else _DDPMPP
         places = plan(shape[0], channels, widths, blocks, attention, attend_once=True)
+        res = functools.partial(ResBlock, width=width, style=style, dropout=dropout)
         self.encoder, self.decoder = (
-            res_blocks(p, width, style, dropout=dropout, **options) for p in places
+            nnx.List([res(place, **options) for place in part]) for part in places
         )
         # The image at each lower resolution gets the features of the block there.
         lower = [p.outputs for p in places[0] if p.resample == "down"] if ncsn else []
-        self.image = nnx.List(
-            [
-                Conv(inputs, outputs, kernel_init=_INIT, **options)
-                for inputs, outputs in zip([shape[-1], *lower], lower, strict=False)
-            ]
-        )
-        self.norm = group_norm(widths[0], style.eps, **options)
+        pairs = itertools.pairwise([shape[-1], *lower])
+        self.image = nnx.List([Conv(*p, kernel_init=_INIT, **options) for p in pairs])
+        self.norm = group_norm(widths[0], epsilon=style.eps, **options)
         zeros = nnx.initializers.zeros
         self.last = Conv(widths[0], shape[-1], kernel_init=zeros, **options)
 
@@ -119,8 +111,9 @@ class ScoreUNet(AbstractUNet):
 
 @dataclasses.dataclass(frozen=True)
 class AbstractScoreConfig(AbstractUNetConfig):
-    """The sizes of a `ScoreUNet` for CIFAR-10."""
+    """A `ScoreUNet` for CIFAR-10; the paper's for 64 x 64 has the multiples 1 2 2 2."""
 
+    network = ScoreUNet
     channels: int = 128
     multiples: tuple[int, ...] = (2, 2, 2)
     blocks: int = 4
@@ -132,14 +125,10 @@ class AbstractScoreConfig(AbstractUNetConfig):
 class DDPMppConfig(AbstractScoreConfig):
     """DDPM++ for CIFAR-10; the paper's for 64 x 64 has the multiples 1 2 2 2."""
 
-    network = ScoreUNet  # pyright: ignore[reportAssignmentType]
-
 
 @dataclasses.dataclass(frozen=True)
 class NCSNppConfig(AbstractScoreConfig):
     """NCSN++ for CIFAR-10; the paper's for 64 x 64 has the multiples 1 2 2 2."""
-
-    network = ScoreUNet  # pyright: ignore[reportAssignmentType]
 
     def sizes(self):
         """The arguments of the network."""

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,21 @@ from ..typing import DropoutKey, Time
 from .embeddings import Embedding
 from .layers import call, fold_in
 
+Samples: TypeAlias = Float[Array, "batch ..."]
+
 
 class AbstractNetwork(nnx.Module):
     """(t, x, cond) -> an array of the shape of x, for samples of one shape.
 
     A subclass sets these fields and writes `predict`, and `embed` or an `embedding`.
     Any callable with the signature of `__call__` is a network too.
+
+    **Arguments** (of the subclasses):
+    - `cond_dim`: the length of the condition vector, default 0 for none.
+    - `dropout`: the share of features that a call with a `key` sets to zero, default 0.
+    - `remat`: compute each block again for gradients, default False.
+    - `dtype`: to compute in, default that of the input; time is never rounded to it.
+    - `rngs`: the source of the random parameters, in float32.
     """
 
     shape: tuple[int, ...]
@@ -35,19 +44,17 @@ class AbstractNetwork(nnx.Module):
         return self.embedding(t, cond)
 
     @abc.abstractmethod
-    def predict(
-        self, x: Float[Array, "batch ..."], emb: Array, key: DropoutKey | None
-    ) -> Float[Array, "batch ..."]:
+    def predict(self, x: Samples, emb: Array, key: DropoutKey | None) -> Samples:
         """The prediction for x, given what `embed` returns."""
 
     def __call__(
         self,
         t: Time,
-        x: Float[Array, "batch ..."],
+        x: Samples,
         cond: Array | None = None,
         *,
         key: DropoutKey | None = None,
-    ) -> Float[Array, "batch ..."]:
+    ) -> Samples:
         """The prediction, of the shape of x, in the dtype of the layers.
 
         **Arguments:**
@@ -75,11 +82,10 @@ class AbstractNetwork(nnx.Module):
 def check_shape(network: nnx.Module, x: Array, shape: tuple[int, ...]) -> None:
     """Refuse a batch whose samples do not have `shape`."""
     if x.shape[1:] != shape:
-        batch = ("batch", *shape)
+        batch = ", ".join(map(str, ("batch", *shape)))
         raise ValueError(
-            f"this {type(network).__name__} was made for x of shape "
-            f"({', '.join(map(str, batch))}), got {x.shape}. Check the shape of the "
-            "samples, channels last."
+            f"this {type(network).__name__} was made for x of shape ({batch}), got "
+            f"{x.shape}. Check the shape of the samples, channels last."
         )
 
 
@@ -88,8 +94,7 @@ def check_condition(cond: Array | None, cond_dim: int) -> None:
     if cond_dim and (cond is None or cond.shape[-1:] != (cond_dim,)):
         came = "none" if cond is None else f"one of shape {cond.shape}"
         raise ValueError(
-            f"this network was made for a condition of shape (batch, "
-            f"{cond_dim}), got {came}."
+            f"this network was made for a condition (batch, {cond_dim}), got {came}."
         )
     if not cond_dim and cond is not None:
         raise ValueError(
@@ -101,18 +106,15 @@ def check_condition(cond: Array | None, cond_dim: int) -> None:
 def init(
     make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array, mesh: Mesh | None = None
 ) -> nnx.Module:
-    """`make(rngs)` under one jit: eager initialisation takes seconds for deep networks.
+    """`make(rngs)` under one jit, which is seconds faster for deep networks.
 
     **Arguments:**
     - `make`: makes the network, such as `lambda rngs: MLP((2,), rngs=rngs)`.
     - `key`: the random key; equal keys give equal networks.
-    - `mesh`: the mesh on which the parameters are created sharded, as
-      `sdegen.mesh.parameter_sharding` says; default one device.
+    - `mesh`: where parameters are created sharded (`sdegen.mesh.parameter_sharding`);
+      default one device.
     """
-
-    def network(key):
-        return make(nnx.Rngs(key))
-
+    network = lambda key: make(nnx.Rngs(key))  # noqa: E731
     if mesh is None:
         return jax.jit(network)(key)
     abstract = jax.eval_shape(network, key)
@@ -122,23 +124,18 @@ def init(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AbstractNetworkConfig(abc.ABC):
+class AbstractNetworkConfig:
     """The hyperparameters of a network, set in Python or on a command line.
 
     A subclass adds fields, the arguments of the class that it names as `network`.
     """
 
-    dropout: float = 0.0
-    """Share of features set to zero while training."""
+    dropout: float = 0.0  # share of features set to zero while training
     remat: bool = False
     """Compute every block again for gradients: less memory, a third more work."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What layers compute in; "float32" stands for the precision of the input."""
-
-    @property
-    @abc.abstractmethod
-    def network(self) -> type[nnx.Module]:
-        """The class of the network."""
+    network: ClassVar[type[nnx.Module]]
 
     def sizes(self) -> dict[str, Any]:
         """The arguments of `network` that this class of configurations adds."""

@@ -1,10 +1,7 @@
-"""A small bidirectional transformer for tokens (batch, length).
-
-It maps integer tokens to logits, so it is not a network (t, x, cond) -> an array of the
-shape of x. It serves the processes on tokens of `sdegen.corruption`.
-"""
+"""A small bidirectional transformer, from tokens (batch, length) to logits."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +15,15 @@ from .network import check_condition, check_shape, init
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and a two-layer perceptron, both residual.
+    """Pre-norm attention and a two-layer perceptron (Xiong et al. 2020)."""
 
-    Vaswani et al. 2017, "Attention is all you need", with the normalisation before each
-    (Xiong et al. 2020).
-    """
-
-    def __init__(self, width: int, heads: int, *, dtype=None, rngs: nnx.Rngs):
-        def linear(inputs, outputs, **kwargs):
-            return nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs, **kwargs)
-
-        zeros = nnx.initializers.zeros
+    def __init__(self, width: int, heads: int, **options):
+        linear, zeros = functools.partial(nnx.Linear, **options), nnx.initializers.zeros
         self.heads = heads
-        self.norm1 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.norm1 = nnx.LayerNorm(width, **options)
         self.qkv = linear(width, 3 * width)
         self.out = linear(width, width, kernel_init=zeros)
-        self.norm2 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(width, **options)
         self.up = linear(width, 4 * width)
         self.down = linear(4 * width, width, kernel_init=zeros)
 
@@ -49,14 +39,12 @@ class TokenTransformer(nnx.Module):
 
     **Arguments:**
     - `length`: tokens of a sequence.
-    - `vocabulary`: the number of tokens, and of logits per place. The input may hold
-      one more, `vocabulary`, the mask.
+    - `vocabulary`: the number of tokens and of logits; the input may hold one more, the
+      mask.
     - `width`: features of every token, default 128.
     - `depth`: blocks, default 3.
     - `heads`: of the attention, default 4.
-    - `cond_dim`: the length of the condition vector, default 0 for none.
-    - `dtype`: to compute in, default float32; parameters stay float32.
-    - `rngs`: the source of the random parameters.
+    - `cond_dim`, `dtype`, `rngs`: as in `AbstractNetwork`; dtype is float32 by default.
     """
 
     def __init__(
@@ -72,9 +60,7 @@ class TokenTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if width % heads:
-            raise ValueError(
-                f"width must be a multiple of heads, got {width} and {heads}."
-            )
+            raise ValueError(f"width {width} must be a multiple of heads, {heads}.")
         self.shape, self.cond_dim = (length,), cond_dim
         options = {"dtype": dtype, "rngs": rngs}
         self.tokens = nnx.Embed(vocabulary + 1, width, **options)
@@ -102,18 +88,12 @@ class TokenTransformer(nnx.Module):
 class Transformer:
     """A small bidirectional transformer."""
 
-    width: int = 128
-    """Features of every token."""
-    depth: int = 3
-    """Blocks of attention and perceptron."""
-    heads: int = 4
-    """Heads of the attention."""
+    width: int = 128  # features of every token
+    depth: int = 3  # blocks of attention and perceptron
+    heads: int = 4  # of the attention
 
-    def __call__(
-        self, length: int, vocabulary: int, key: jax.Array
-    ) -> TokenTransformer:
+    def __call__(self, length: int, vocabulary: int, key: jax.Array) -> nnx.Module:
         """A new network for sequences of `length` of `vocabulary` tokens."""
         sizes = dataclasses.asdict(self)
-        return init(  # pyright: ignore[reportReturnType]
-            lambda rngs: TokenTransformer(length, vocabulary, rngs=rngs, **sizes), key
-        )
+        make = functools.partial(TokenTransformer, length, vocabulary, **sizes)
+        return init(lambda rngs: make(rngs=rngs), key)

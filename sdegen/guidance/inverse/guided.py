@@ -4,9 +4,8 @@ If x0 given x_t had the mean x0_hat and the covariance C, and A were linear, the
 
     E[x0 | x_t, y] = x0_hat + K A' (A C A' + std^2)^-1 (y - A x0_hat)               (1)
 
-with K = C. By Tweedie's formula the true covariance is sigma^2 / alpha J, J the
-Jacobian of x0_hat in x_t; K = sigma^2 / alpha J' is what the gradient of a Gaussian
-log-likelihood gives. Methods differ in C and K alone:
+with K = C. The true covariance is sigma^2 / alpha J, with the Jacobian J of x0_hat in
+x_t (Tweedie). Methods differ in C and K alone:
 
     method   K                  C                  exact for Gaussian data
     DPS      sigma^2/alpha J'   0                  no
@@ -14,11 +13,13 @@ log-likelihood gives. Methods differ in C and K alone:
     TMPD     sigma^2/alpha J'   sigma^2/alpha J'   yes
     DDNM     r_t^2              r_t^2              of covariance s^2 I
 
-r_t^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2). For an A that is not linear, A' and A in
-the brackets are its derivatives at x0_hat (Gauss and Newton).
+r_t^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2). For an A that is not linear, A' and the A
+of the brackets are its derivatives at x0_hat (Gauss and Newton).
 """
 
 import abc
+from collections.abc import Callable
+from typing import ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -34,7 +35,7 @@ from ..guidance import (
     AbstractGuidance,
     carried,
     check_gaussian,
-    check_weight,
+    finite,
     moved,
     noise_gain,
     off_noise,
@@ -49,21 +50,18 @@ class AbstractGuided(AbstractMethod):
     """A method that is a guidance: a denoiser from a denoiser and a measurement.
 
     **Arguments** of all of them, by their names:
-
     - `weight`: of the shift of x0_hat; 1.
     - `solver`, `stochasticity`: as in `sample`; its default solver, and 0.
     """
 
-    weight: Scalar = eqx.field(default=1.0, converter=float_array, kw_only=True)
+    differentiates: eqx.AbstractClassVar[bool]  # K is sigma^2/alpha J', else r_t^2
+    isotropic: eqx.AbstractClassVar[bool]  # C is r_t^2, else K
+    linear: ClassVar[bool] = False  # for linear operators only
+    divides: ClassVar[bool] = True  # by the noise of the measurement
+    sigma_data: eqx.AbstractVar[ScalarLike]
+    weight: Scalar = finite(default=1.0, kw_only=True)
     solver: dfx.AbstractSolver | None = eqx.field(default=None, kw_only=True)
     stochasticity: Scalar = eqx.field(default=0.0, converter=float_array, kw_only=True)
-    differentiates: eqx.AbstractClassVar[bool]
-    """Whether K is sigma^2/alpha J', a product with the network's derivative."""
-    linear: eqx.AbstractClassVar[bool]
-    """Whether it is for linear operators only."""
-    divides: eqx.AbstractClassVar[bool]
-    """Whether it divides by the noise of the measurement."""
-    sigma_data: eqx.AbstractVar[ScalarLike]
 
     def guide(
         self, denoiser: AbstractDenoiser, measurement: Measurement
@@ -78,20 +76,13 @@ class AbstractGuided(AbstractMethod):
         """Draws by `sample` from the guided denoiser."""
         if self.linear:
             check_linear(measurement.operator, shape[1:], type(self).__name__)
-        own = {"solver": self.solver, "stochasticity": self.stochasticity}
-        own |= options._asdict()
-        return sample(key, self.guide(denoiser, measurement), shape, **own)
+        guided, own = self.guide(denoiser, measurement), options._asdict()
+        own |= {"solver": self.solver, "stochasticity": self.stochasticity}
+        return sample(key, guided, shape, **own)
 
     @abc.abstractmethod
-    def solve(self, residual, forward, transpose, spread, prior, std) -> Array:
-        """(A C A' + std^2)^-1 of the residual, in the space of y.
-
-        `forward` and `transpose` are products with A and A', `spread` one with
-        sigma^2/alpha J' (None where it is not used), and `prior` is r_t^2.
-        """
-
-    def __check_init__(self):
-        check_weight(self.weight)
+    def solve(self, residual: Array, matrix: Callable, std: Scalar) -> Array:
+        """(A C A' + std^2)^-1 of the residual; `matrix` is the product in brackets."""
 
 
 class MeasurementGuided(AbstractGuidance):
@@ -103,79 +94,68 @@ class MeasurementGuided(AbstractGuidance):
 
     def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat) of x0 given x_t and y."""
-        t, path, rule = float_array(t), self.path, self.rule
-        early, basis = off_noise(path, t), basis_of(path)
+        t, path, rule, measured = float_array(t), self.path, self.rule, self.measurement
+        early, data = off_noise(path, t), basis_of(path).data
+        variance = lambda t: remaining_variance(*path.scales(t), rule.sigma_data)  # noqa: E731
+        prior = batched(variance, early, x).astype(x.dtype)
+        gain = isotropic = lambda u: prior * u  # noqa: E731
         denoise = lambda x: tuple(self.denoiser.posterior_means(early, x, cond))  # noqa: E731
         if rule.differentiates:
             x0, back, z = jax.vjp(denoise, x, has_aux=True)
-            gain = noise_gain(path, early, x)
-            spread = lambda u: (gain * back(u)[0]).astype(x.dtype)  # noqa: E731
+            slope = noise_gain(path, early, x)
+            gain = lambda u: (slope * back(u)[0]).astype(x.dtype)  # noqa: E731
         else:
-            (x0, z), spread = denoise(x), None
-        variance = lambda t: remaining_variance(*path.scales(t), rule.sigma_data)  # noqa: E731
-        prior = batched(variance, early, x).astype(x.dtype)
-        residual = self.measurement.residual(basis.data(x0))
-        _, forward = jax.linearize(lambda u: self.measurement.apply(basis.data(u)), x0)
+            x0, z = denoise(x)
+        covariance = isotropic if rule.isotropic else gain
+        _, forward = jax.linearize(lambda u: measured.apply(data(u)), x0)
         transpose = jax.linear_transpose(forward, x0)
-        back_to_x0 = lambda u: transpose(u)[0]  # noqa: E731
-        std = self.measurement.std
-        weights = rule.solve(residual, forward, back_to_x0, spread, prior, std)
-        pulled = back_to_x0(weights.astype(x.dtype))
-        shift = prior * pulled if spread is None else spread(pulled)
-        shift = (rule.weight * shift).astype(x.dtype)
-        return moved(path, t, carried(path, t, early, (x0, z), x), shift, x)
+
+        def matrix(u):
+            return forward(covariance(transpose(u)[0])) + measured.std**2 * u
+
+        weights = rule.solve(measured.residual(data(x0)), matrix, measured.std)
+        shift = rule.weight * gain(transpose(weights.astype(x.dtype))[0])
+        return moved(path, t, carried(path, t, (x0, z), x), shift, x)
 
 
 class DPS(AbstractGuided):
     """Diffusion posterior sampling: the likelihood of the denoised point itself.
 
     Chung et al. 2023, "Diffusion posterior sampling for general noisy inverse
-    problems", eq. 16: (1) with C = 0. Far from the data it believes y far too much. One
-    vector-Jacobian product per evaluation.
+    problems", eq. 16. Far from the data it believes y too much. One product with J'.
 
     **Arguments:**
-
     - `normalise`: take at least the mean square of the residual for the noise of y, as
-      their step size does, divided by the norm of the residual. Without it a small std
-      makes the equation stiffer than any grid; yes.
+      their step size does; without it a small std makes the equation stiff; yes.
     """
 
     normalise: bool = eqx.field(default=True, static=True)
+    differentiates = isotropic = True
+    sigma_data = 1.0  # not used: C = 0
 
-    differentiates = True
-    linear = False
-    divides = True
-    sigma_data = 1.0
-
-    def solve(self, residual, forward, transpose, spread, prior, std):
+    def solve(self, residual, matrix, std):
         """The residual over the variance."""
-        variance = std**2
-        if self.normalise:
-            size = residual[0].size
-            variance = jnp.maximum(variance, inner(residual, residual) / size)
-        return residual / variance
+        if not self.normalise:
+            return residual / std**2
+        mean_square = inner(residual, residual) / residual[0].size
+        return residual / jnp.maximum(std**2, mean_square)
 
 
 class AbstractIsotropic(AbstractGuided):
     """C = r_t^2: x0 given x_t is uncertain by r_t in every direction.
 
     **Arguments:**
-
     - `sigma_data`: s in r_t, the standard deviation of the data; 1.
     - `iterations`: of conjugate gradients in y, each one product with A and A'; 10.
     """
 
     sigma_data: Scalar = number(1.0)
     iterations: int = eqx.field(default=10, static=True)
-
+    isotropic = True
     divides = False
 
-    def solve(self, residual, forward, transpose, spread, prior, std):
+    def solve(self, residual, matrix, std):
         """(r_t^2 A A' + std^2)^-1 of the residual."""
-
-        def matrix(u):
-            return forward(prior * transpose(u)) + std**2 * u
-
         return conjugate_gradients(matrix, residual, self.iterations)
 
 
@@ -183,21 +163,19 @@ class PiGDM(AbstractIsotropic):
     """Pseudo-inverse guidance.
 
     Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", eq.
-    7 and 8, without their extra factor r_t^2. One vector-Jacobian product of the
-    network per evaluation. The arguments are those of `AbstractIsotropic`.
+    7 and 8, without their extra factor r_t^2. One vector-Jacobian product per
+    evaluation. Arguments as in `AbstractIsotropic`.
     """
 
     differentiates = True
-    linear = False
 
 
 class DDNM(AbstractIsotropic):
     """Null-space model: what A sees is taken from y, the rest from the network.
 
     Wang et al. 2023, "Zero-shot image restoration using denoising diffusion null-space
-    model", eq. 13: x0_hat + A^+ (y - A x0_hat); with noise the pseudo-inverse becomes
-    the least-squares one of (1). For linear A; no derivative of the network. The
-    arguments are those of `AbstractIsotropic`.
+    model", eq. 13: x0_hat + A^+ (y - A x0_hat). For linear A; no derivative of the
+    network. Arguments as in `AbstractIsotropic`.
     """
 
     differentiates = False
@@ -211,25 +189,17 @@ class TMPD(AbstractGuided):
     and 9. Vector-Jacobian products of the network per evaluation: iterations + 1, or 2.
 
     **Arguments:**
-
-    - `iterations`: of conjugate gradients, each one product with the network's
-      transposed Jacobian, which is never formed (as in Rozet et al. 2024); 0 is their
-      diagonal approximation, the row sums of A C A'; 5.
+    - `iterations`: of conjugate gradients, each one product with J' (Rozet et al.
+      2024); 0 is their diagonal approximation, the row sums of A C A'; 5.
     """
 
     iterations: int = eqx.field(default=5, static=True)
-
     differentiates = True
-    linear = False
-    divides = True
-    sigma_data = 1.0
+    isotropic = False
+    sigma_data = 1.0  # not used
 
-    def solve(self, residual, forward, transpose, spread, prior, std):
+    def solve(self, residual, matrix, std):
         """(A C A' + std^2)^-1 of the residual."""
-
-        def matrix(u):
-            return forward(spread(transpose(u))) + std**2 * u
-
         if self.iterations:
             return conjugate_gradients(matrix, residual, self.iterations)
         # Row sums of a covariance may be negative; its diagonal is not.

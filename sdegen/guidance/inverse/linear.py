@@ -20,9 +20,8 @@ def conjugate_gradients(
 ) -> Float[Array, "batch ..."]:
     """x with matrix(x) = b, for a symmetric positive matrix of each sample.
 
-    A fixed number of steps, each one product, on every sample by itself (Hestenes and
-    Stiefel 1952); exact after as many as the matrix has distinct eigenvalues. A sample
-    that has converged, or whose matrix is found not to be positive, stays as it is.
+    Hestenes and Stiefel 1952, with a fixed number of steps. A sample that has converged
+    or whose matrix is not positive stays as it is.
     """
     tiny = jnp.finfo(b.dtype).eps ** 2
 
@@ -62,9 +61,8 @@ def check_projection(operator: Callable, shape: tuple[int, ...], what: str) -> N
     again = operator(jax.linear_transpose(operator, x)(once)[0])
     if not is_traced(again) and not np.allclose(again, once, rtol=1e-3, atol=1e-3):
         raise ValueError(
-            f"{what} writes what is known into x_t, so the operator must be a mask, or "
-            "have orthonormal rows: A A' A = A, which this one does not have. Use "
-            "PiGDM, TMPD or TwistedParticles."
+            f"the operator of {what} must be a mask or have orthonormal rows, and this "
+            "one has not: A A' A is not A. Use PiGDM, TMPD or TwistedParticles."
         )
 
 

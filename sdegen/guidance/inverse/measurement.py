@@ -15,9 +15,7 @@ class Measurement(eqx.Module):
     """y = operator(x0) + std times standard normal noise.
 
     **Arguments:**
-
-    - `operator`: A, a function of one sample that returns one array: a mask times the
-      image, a blur, a matrix product, anything differentiable.
+    - `operator`: A, a differentiable function of one sample that returns one array.
     - `y`: one measurement for the whole batch, of the shape of the result of A, or one
       for each sample, with the batch axis in front.
     - `std`: the standard deviation of the noise, in the units of y; 0.05.
@@ -31,10 +29,7 @@ class Measurement(eqx.Module):
         if is_traced((self.y, self.std)):
             return
         if not 0 <= float(self.std) < np.inf or not np.isfinite(self.y).all():
-            raise ValueError(
-                "a measurement needs a finite y and a finite std >= 0, got std="
-                f"{float(self.std):g}."
-            )
+            raise ValueError(f"y and std >= 0 must be finite, got std={self.std}.")
 
     def apply(self, x0: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
         """A of every sample."""
@@ -55,22 +50,20 @@ class Measurement(eqx.Module):
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse samples (batch, ...) that A maps to another shape than that of y."""
+        one = jax.ShapeDtypeStruct(shape[1:], jnp.result_type(float))
         try:
-            out = jax.eval_shape(
-                self.operator, jax.ShapeDtypeStruct(shape[1:], jnp.result_type(float))
-            )
+            out = jax.eval_shape(self.operator, one)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"the operator could not be applied to one sample of shape {shape[1:]}:"
                 f" {str(error):.200}"
             ) from error
-        wanted = getattr(out, "shape", None)
+        wanted = out.shape if isinstance(out, jax.ShapeDtypeStruct) else None
         if wanted is None or self.y.shape not in (wanted, (shape[0], *wanted)):
             came = type(out).__name__ if wanted is None else wanted
             raise ValueError(
                 f"the operator maps one sample of shape {shape[1:]} to {came}, but y "
-                f"has the shape {self.y.shape}. y is one measurement of the shape of "
-                "the operator's result, or a batch of as many as there are samples."
+                f"has the shape {self.y.shape}: give y that shape, or one per sample."
             )
 
     def check_noise(self, what: str) -> None:
@@ -78,5 +71,5 @@ class Measurement(eqx.Module):
         if not is_traced(self.std) and float(self.std) == 0:
             raise ValueError(
                 f"{what} divides by the noise of the measurement, and std is 0. Give "
-                "it the smallest deviation that you would call exact, 1e-3 say."
+                "it a small one, 1e-3 say."
             )

@@ -46,13 +46,11 @@ class AbstractMethod(eqx.Module):
         """`shape[0]` draws: of one posterior, or one for each y of the measurement.
 
         **Arguments:**
-
         - `key`: a random key; draw i depends on (key, i).
         - `denoiser`: that of x0 without y.
         - `measurement`: y, and the operator that it comes from.
         - `shape`: (batch, ...).
         - `grid`, `cond`, `start`, `denoise`, `trajectory`, `sharding`: as in `sample`.
-          Methods that step by themselves take fixed grids alone.
 
         **Returns:** a `Solution`.
         """
@@ -63,12 +61,5 @@ class AbstractMethod(eqx.Module):
         return self.draw(key, denoiser, measurement, shape, options)
 
     @abc.abstractmethod
-    def draw(
-        self,
-        key: RandomKey,
-        denoiser: AbstractDenoiser,
-        measurement: Measurement,
-        shape: tuple[int, ...],
-        options: Options,
-    ) -> Solution:
-        """The draws; the shapes of y and of the samples have been checked."""
+    def draw(self, key, denoiser, measurement, shape, options: Options) -> Solution:
+        """The draws, of checked shapes; the arguments are those of a call."""

@@ -4,10 +4,9 @@ With A' A a projection (a mask, or rows that are orthonormal), after every step 
 
     x_s + A' (alpha_s y + sqrt(sigma_s^2 - alpha_s^2 std^2) z - A x_s)              (1)
 
-(Song et al. 2021, appendix I.2). The unknown part has then been drawn without regard to
-the known one of that level; RePaint (Lugmayr et al. 2022, algorithm 1, with jumps of
-one step) noises x_s back to t and steps again, `resamples` times in all, so that both
-agree. Neither is exact: the step itself does not depend on y.
+(Song et al. 2021, appendix I.2). RePaint (Lugmayr et al. 2022, algorithm 1, with jumps
+of one step) noises x_s back to t and steps again, `resamples` times in all, so that the
+unknown part agrees with it. Neither is exact: the step itself does not depend on y.
 """
 
 import equinox as eqx
@@ -28,11 +27,9 @@ from .method import AbstractMethod
 class RePaint(AbstractMethod):
     """Equation (1) at every step of the ancestral sampler; 1 resample is replacement.
 
-    The default grid is `LogSNRGrid(50)`. The operator must be linear with A A' A = A,
-    as a mask is.
+    The default grid is `LogSNRGrid(50)`; A must be linear with A A' A = A.
 
     **Arguments:**
-
     - `resamples`: evaluations of each step; 10.
     - `stochasticity`: DDIM's eta, from 0 to 1; 1.
     """
@@ -42,43 +39,29 @@ class RePaint(AbstractMethod):
 
     def __check_init__(self):
         if not (isinstance(self.resamples, int) and self.resamples >= 1):
-            raise ValueError(
-                f"resamples is a whole number >= 1, got {self.resamples!r}."
-            )
+            raise ValueError(f"resamples must be an int >= 1, got {self.resamples!r}.")
 
     def draw(self, key, denoiser, measurement, shape, options):
         """Draws in which A x0 is y up to its noise."""
         check_sample(denoiser.path, shape[1:])
         check_one_level(denoiser.path, "RePaint")
         check_projection(measurement.operator, shape[1:], "RePaint")
-        if options.start is not None and options.start.shape != shape:
-            raise ValueError(
-                f"start must have the shape {shape}, got {options.start.shape}."
-            )
+        start = options.start
+        if start is not None and start.shape != shape:
+            raise ValueError(f"start must have the shape {shape}, got {start.shape}.")
         grid = fixed_grid(options.grid, 50, denoiser.path, "RePaint")
-        return _repaint(key, self, denoiser, measurement, shape, grid, *options[1:])
+        options = options._replace(grid=grid)
+        return _repaint(key, self, denoiser, measurement, shape, options)
 
 
 @eqx.filter_jit
-def _repaint(
-    key,
-    method,
-    denoiser,
-    measurement,
-    shape,
-    grid,
-    cond,
-    start,
-    denoise,
-    trajectory,
-    sharding,
-):
+def _repaint(key, method, denoiser, measurement, shape, options):
+    grid, cond, start, denoise, trajectory, sharding = options
     path, basis = denoiser.path, basis_of(denoiser.path)
-    ts = grid(path) if callable(grid) else grid
-    keys, dtype = sample_keys(key, shape[0], sharding), ts.dtype  # pyright: ignore[reportAttributeAccessIssue]
-    transpose = jax.linear_transpose(
-        measurement.apply, jax.ShapeDtypeStruct(shape, dtype)
-    )
+    ts = jnp.asarray(grid(path) if callable(grid) else grid)
+    keys, dtype = sample_keys(key, shape[0], sharding), ts.dtype
+    whole = jax.ShapeDtypeStruct(shape, dtype)
+    transpose = jax.linear_transpose(measurement.apply, whole)
 
     def noise(number):
         fold = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
@@ -108,14 +91,14 @@ def _repaint(
         return x, x if trajectory else None
 
     if start is None:
-        x = (path.sigma(ts[0]) * noise(2**31 - 1)).astype(dtype)  # pyright: ignore[reportIndexIssue]
+        x = (path.sigma(ts[0]) * noise(2**31 - 1)).astype(dtype)
     else:
         x = constrain(basis.coordinates(start.astype(dtype)), sharding)
-    now = (ts[:-1], ts[1:], jnp.arange(len(ts) - 1))  # pyright: ignore[reportIndexIssue]
+    now = (ts[:-1], ts[1:], jnp.arange(len(ts) - 1))
     end, frames = jax.lax.scan(step, x, now)
     if trajectory:
         frames = jax.vmap(basis.data)(jnp.concatenate([x[None], frames]))
-    x = basis.data(denoiser(ts[-1], end, cond) if denoise else end)  # pyright: ignore[reportIndexIssue]
+    x = basis.data(denoiser(ts[-1], end, cond) if denoise else end)
     count = jnp.asarray((len(ts) - 1) * method.resamples + bool(denoise))
     result = checked(RESULTS.successful, x)
     return Solution(x, count, result, ts if trajectory else None, frames)
