@@ -227,9 +227,7 @@ def trained_well():
             ema=0.99,
             progress=False,
         )
-        out = sdegen.sample(
-            jax.random.key(4), fit.model, (4000, 1), stochasticity=1.0
-        )
+        out = sdegen.sample(jax.random.key(4), fit.model, (4000, 1), stochasticity=1.0)
         assert fit.losses.dtype == out.x.dtype == jnp.float32
         return fit.model, out
 

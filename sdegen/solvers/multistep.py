@@ -116,54 +116,68 @@ class Adams:
         return history if row is None else history._replace(step=None, nodes=None)
 
     def rows(self, nodes: Node) -> Row:
-        """The weights of every step of a grid."""
+        """The weights of every step of a grid, those of both methods at once."""
         rule, dtype = splitting(self.prediction), nodes.a.dtype
         xi = rule.variable(nodes.a, nodes.tau, self.sigma_data.astype(dtype))
         step, start, stop = jnp.arange(len(xi) - 1), xi[:-1], xi[1:]
-        length = max(self.predictor, self.corrector)
-        past = xi[jnp.maximum(step[:, None] - jnp.arange(length), 0)]
+        orders = (
+            [self.predictor, self.corrector] if self.corrector else [self.predictor]
+        )
+        # How many steps before the start each node is; a corrector knows the end, too.
+        back = np.arange(orders.max())
+        back = np.stack([back, np.r_[0, -1, back[1:-1]][: len(back)]][: len(orders)])
+        known = jnp.minimum(
+            step[:, None] + 1 + np.arange(len(orders)), np.array(orders)
+        )
+        places = jnp.maximum(step[:, None, None] - back, 0)
+
+        def weigh(args):
+            places, known, start, stop = args
+            one = lambda n, k: integrals(xi[n], k, start, stop, rule.density)  # noqa: E731
+            return jax.vmap(one)(places, known)
+
         # Of one step at a time where every coordinate has its own: that takes memory.
-        many = jax.lax.map if nodes.a.ndim > 1 else lambda f, xs: jax.vmap(f)(xs)
-        weigh = lambda *steps: many(lambda step: self._weigh(*step), steps)  # noqa: E731
-        first = second = None
+        many = jax.lax.map if xi.ndim > 1 else lambda f, xs: jax.vmap(f)(xs)
+        weights = many(weigh, (places, known, start, stop))
+        unit = self._unit(start, stop)
+        learned = (None, None)
         if self.learned is not None:
-            first, second = self.learned.predictor, self.learned.corrector
-        ahead = weigh(
-            past[:, : self.predictor],
-            jnp.minimum(step + 1, self.predictor),
-            start,
-            stop,
-            first,
+            learned = (self.learned.predictor, self.learned.corrector)
+        ahead, *behind = (
+            jax.vmap(self._combination)(
+                weights[:, i, :n], known[:, i], unit, learned[i]
+            )
+            for i, n in enumerate(orders)
         )
         ahead = jax.tree.map(lambda a: jnp.concatenate([a, a[-1:]]), ahead)
-        if not self.corrector:
+        if not behind:
             return Row(ahead, None, None)
-        known = jnp.concatenate([past[:, :1], stop[:, None], past[:, 1:]], axis=1)
-        behind = weigh(
-            known[:, : self.corrector],
-            jnp.minimum(step + 2, self.corrector),
-            start,
-            stop,
-            second,
-        )
         usable = self._usable(step + 1, start)
         return Row(
             ahead,
-            jax.tree.map(lambda a: jnp.concatenate([a[:1], a]), behind),
+            jax.tree.map(lambda a: jnp.concatenate([a[:1], a]), behind[0]),
             jnp.concatenate([jnp.zeros((1,), bool), usable]),
         )
 
+    def _unit(self, start, stop):
+        """About int w(xi) dxi over a step, the weight of a constant p."""
+        density = splitting(self.prediction).density
+        return (stop - start) * density((start + stop) / 2)
+
+    def _combination(self, weights, known, unit, learned) -> Combination:
+        """The weights of a step, with its row of what is learned."""
+        if learned is not None:
+            used = jnp.where(jnp.arange(len(weights)) < known, learned, 0)
+            learned = unit * used.reshape(used.shape + (1,) * unit.ndim)
+        return Combination(weights, learned)
+
     def _weigh(self, nodes, known, start, stop, learned) -> Combination:
         """The weights of the `known` first of `nodes`, for one step."""
-        rule = splitting(self.prediction)
+        density = splitting(self.prediction).density
+        weights, unit = integrals(nodes, known, start, stop, density), None
         if learned is not None:
-            # About int w(xi) dxi over the step, the weight of a constant p.
-            unit = (stop - start) * rule.density((start + stop) / 2)
-            used = jnp.arange(len(nodes)) < known
-            used = used.reshape(used.shape + (1,) * unit.ndim)
-            learned = learned.reshape(used.shape)
-            learned = unit * jnp.where(used, learned, 0)
-        return Combination(integrals(nodes, known, start, stop, rule.density), learned)
+            unit = self._unit(start, stop)
+        return self._combination(weights, known, unit, learned)
 
     def _usable(self, step, start):
         """Whether the step that led here can be corrected."""
