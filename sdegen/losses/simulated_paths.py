@@ -17,20 +17,18 @@ for any T_k with E[T_k given x_k] = s_k. So every mixture with weights w of time
 
     T_{k+1} = (1 - w_k) M^-T (T_k - grad log|det M|) + w_k r_k,    w_0 = 1,         (4)
 
-is a target for the score without bias, also for noise that depends on x (M contains G'
-dW), and exact for the chain (1), not only as dt -> 0. As E[T] is given, the variance is
-least where E|T|^2 is:
+is a target for the score without bias, exact for the chain (1) at any dt, also for
+noise that depends on x (M contains G' dW). Its variance is least where E|T|^2 is:
 
     w_k = E[a (a - r)] / E[(a - r)^2] per coordinate,  a the first term of (4)      (5)
 
 measured once, on paths of its own. For a linear SDE this is -z / sigma, the target of
-denoising score matching, whose variance does not grow as dt -> 0. In continuous time
-(3) is Bismut's formula of the Malliavin calculus.
-
-Where steps are so coarse that M is nearly singular on rare paths, the first term of (4)
-would have no variance. So it is cut off at ten times the size of r; that binds nowhere
-else.
+denoising score matching. In continuous time (3) is Bismut's formula of the Malliavin
+calculus. Where steps are so coarse that M is nearly singular on rare paths, the first
+term of (4) is cut off at ten times the size of r.
 """
+
+from typing import TypeAlias
 
 import diffrax as dfx
 import jax
@@ -40,19 +38,25 @@ from jaxtyping import Array, Float, Key
 from ..processes.sde import AbstractSDE
 from ..solvers.solve import solve
 
+Times: TypeAlias = Float[Array, " times"]
+Paths: TypeAlias = Float[Array, "times batch ..."]
+Weights: TypeAlias = Float[Array, "steps ..."]
 
-def square_clock(sde: AbstractSDE, steps: int, dtype=None) -> Float[Array, " times"]:
-    """t_0 .. t_n of (1)."""
+
+def square_clock(sde: AbstractSDE, steps: int, dtype=None) -> Times:
+    """t_0 .. t_n of (1).
+
+    **Arguments** of these functions:
+    - `sde`: the process; `steps`: n; `dtype`: of the times, default that of t_min.
+    - `keys`: one for each sample, (batch,); `x0`: data, (batch, ...).
+    - `ts`: t_0 .. t_n; `xs`: the states of `chain` there, (times, batch, ...).
+    - `weights`: w_1 .. w_n of (4), (steps, ...), or None.
+    """
     unit = jnp.arange(steps + 1, dtype=dtype or sde.t_min.dtype) / steps
     return sde.t_min + (sde.t_max - sde.t_min) * unit**2
 
 
-def chain(
-    sde: AbstractSDE,
-    keys: Key[Array, " batch"],
-    x0: Float[Array, "batch ..."],
-    ts: Float[Array, " times"],
-) -> Float[Array, "times batch ..."]:
+def chain(sde: AbstractSDE, keys: Key[Array, " batch"], x0: Array, ts: Times) -> Paths:
     """The states of (1) at every time; sample i depends on its own key only."""
 
     def drift(t, x, args):
@@ -62,16 +66,12 @@ def chain(
         g = jax.vmap(sde.diffusion, (None, 0))(t, x)
         return g.reshape(g.shape + (1,) * (x.ndim - g.ndim))
 
-    solver = dfx.Euler()
-    out = solve(drift, x0, ts, solver, noise=noise, keys=keys, trajectory=True)
+    out = solve(drift, x0, ts, dfx.Euler(), noise=noise, keys=keys, trajectory=True)
     return jax.lax.stop_gradient(out.ys)
 
 
 def targets(
-    sde: AbstractSDE,
-    ts: Float[Array, " times"],
-    xs: Float[Array, "times batch ..."],
-    weights: Float[Array, "steps ..."] | None,
+    sde: AbstractSDE, ts: Times, xs: Paths, weights: Weights | None
 ) -> Float[Array, "steps batch ..."]:
     """T_1 .. T_n of (4) for the states of `chain`; r_k of (2) where weights is None."""
     if weights is None:
@@ -79,11 +79,15 @@ def targets(
     return _mix(sde, ts, xs, weights)[0]
 
 
-def best_weights(
-    sde: AbstractSDE, ts: Float[Array, " times"], xs: Float[Array, "times batch ..."]
-) -> Float[Array, "steps ..."]:
+def best_weights(sde: AbstractSDE, ts: Times, xs: Paths) -> Weights:
     """The weights (5), measured on the states of `chain`."""
     return _mix(sde, ts, xs, None)[1]
+
+
+def _every_step(one, ts, *states):
+    """one(t_k, dt_k, *states) for every step and sample."""
+    over = jax.vmap(jax.vmap(one, (None, None, 0, 0)))
+    return over(ts[:-1], jnp.diff(ts), *states)
 
 
 def _local(sde, ts, xs):
@@ -94,8 +98,7 @@ def _local(sde, ts, xs):
         noise = (y - x - sde.drift(t, x) * dt) / g
         return -noise / (g * dt), 1 / (g * jnp.sqrt(dt)) + 0 * x, noise
 
-    over = jax.vmap(jax.vmap(one, (None, None, 0, 0)))
-    return over(ts[:-1], jnp.diff(ts), xs[:-1], xs[1:])
+    return _every_step(one, ts, xs[:-1], xs[1:])
 
 
 def _pull_back(sde, ts, xs, noise):
@@ -111,8 +114,7 @@ def _pull_back(sde, ts, xs, noise):
         curvature = jax.jacfwd(slope)(x.ravel())  # d^2 phi_a / dx_b dx_c
         return inverse, jnp.einsum("ba,abc->c", inverse, curvature)
 
-    over = jax.vmap(jax.vmap(one, (None, None, 0, 0)))
-    return over(ts[:-1], jnp.diff(ts), xs[:-1], noise)
+    return _every_step(one, ts, xs[:-1], noise)
 
 
 def _inverse(matrix):
@@ -129,7 +131,7 @@ def _mix(sde, ts, xs, weights):
     """T_1 .. T_n of (4) and their weights, those of (5) unless given."""
     local, sizes, noise = _local(sde, ts, xs)
     inverses, shifts = _pull_back(sde, ts[1:], xs[1:], noise[1:])
-    shape, flat = xs.shape[2:], (xs.shape[1], -1)
+    flat = (xs.shape[1], -1)
 
     def step(target, inputs):
         r, size, inverse, shift, weight = inputs
@@ -146,5 +148,5 @@ def _mix(sde, ts, xs, weights):
     _, (found, used) = jax.lax.scan(
         step, local[0], (local[1:], sizes[1:], inverses, shifts, weights)
     )
-    one = jnp.ones((1, *shape), xs.dtype)
+    one = jnp.ones((1, *xs.shape[2:]), xs.dtype)
     return jnp.concatenate([local[:1], found]), jnp.concatenate([one, used])

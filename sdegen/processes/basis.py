@@ -1,8 +1,6 @@
 """Orthonormal bases, in which a process acts on each coordinate separately.
 
-An image in the basis of the type-II discrete cosine transform (Ahmed, Natarajan and Rao
-1974) has coordinates of one spatial frequency each. The transform is orthonormal, so
-white noise stays white and no density changes its value.
+White noise stays white in them, and no density changes its value.
 """
 
 import abc
@@ -41,10 +39,9 @@ class Standard(AbstractBasis):
 
 
 class DCT(AbstractBasis):
-    """The orthonormal cosine transform (type II).
+    """The cosine transform (type II): Ahmed, Natarajan and Rao 1974.
 
-    Each axis is one product with an n x n matrix, which suits an accelerator better
-    than an FFT up to some hundreds of pixels.
+    Each axis is one product with an n x n matrix, faster than an FFT on an accelerator.
 
     **Arguments:**
     - `axes`: the axes to transform, counted from the end, default (-3, -2): those of an
@@ -56,8 +53,8 @@ class DCT(AbstractBasis):
     def __check_init__(self):
         if not all(isinstance(a, int) and a < 0 for a in self.axes):
             raise ValueError(
-                "axes of a basis are counted from the end, so that a batch has the "
-                f"same: use negative ones, such as (-3, -2), got {self.axes}."
+                "axes of a basis are counted from the end: use negative ones, such as "
+                f"(-3, -2), got {self.axes}."
             )
 
     def coordinates(self, x):
@@ -94,7 +91,7 @@ def laplacian(shape: tuple[int, ...], axes: tuple[int, ...] = (-3, -2)) -> np.nd
     """Minus the eigenvalues of the Laplacian on the unit pixel grid, in the DCT.
 
     lambda_k = sum over axes of (pi k / n)^2 (Rissanen et al. 2023, "Generative
-    modelling with inverse heat dissipation", eq. 6), to broadcast against coordinates.
+    modelling with inverse heat dissipation", eq. 6).
 
     **Arguments:**
     - `shape`: of one sample.
@@ -102,7 +99,7 @@ def laplacian(shape: tuple[int, ...], axes: tuple[int, ...] = (-3, -2)) -> np.nd
     """
     total = np.zeros([1] * len(shape))
     for axis in axes:
-        n, along = shape[axis], [1] * len(shape)
-        along[axis] = n
-        total = total + ((np.pi * np.arange(n) / n) ** 2).reshape(along)
+        n = shape[axis]
+        wave = (np.pi * np.arange(n) / n) ** 2
+        total = total + wave.reshape(-1, *[1] * (-1 - axis))
     return total

@@ -1,6 +1,6 @@
 """Straight paths from data (t = 0) to noise (t = 1).
 
-Papers and code of this family run time the other way; v here is minus theirs at 1 - t.
+Papers of this family run time the other way; v here is minus theirs at 1 - t.
 """
 
 import equinox as eqx
