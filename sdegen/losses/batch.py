@@ -1,7 +1,6 @@
 """One batch for every loss: times, noise, pairs and conditions, and what to regress on.
 
-Sample i of the whole batch has the same numbers on any devices. Models are known by
-what they have, as the protocols below say:
+Sample i has the same numbers on any devices. Models are known by what they have:
 
     model                 `target` is that of                `x1`       `z`
     Denoiser              predict(t, x_t, cond)              the noise  None
@@ -50,7 +49,7 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class OnPath(Protocol):
-    """A prediction on a path, as of a `Denoiser` or a `VDM`."""
+    """A prediction on a path: a `Denoiser` or a `VDM`."""
 
     path: AbstractPath
     prediction: Prediction
@@ -166,9 +165,9 @@ def draw_batch(
         return model.draw_batch(key, x0, cond, **options)
     if isinstance(model, HasScore):
         if coupling is not independent or times is not None:
+            name = type(model).__name__
             raise ValueError(
-                f"the paths of {type(model).__name__} are simulated from x0: it takes "
-                "no coupling and no times."
+                f"{name} simulates paths from x0: it takes no coupling and no times."
             )
         return simulated_batch(model, key, x0, cond, draws=1, axis_name=axis_name)[0]
     _check_data(x0)
@@ -189,8 +188,7 @@ def _check_data(x0):
         )
     if not jnp.issubdtype(x0.dtype, jnp.floating):
         raise ValueError(
-            f"a loss takes floating-point data, got {x0.dtype}. Scale integer images "
-            "to about [-1, 1] first."
+            f"a loss takes floating-point data, got {x0.dtype}. Scale it to [-1, 1]."
         )
 
 

@@ -2,14 +2,12 @@
 
     x_{k+1} = Phi_k(x_k) = x_k + f dt_k + G dW_k,    t_k = t_min + T (k / n)^2      (1)
 
-The steps are equal in the square root of time, as noise grows: fine near the data. With
-s_k the score of the law of x_k, one step, which is Gaussian given x_k, says (denoising
-score matching, Vincent 2011)
+With s_k the score of the law of x_k, one step says (denoising score matching, Vincent
+2011)
 
     s_{k+1}(x_{k+1}) = E[r_k given x_{k+1}],    r_k = -dW_k / (G dt_k)              (2)
 
-with a variance of 1 / (G^2 dt). And x_{k+1} is the image of x_k under Phi_k for the
-dW_k at hand, so by the change of variables, with M = dPhi_k / dx,
+with a variance of 1 / (G^2 dt). By the change of variables, with M = dPhi_k / dx,
 
     s_{k+1}(x_{k+1}) = E[M^-T (T_k - grad log|det M|) given x_{k+1}]                (3)
 
@@ -23,9 +21,8 @@ noise that depends on x (M contains G' dW). Its variance is least where E|T|^2 i
     w_k = E[a (a - r)] / E[(a - r)^2] per coordinate,  a the first term of (4)      (5)
 
 measured once, on paths of its own. For a linear SDE this is -z / sigma, the target of
-denoising score matching. In continuous time (3) is Bismut's formula of the Malliavin
-calculus. Where steps are so coarse that M is nearly singular on rare paths, the first
-term of (4) is cut off at ten times the size of r.
+denoising score matching. In continuous time (3) is Bismut's formula. The first term of
+(4) is cut off at ten times the size of r, for rare paths where M is nearly singular.
 """
 
 from typing import TypeAlias
@@ -46,11 +43,12 @@ Weights: TypeAlias = Float[Array, "steps ..."]
 def square_clock(sde: AbstractSDE, steps: int, dtype=None) -> Times:
     """t_0 .. t_n of (1).
 
-    **Arguments** of these functions:
-    - `sde`: the process; `steps`: n; `dtype`: of the times, default that of t_min.
-    - `keys`: one for each sample, (batch,); `x0`: data, (batch, ...).
-    - `ts`: t_0 .. t_n; `xs`: the states of `chain` there, (times, batch, ...).
-    - `weights`: w_1 .. w_n of (4), (steps, ...), or None.
+    **Arguments** of the functions of this file:
+    - `sde`: the process.
+    - `steps`, `dtype`: n, and that of the times, default that of t_min.
+    - `keys`, `x0`: one key for each sample, (batch,), and data, (batch, ...).
+    - `ts`, `xs`: t_0 .. t_n, and the states of `chain` there, (times, batch, ...).
+    - `weights`: of (4), (steps, ...), or None.
     """
     unit = jnp.arange(steps + 1, dtype=dtype or sde.t_min.dtype) / steps
     return sde.t_min + (sde.t_max - sde.t_min) * unit**2

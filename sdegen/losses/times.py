@@ -1,6 +1,7 @@
 """How training draws its times: a quantile function u in (0, 1) -> t of uniform u."""
 
 import abc
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -14,6 +15,9 @@ from ..processes.path import AbstractPath
 from ..typing import RandomKey, Scalar, number
 from .per_sample import draw_each, sample_keys
 
+Path: TypeAlias = AbstractPath | AbstractInterpolant
+Row: TypeAlias = Float[Array, " batch"]
+
 
 class AbstractTimes(eqx.Module):
     """The distribution of the training times, by its quantile function.
@@ -22,37 +26,25 @@ class AbstractTimes(eqx.Module):
     - `stratified`: draw one u in each of as many equal cells as there are samples, by
       one shared shift (Kingma et al. 2021, "Variational diffusion models", appendix
       I.1); default True. False draws them independently.
+
+    **Arguments** of the methods:
+    - `path`: a path, or an interpolant where t_min and t_max suffice.
+    - `u`: probabilities, (batch,).
+    - `key`: the key of the batch.
+    - `index`, `total`: see `sdegen.losses.batch_index`.
+    - `dtype`: of the times, float32 at least.
     """
 
     stratified: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
-    def quantile(
-        self, path: AbstractPath | AbstractInterpolant, u: Float[Array, " batch"]
-    ) -> Float[Array, " batch"]:
-        """The times with probability u below them.
-
-        **Arguments:**
-        - `path`: a path, or an interpolant where t_min and t_max suffice.
-        - `u`: probabilities, (batch,).
-        """
+    def quantile(self, path: Path, u: Row) -> Row:
+        """The times with probability u below them."""
 
     def draw(
-        self,
-        key: RandomKey,
-        path: AbstractPath | AbstractInterpolant,
-        index: Int[Array, " batch"],
-        total: int,
-        dtype=None,
-    ) -> Float[Array, " batch"]:
-        """The times of the samples `index`, the same on any number of devices.
-
-        **Arguments:**
-        - `key`: the key of the batch.
-        - `path`: see `quantile`.
-        - `index`, `total`: see `sdegen.losses.batch_index`.
-        - `dtype`: of the times, float32 at least.
-        """
+        self, key: RandomKey, path: Path, index: Int[Array, "n"], total: int, dtype=None
+    ) -> Row:
+        """The times of the samples `index`, the same on any number of devices."""
         dtype = jnp.promote_types(dtype or jnp.result_type(float), jnp.float32)
         if self.stratified:
             u = (jax.random.uniform(key, (), dtype) + index.astype(dtype)) / total

@@ -41,11 +41,8 @@ class Standard(AbstractBasis):
 class DCT(AbstractBasis):
     """The cosine transform (type II): Ahmed, Natarajan and Rao 1974.
 
-    Each axis is one product with an n x n matrix, faster than an FFT on an accelerator.
-
     **Arguments:**
-    - `axes`: the axes to transform, counted from the end, default (-3, -2): those of an
-      image (height, width, channels).
+    - `axes`: the axes to transform, counted from the end, default (-3, -2).
     """
 
     axes: tuple[int, ...] = eqx.field(default=(-3, -2), static=True)

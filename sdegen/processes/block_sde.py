@@ -2,12 +2,11 @@
 
     du = F(t) u dt + G(t) dw    =>    u_t = a x0 + L z                             (1)
 
-by the moment equations (2) of `momentum`, in the form
+by the moment equations in a form that keeps S = L L^T positive in spite of rounding,
 
     a' = F a,    L' = L Phi(W),    W = A + A^T + H H^T,                            (2)
 
 with A = L^-1 F L, H = L^-1 G, and Phi the lower triangle with half of the diagonal.
-This keeps S = L L^T positive in spite of rounding.
 """
 
 from collections.abc import Callable
@@ -114,9 +113,9 @@ def _check_shapes(F, G, params, t, auxiliary):
         )
     if auxiliary.shape not in ((), (k - 1,), (k - 1, k - 1)):
         raise ValueError(
-            f"auxiliary is the covariance of rows 1 to {k - 1} of the state at t=0, of "
-            f"shape ({k - 1}, {k - 1}), or their variances, ({k - 1},) or one number, "
-            f"got an array of shape {auxiliary.shape}."
+            f"auxiliary is the covariance of rows 1 to {k - 1} at t=0, ({k - 1}, "
+            f"{k - 1}), or their variances, ({k - 1},) or one number, got an array of "
+            f"shape {auxiliary.shape}."
         )
 
 

@@ -44,8 +44,7 @@ class GridBrownianPath(dfx.AbstractBrownianPath):
     - `ts`: the times of the grid, rising, (times,).
     - `keys`: one key per sample, (batch,).
     - `shape`: of one sample.
-    - `levy_area`: what solvers ask for, `diffrax.BrownianIncrement` or
-      `diffrax.SpaceTimeLevyArea`.
+    - `levy_area`: `diffrax.BrownianIncrement` or `diffrax.SpaceTimeLevyArea`.
     """
 
     ts: Float[Array, " times"]
@@ -72,9 +71,8 @@ class GridBrownianPath(dfx.AbstractBrownianPath):
             key = jax.random.fold_in(key, cell)
             if self.levy_area is dfx.BrownianIncrement:
                 return jax.random.normal(key, self.shape, dt.dtype), None
-            w_key, h_key = jax.random.split(key)
-            w = jax.random.normal(w_key, self.shape, dt.dtype)
-            return w, jax.random.normal(h_key, self.shape, dt.dtype)
+            keys = jax.random.split(key)
+            return tuple(jax.random.normal(k, self.shape, dt.dtype) for k in keys)
 
         w, h = jax.vmap(draw)(self.keys)
         w = jnp.sqrt(dt) * w

@@ -39,8 +39,8 @@ class CustomSDE(AbstractSDE):
         t_max: ScalarLike = 4.0,
         noise: AbstractNoise | None = None,
     ):
-        given, names = (drift, diffusion), "drift(t, x, params) and diffusion(same)"
-        self._drift, self._diffusion = both(self, given, _SINE, names)
+        names = "drift(t, x, params) and diffusion(t, x, params)"
+        self._drift, self._diffusion = both(self, (drift, diffusion), _SINE, names)
         self.params = jax.tree.map(float_array, params)
         self.t_min, self.t_max = float_array(t_min), float_array(t_max)
         self.noise = Gaussian() if noise is None else noise

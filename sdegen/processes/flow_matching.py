@@ -66,8 +66,7 @@ class RectifiedFlow(AbstractStraight, AbstractLinearSDE):
 class StraightFlow(AbstractStraight):
     """alpha = 1 - t, sigma = t from any noise, default `Box()`.
 
-    With Gaussian noise use `RectifiedFlow`. Su 2022, "Constructing diffusion ODEs by
-    characteristics".
+    Su 2022, "Constructing diffusion ODEs by characteristics".
     """
 
     t_min: Scalar = number(1e-3)

@@ -17,11 +17,11 @@ _REACH = 1e12  # radii of `Radial` are searched between 1 / reach and reach
 
 
 class AbstractNoise(eqx.Module):
-    """The distribution of z, one sample of any shape; is it N(0, I), `gaussian`?
+    """The distribution of z; `gaussian` says whether it is N(0, I).
 
     **Arguments** of the methods:
     - `key`: the random key.
-    - `shape`, `dtype`: of the draw, default JAX's floating-point type.
+    - `shape`, `dtype`: of the draw; the dtype is JAX's floating-point type by default.
     - `z`: one sample.
     """
 

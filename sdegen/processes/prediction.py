@@ -1,14 +1,12 @@
 """What a network predicts: one row (a, b) with pred = a x0 + b z.
 
-Together with x_t = alpha x0 + sigma z a row is a 2x2 system, so every prediction gives
-x0 and z, and therefore every other prediction, by one solve:
+With x_t = alpha x0 + sigma z it is a 2x2 system, so every prediction gives x0 and z:
 
     | alpha sigma | |x0|   |x_t |          x0 = (b x_t - sigma pred) / det
     |   a     b   | |z | = |pred|          z = (alpha pred - a x_t) / det           (1)
                                            det = alpha b - sigma a
 
-At a given x_t the errors obey alpha dx0 = -sigma dz, so the squared errors of two
-predictions differ by the factor
+At a given x_t the squared errors of two predictions differ by the factor
 
     ((a2 sigma - b2 alpha) / (a1 sigma - b1 alpha))^2 = (det2 / det1)^2             (2)
 """
@@ -53,7 +51,7 @@ class Prediction:
     **Arguments:**
     - `name`: shown by `repr`.
     - `row`: (path, t, sigma_data) -> (a, b) for a scalar t; `sigma_data` is the
-      standard deviation of the data, which only `edm` uses.
+      standard deviation of the data.
     """
 
     name: str
