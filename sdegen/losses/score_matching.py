@@ -13,25 +13,18 @@ matching", eq. 8). All three are least for the score. They are means over coordi
 samples, and `draws` of the path's steps.
 """
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from ..typing import PyTree, RandomKey, Scalar
-from .batch import HasScore, check_model, simulated_batch
+from .batch import Data, HasScore, check_model, simulated_batch
 from .per_sample import draw_each
-
-Data: TypeAlias = Float[Array, "batch ..."]
 
 
 def simulated_score_loss(
-    model: PyTree,
-    key: RandomKey,
-    x0: Data,
-    cond: PyTree = None,
-    **options: Any,
+    model: PyTree, key: RandomKey, x0: Data, cond: PyTree = None, **options: Any
 ) -> Scalar:
     """Equation (1): regression on unbiased targets; no derivative of the network.
 
@@ -49,11 +42,7 @@ def simulated_score_loss(
 
 
 def implicit_score_loss(
-    model: PyTree,
-    key: RandomKey,
-    x0: Data,
-    cond: PyTree = None,
-    **options: Any,
+    model: PyTree, key: RandomKey, x0: Data, cond: PyTree = None, **options: Any
 ) -> Scalar:
     """Equation (2), the trace exact: one derivative per coordinate, forward mode.
 
@@ -67,11 +56,7 @@ def implicit_score_loss(
 
 
 def sliced_score_loss(
-    model: PyTree,
-    key: RandomKey,
-    x0: Data,
-    cond: PyTree = None,
-    **options: Any,
+    model: PyTree, key: RandomKey, x0: Data, cond: PyTree = None, **options: Any
 ) -> Scalar:
     """Equation (3), with one v of signs per state: for many coordinates.
 

@@ -26,18 +26,6 @@ class AbstractBasis(eqx.Module):
         """The data with the given coordinates."""
 
 
-class Standard(AbstractBasis):
-    """The coordinates are the data."""
-
-    def coordinates(self, x):
-        """x."""
-        return x
-
-    def data(self, coordinates):
-        """The coordinates."""
-        return coordinates
-
-
 class DCT(AbstractBasis):
     """The cosine transform (type II): Ahmed, Natarajan and Rao 1974.
 
@@ -63,7 +51,7 @@ class DCT(AbstractBasis):
         return self._apply(coordinates, inverse=True)
 
     def _apply(self, x, *, inverse):
-        if x.ndim < -min(self.axes):
+        if x.ndim < -min(self.axes, default=0):
             raise ValueError(
                 f"this basis transforms the axes {self.axes}, counted from the end, "
                 f"got an array of shape {x.shape}. Give axes that the data have."
@@ -74,6 +62,10 @@ class DCT(AbstractBasis):
             product = jnp.tensordot(x, matrix, ((axis,), (1,)), precision="highest")
             x = jnp.moveaxis(product, -1, axis)
         return x
+
+
+PIXELS = DCT(axes=())
+"""The data as they are: no axis is transformed."""
 
 
 def cosines(n: int) -> np.ndarray:
@@ -96,7 +88,6 @@ def laplacian(shape: tuple[int, ...], axes: tuple[int, ...] = (-3, -2)) -> np.nd
     """
     total = np.zeros([1] * len(shape))
     for axis in axes:
-        n = shape[axis]
-        wave = (np.pi * np.arange(n) / n) ** 2
+        wave = (np.pi * np.arange(shape[axis]) / shape[axis]) ** 2
         total = total + wave.reshape(-1, *[1] * (-1 - axis))
     return total

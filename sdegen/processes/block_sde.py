@@ -28,11 +28,11 @@ from .sde import both, solve_moments
 class BlockSDE(AbstractBlockSDE):
     """du = F(t, params) u dt + G(t, params) dw; a and L follow from (2).
 
-    The moment equations are solved once, when the object is made (Dopri8 in log t; from
-    0 to t_min by Gauss's method and QR). Accuracy, in units of the noise: 1e-9 in
-    float64, 1e-5 in float32. For `params` see `LinearSDE`. Examples are phase space
-    Langevin (Pandey and Mandt 2023, "A complete recipe for diffusion generative
-    models") and higher orders (Mou et al. 2021, "High-order Langevin diffusion").
+    The moment equations are solved once, when the object is made: to differentiate or
+    sweep `params`, make it inside the differentiated function. Accuracy, in units of
+    the noise: 1e-9 in float64, 1e-5 in float32. Examples are phase space Langevin
+    (Pandey and Mandt 2023, "A complete recipe for diffusion generative models") and
+    higher orders (Mou et al. 2021, "High-order Langevin diffusion").
 
     **Arguments:**
     - `F`, `G`: functions of (t, params) that return (k, k) and (k,). Default: a

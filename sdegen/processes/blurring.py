@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from ..typing import Scalar, float_array, number
-from .basis import DCT, Standard, laplacian
+from .basis import DCT, PIXELS, laplacian
 from .noise import AbstractNoise, Gaussian
 from .sde import AbstractLinearSDE
 
@@ -45,7 +45,7 @@ class Blurring(AbstractLinearSDE):
     @property
     def basis(self):
         """The cosine transform of the axes."""
-        return Standard() if self.shape is None else DCT(self.axes)
+        return PIXELS if self.shape is None else DCT(self.axes)
 
     def alpha(self, t):
         """cos(pi t / 2) d(t), an array over the frequencies."""

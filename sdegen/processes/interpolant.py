@@ -29,8 +29,7 @@ class AbstractInterpolant(eqx.Module):
     """Equation (1), for one sample and a scalar time.
 
     A subclass writes I as `interpolate` and the scale of the latent noise as `gamma`.
-    `noise` is the distribution of x1; sampling starts at t_max from I(t_max, 0, x1) +
-    gamma(t_max) z.
+    Sampling starts at t_max from I(t_max, 0, x1) + gamma(t_max) z, x1 from `noise`.
 
     **Arguments** of the methods:
     - `t`: the time, a scalar.
@@ -87,7 +86,6 @@ def bump(t: ScalarLike):
 class StochasticInterpolant(AbstractInterpolant):
     """x_t = a(t) x0 + b(t) x1 + c gamma(t) z, 0 <= t <= 1.
 
-    a(0) = b(1) = 1 and a(1) = b(0) = gamma(0) = gamma(1) = 0.
     Albergo, Boffi and Vanden-Eijnden 2023, "Stochastic interpolants: a unifying
     framework for flows and diffusions", definition 1 and section 4.
 
@@ -96,9 +94,10 @@ class StochasticInterpolant(AbstractInterpolant):
     - `t_min`, `t_max`: the range of times, defaults 0 and 1.
     - `noise`: the distribution of x1, default `Gaussian()`; `Empirical(other_data)` for
       flows between two data sets.
-    - `weights`: t -> (a, b), `linear` (the default), `trigonometric` or your own.
-    - `latent`: the function gamma, `bridge` (the default), `bump`, your own, or None
-      for flow matching.
+    - `weights`: t -> (a, b), from (1, 0) to (0, 1): `linear` (the default),
+      `trigonometric` or your own.
+    - `latent`: the function gamma, 0 at both ends: `bridge` (the default), `bump`, your
+      own, or None for flow matching.
     """
 
     scale: Scalar = number(1.0)

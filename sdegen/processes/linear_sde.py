@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
-from .basis import AbstractBasis, Standard
+from .basis import PIXELS, AbstractBasis
 from .noise import AbstractNoise, Gaussian
 from .path import check_times
 from .sde import AbstractLinearSDE, both, solve_moments
@@ -30,11 +30,9 @@ _GONE = -80.0  # of log alpha
 class LinearSDE(AbstractLinearSDE):
     """dx = f(t, params) x dt + g(t, params) dw; alpha and sigma follow from (1).
 
-    The moment equations are solved once, when the object is made (Tsit5 in log t; from
-    0 to t_min by Gauss-Legendre quadrature). Accuracy: 1e-9 in float64, 1e-5 in
-    float32. To differentiate or sweep `params`, make the object inside the
-    differentiated function: replacing them in a finished object moves no moments. The
-    derivatives of alpha and sigma in t are exactly those of (1).
+    The moment equations are solved once, when the object is made: to differentiate or
+    sweep `params`, make it inside the differentiated function. Accuracy: 1e-9 in
+    float64, 1e-5 in float32; the derivatives in t are exactly those of (1).
 
     **Arguments:**
     - `f`, `g`: functions of (t, params) that return a scalar, or an array over the
@@ -75,7 +73,7 @@ class LinearSDE(AbstractLinearSDE):
         self.params = jax.tree.map(float_array, params)
         self.t_min, self.t_max = float_array(t_min), float_array(t_max)
         self.noise = Gaussian() if noise is None else noise
-        self.basis = Standard() if basis is None else basis
+        self.basis = PIXELS if basis is None else basis
         check_times(self, first="<")
         shapes = [
             jax.eval_shape(fn, t_min, self.params).shape for fn in (self.f, self.g)

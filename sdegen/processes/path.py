@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..typing import Scalar, ScalarLike, Time, float_array, is_traced
-from .basis import AbstractBasis, Standard
+from .basis import PIXELS, AbstractBasis
 from .noise import AbstractNoise
 
 Scales: TypeAlias = Float[Array, "..."]
@@ -177,7 +177,7 @@ def level_of(alpha: Array, sigma: Array) -> tuple[Scalar, Scalar]:
 
 def basis_of(path: AbstractPath) -> AbstractBasis:
     """The basis in which x_t is held: the path's, or the data as they are."""
-    return getattr(path, "basis", Standard())
+    return getattr(path, "basis", PIXELS)
 
 
 def check_sample(path: AbstractPath, shape: tuple[int, ...]) -> None:

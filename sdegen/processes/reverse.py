@@ -60,11 +60,7 @@ def _time(sde, s):
 
 
 class AbstractReversal(eqx.Module):
-    """A process on a rising clock s from 0 (noise) to 1 (data), by equation (1).
-
-    **Arguments:**
-    - `sde`, `score`: see `reverse`.
-    """
+    """Equation (1), s from 0 (noise) to 1 (data); for `sde`, `score` see `reverse`."""
 
     sde: AbstractSDE
     score: Callable
@@ -100,7 +96,7 @@ class AbstractReversal(eqx.Module):
 
 
 class ReverseSDE(AbstractReversal, AbstractSDE):
-    """Equation (1), which Diffrax integrates forward in s. Made by `reverse`."""
+    """Equation (1), made by `reverse`."""
 
     stochasticity: Scalar = number()
     t_min: Scalar = number(0.0)
@@ -129,10 +125,7 @@ class ReverseSDE(AbstractReversal, AbstractSDE):
 
 
 class ProbabilityFlow(AbstractReversal):
-    """Equation (1) with lambda = 0, an ODE. Made by `probability_flow`.
-
-    Callable as (s, x, args): `diffrax.ODETerm(probability_flow(sde, score))`.
-    """
+    """Equation (1) with lambda = 0, made by `probability_flow`, for `ODETerm`."""
 
     t_min: Scalar = number(0.0)
     t_max: Scalar = number(1.0)

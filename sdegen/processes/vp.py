@@ -95,8 +95,7 @@ class DDPM(AbstractLinearSDE):
     Ho et al. 2020, "Denoising diffusion probabilistic models", eq. 4.
 
     **Arguments:**
-    - `betas`: the variances, (T,), between 0 and 1; default the paper's 1000 from 1e-4
-      to 0.02.
+    - `betas`: the variances, (T,); default the paper's 1000 from 1e-4 to 0.02.
     - `t_min`, `t_max`, `noise`: see `AbstractSDE`; t_min is 1 / T, the first step.
     """
 

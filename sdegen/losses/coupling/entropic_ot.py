@@ -76,31 +76,24 @@ class EntropicOT(eqx.Module):
         axis_name: AxisName | None = None,
     ) -> Pairs:
         """x0 as it is, with an x1 for each of its rows, drawn with replacement."""
-        batch = len(x0)
-        keys = sample_keys(key, batch_index(batch, axis_name)[0])
+        keys = sample_keys(key, batch_index(len(x0), axis_name)[0])
         u = draw_each(jax.random.uniform, keys, (), x0.dtype)
+        weight = self.condition_weight
         if axis_name is not None and self.points is None:
             others, their_cond = jax.tree.map(
                 lambda a: jax.lax.all_gather(a, axis_name, tiled=True), (x1, cond)
             )
-            weight = self.condition_weight
-            cost = cost_matrix(x0, others, cond, their_cond, weight, axis_name)
-            eps = jax.lax.pmean(self._eps(x0, others), axis_name)
-            solved = self._solve(cost, eps, axis_name)
-            pick = _draw(u, solved, cost, eps)
-            x1, solved = others[pick], jax.tree.map(lambda a: a[None], solved)
+            cost = cost_matrix(x0, others, cond, their_cond, weight, axis_name)[None]
+            eps = jax.lax.pmean(self._eps(x0, others), axis_name)[None]
         else:
-            cost = plans(x0, x1, cond, self.points, self.condition_weight)
-            points = cost.shape[-1]
-
-            def split(a):
-                return a.reshape(-1, points, *a.shape[1:])
-
-            eps = jax.vmap(self._eps)(split(x0), split(x1))
-            solved = jax.vmap(self._solve)(cost, eps)
-            pick = jax.vmap(_draw)(split(u), solved, cost, eps)
-            rows = pick + jnp.arange(0, batch, points)[:, None]
-            x1 = x1[rows.reshape(-1)]
+            others, axis_name = x1, None
+            cost = plans(x0, x1, cond, self.points, weight)
+            split = (a.reshape(*cost.shape[:2], *a.shape[1:]) for a in (x0, x1))
+            eps = jax.vmap(self._eps)(*split)
+        solved = jax.vmap(lambda c, e: self._solve(c, e, axis_name))(cost, eps)
+        pick = jax.vmap(_draw)(u.reshape(len(cost), -1), solved, cost, eps)
+        first = jnp.arange(0, len(others), cost.shape[-1])[:, None]
+        x1 = others[(pick + first).reshape(-1)]
         x1 = jnp.where(jnp.isfinite(solved.error).all(), x1, jnp.nan)
         unsolved = 1 - jnp.mean(solved.converged.astype(x0.dtype))
         error = jnp.mean(solved.error)
