@@ -106,6 +106,7 @@ def _error(denoiser, t, x0, z, cond):
 
 
 def _square(x):
+    """|x|^2 of every sample."""
     return jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
 
 

@@ -204,7 +204,7 @@ def _evaluate_jvp(primals, tangents):
     if t_dot is not None:
         f, g = coefficients(t)
         out_dot += t_dot * jnp.stack([f, 2 * f + g**2 * jnp.exp(-out[1])])
-    if any(leaf is not None for leaf in jax.tree.leaves(moments_dot)):
+    if jax.tree.leaves(moments_dot):
         at = lambda m: evaluate(m, jnp.log(t))  # noqa: E731
         dense = eqx.filter_jvp(at, (moments,), (moments_dot,))[1]
         out_dot += 0 if dense is None else dense

@@ -170,7 +170,7 @@ def _log_snr_jvp(primals, tangents):
     if t_dot is not None:
         pull = process.noise_scale(t) * solve_upper(factor, direction)
         out_dot -= t_dot * jnp.sum(pull**2)
-    if any(leaf is not None for leaf in jax.tree.leaves(process_dot)):
+    if jax.tree.leaves(process_dot):
         own = eqx.filter_jvp(lambda p: _direction(t, p)[1], (process,), (process_dot,))
         out_dot += 0 if own[1] is None else 2 * own[1]
     return 2 * half, out_dot

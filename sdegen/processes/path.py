@@ -130,7 +130,7 @@ class AbstractPath(eqx.Module):
             )
         with np.errstate(divide="ignore", invalid="ignore"):
             logsnr = 2 * (np.log(alpha) - np.log(sigma))
-            step = logsnr[1:] - logsnr[:-1]
+            step = np.diff(logsnr, axis=0)
         # In float32 a flat stretch near the data can tie by rounding; a rise cannot.
         slack = 1e-5 if ts.dtype == np.float32 else 0.0
         rise = step > slack * np.abs(logsnr[:-1])
@@ -156,7 +156,7 @@ def check_times(process: Any, *, first: str = "<=") -> None:
         raise ValueError(
             f"{type(process).__name__} needs 0 {first} t_min < t_max, got t_min="
             f"{t_min:g} and t_max={t_max:g}. t=0 is data, and t rises to noise"
-            f"{'; the path starts a little after 0.' if first == '<' else '.'}"
+            f"{'; start a little after 0.' if first == '<' else '.'}"
         )
 
 
