@@ -11,20 +11,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from ..processes.path import batched
 from ..processes.prediction import PosteriorMeans
 from ..typing import PyTree, RandomKey
 from . import weight as weights
-from .batch import Predicts, check_model, draw_batch
+from .batch import Data, Predicts, check_model, draw_batch
 from .coupling.pairs import Loss, independent, with_aux
 
 
 def denoising_loss(
     model: PyTree,
     key: RandomKey,
-    x0: Float[Array, "batch ..."],
+    x0: Data,
     cond: PyTree = None,
     *,
     weight: Callable = weights.uniform,

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from ..processes.path import AbstractPath, batched
 from ..processes.prediction import PosteriorMeans
 from ..typing import AxisName, PyTree, RandomKey, Scalar
-from .batch import HasSchedule, check_model, draw_batch
+from .batch import Data, HasSchedule, check_model, draw_batch
 from .per_sample import batch_index, draw_each, sample_keys
 from .times import AbstractTimes, Uniform
 
@@ -31,8 +31,8 @@ from .times import AbstractTimes, Uniform
 def diffusion_term(
     denoiser: PosteriorMeans,
     t: Float[Array, " batch"],
-    x0: Float[Array, "batch ..."],
-    z: Float[Array, "batch ..."],
+    x0: Data,
+    z: Data,
     cond: PyTree = None,
 ) -> Float[Array, " batch"]:
     """l of (1) at the given times and noise, in nats per sample; any path.
@@ -52,7 +52,7 @@ def diffusion_term(
 def vdm_loss(
     model: PyTree,
     key: RandomKey,
-    x0: Float[Array, "batch ..."],
+    x0: Data,
     cond: PyTree = None,
     *,
     times: AbstractTimes | None = None,

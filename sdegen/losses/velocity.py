@@ -4,17 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from ..typing import PyTree, RandomKey
-from .batch import HasVelocity, check_model, draw_batch
+from .batch import Data, HasVelocity, check_model, draw_batch
 from .coupling.pairs import Loss, with_aux
 
 
 def velocity_loss(
     model: PyTree,
     key: RandomKey,
-    x0: Float[Array, "batch ..."],
+    x0: Data,
     cond: PyTree = None,
     *,
     antithetic: bool = True,
@@ -55,12 +54,9 @@ def velocity_loss(
     return with_aux(jnp.mean(loss), batch.aux)
 
 
-def antithetic_square(
-    b: Array, b_: Array, mean: Array, odd: Array
-) -> Float[Array, "batch ..."]:
+def antithetic_square(b: Data, b_: Data, mean: Data, odd: Data) -> Data:
     """The squares of b(x_+-) - (mean +- odd), halved and added, less those of odd.
 
-    What is left out is no function of b, and may be infinite where (b - b_) odd is not:
-    equation (2).
+    What is left out is no function of b, and may be infinite where (b - b_) odd is not.
     """
     return ((b - mean) ** 2 + (b_ - mean) ** 2) / 2 - (b - b_) * odd
