@@ -1,7 +1,6 @@
 """One batch for every loss: times, noise, pairs and conditions, and what to regress on.
 
-Sample i of the whole batch has the same numbers however the batch is spread over
-devices. Models are known by what they have, as the protocols below say:
+Sample i has the same numbers on any devices. Models are known by what they have:
 
     model                 `target` is that of                `x1`       `z`
     Denoiser              predict(t, x_t, cond)              the noise  None
@@ -12,7 +11,7 @@ devices. Models are known by what they have, as the protocols below say:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,31 +23,33 @@ from ..processes.prediction import Prediction
 from ..processes.sde import AbstractSDE
 from ..typing import AxisName, PyTree, RandomKey
 from .coupling.pairs import PairedData, couple, independent
-from .per_sample import batch_index, sample_keys
+from .per_sample import batch_index, draw_each, sample_keys
 from .simulated_paths import chain, targets
 from .times import AbstractTimes, Uniform
+
+Data: TypeAlias = Float[Array, "batch ..."]
 
 
 class Batch(NamedTuple):
     """What `draw_batch` has drawn; row i of each array belongs to sample i."""
 
     t: Float[Array, " batch"]
-    x_t: Float[Array, "batch ..."]
+    x_t: Data
     target: Any
     """An unbiased target of the model's output at (t, x_t); a pair for a bridge."""
-    x0: Float[Array, "batch ..."]
-    x1: Float[Array, "batch ..."] | None
-    z: Float[Array, "batch ..."] | None
+    x0: Data
+    x1: Data | None
+    z: Data | None
     cond: PyTree
     keys: Key[Array, " batch"]
-    """A key for each sample that nothing else has used, for dropout."""
+    """An unused key for each sample, for dropout."""
     aux: dict[str, Array]
     """Numbers to be watched that a coupling gives, see `sdegen.coupling.Pairs`."""
 
 
 @runtime_checkable
 class OnPath(Protocol):
-    """A prediction on a path, as of a `Denoiser` or a `VDM`."""
+    """A prediction on a path: a `Denoiser` or a `VDM`."""
 
     path: AbstractPath
     prediction: Prediction
@@ -143,17 +144,9 @@ def draw_batch(
 ) -> Batch:
     """A training batch of any model: `t`, `x_t` and the `target` of its output there.
 
-    This is where every loss begins. A training loop of your own:
-
-        def loss(trained, key, x0):
-            model_ = model.with_trained(trained)
-            batch = sdegen.losses.draw_batch(model_, key, x0)
-            return jnp.mean((model_.predict(batch.t, batch.x_t) - batch.target) ** 2)
-        value, slope = eqx.filter_value_and_grad(loss)(trained, key, x0)
-        updates, state = optimizer.update(slope, state, trained)
+    Every loss begins here; docs/training.md has a training loop of one's own.
 
     **Arguments:**
-
     - `model`: one of those above, or one with a method `draw_batch` of its own.
     - `key`: the key of the batch; sample i draws from fold_in of parts of it.
     - `x0`: floating-point data, (batch, ...).
@@ -172,17 +165,15 @@ def draw_batch(
         return model.draw_batch(key, x0, cond, **options)
     if isinstance(model, HasScore):
         if coupling is not independent or times is not None:
+            name = type(model).__name__
             raise ValueError(
-                f"the paths of {type(model).__name__} are simulated from x0: it takes "
-                "no coupling and no times."
+                f"{name} simulates paths from x0: it takes no coupling and no times."
             )
-        return simulated_batch(model, key, x0, cond, axis_name=axis_name)[0]
+        return simulated_batch(model, key, x0, cond, draws=1, axis_name=axis_name)[0]
     _check_data(x0)
     options["times"] = Uniform() if times is None else times
-    if isinstance(model, OnPath):
-        return _on_path(model, key, x0, cond, **options)
-    if isinstance(model, HasVelocity | HasDrifts):
-        return _between(model, key, x0, cond, **options)
+    if isinstance(model, OnPath | HasVelocity | HasDrifts):
+        return _draw(model, key, x0, cond, **options)
     raise ValueError(
         f"draw_batch knows no batch of {type(model).__name__}. Give its class a method "
         "`draw_batch(key, x0, cond, *, coupling, times, axis_name)`."
@@ -197,60 +188,55 @@ def _check_data(x0):
         )
     if not jnp.issubdtype(x0.dtype, jnp.floating):
         raise ValueError(
-            f"a loss takes floating-point data, got {x0.dtype}. Scale integer images "
-            "to about [-1, 1] first."
+            f"a loss takes floating-point data, got {x0.dtype}. Scale it to [-1, 1]."
         )
 
 
-def _on_path(model, key, x0, cond, *, coupling, times, axis_name):
-    """x_t = alpha x0 + sigma z, with the target a x0 + b z of `model.prediction`."""
-    path, basis = model.path, basis_of(model.path)
-    check_sample(path, x0.shape[1:])
+def _draw(model, key, x0, cond, *, coupling, times, axis_name):
+    on_path = isinstance(model, OnPath)
+    path = model.path if on_path else model.interpolant
     index, total = batch_index(len(x0), axis_name)
-    time_key, noise_key, pair_key = jax.random.split(key, 3)
+    time_key, end_key, *latent, pair_key = jax.random.split(key, 3 if on_path else 4)
     t = times.draw(time_key, path, index, total, x0.dtype)  # float32 at least
-    keys = sample_keys(noise_key, index)
-    z = jax.vmap(lambda k: path.noise.sample(k, x0.shape[1:], x0.dtype))(keys)
-    if isinstance(cond, PairedData):
-        cond = cond._replace(x1=basis.coordinates(cond.x1))
-    x0 = basis.coordinates(x0)
-    x0, z, cond, aux = couple(coupling, pair_key, x0, z, cond, axis_name=axis_name)
-
-    def coefficients(t):
-        row = model.prediction.row(path, t, model.sigma_data)
-        return row, path.alpha(t), path.sigma(t)
-
-    (a, b), alpha, sigma = batched(coefficients, t, x0)
-    x_t = (alpha * x0 + sigma * z).astype(x0.dtype)
-    drop = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)  # apart from the noise
-    return Batch(t, x_t, a * x0 + b * z, x0, z, None, cond, drop, dict(aux))
-
-
-def _between(model, key, x0, cond, *, coupling, times, axis_name):
-    """x_t between x0 and x1 of an interpolant, with latent noise z."""
-    path = model.interpolant
-    index, total = batch_index(len(x0), axis_name)
-    time_key, end_key, noise_key, pair_key = jax.random.split(key, 4)
-    t = times.draw(time_key, path, index, total, x0.dtype)
-    keys = sample_keys(noise_key, index)
-    z = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(keys)
-    x1 = jax.vmap(lambda k: path.noise.sample(k, x0.shape[1:], x0.dtype))(
-        sample_keys(end_key, index)
-    )
-    x0, x1, cond, aux = couple(coupling, pair_key, x0, x1, cond, axis_name=axis_name)
-    x_t = jax.vmap(path.point)(t, x0, x1, z).astype(x0.dtype)
-    if isinstance(model, HasDrifts):
-        to_x0, to_x1 = bridge_noise(model.sigma, t, z)
-        target = x0 - x1 + to_x0, x1 - x0 + to_x1
+    keys, kind, z = sample_keys(end_key, index), (x0.shape[1:], x0.dtype), None
+    x1 = draw_each(path.noise.sample, keys, *kind)
+    if on_path:
+        check_sample(path, x0.shape[1:])
+        basis = basis_of(path)
+        if isinstance(cond, PairedData):
+            cond = cond._replace(x1=basis.coordinates(cond.x1))
+        x0 = basis.coordinates(x0)
     else:
-        target = jax.vmap(path.velocity)(t, x0, x1, z).astype(x0.dtype)
-    drop = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+        keys = sample_keys(latent[0], index)
+        z = draw_each(jax.random.normal, keys, *kind)
+    x0, x1, cond, aux = couple(coupling, pair_key, x0, x1, cond, axis_name=axis_name)
+    x_t, target = (_on_path if on_path else _between)(model, t, x0, x1, z)
+    drop = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)  # apart from the noise
     return Batch(t, x_t, target, x0, x1, z, cond, drop, dict(aux))
 
 
-def bridge_noise(
-    sigma: Any, t: Float[Array, " batch"], z: Float[Array, "batch ..."]
-) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
+def _on_path(model, t, x0, x1, _):
+    """x_t = alpha x0 + sigma x1, and the target a x0 + b x1 of `model.prediction`."""
+
+    def coefficients(t):
+        row = model.prediction.row(model.path, t, model.sigma_data)
+        return row, model.path.alpha(t), model.path.sigma(t)
+
+    (a, b), alpha, sigma = batched(coefficients, t, x0)
+    return (alpha * x0 + sigma * x1).astype(x0.dtype), a * x0 + b * x1
+
+
+def _between(model, t, x0, x1, z):
+    """x_t of an interpolant, and its velocity or both drifts of its bridge."""
+    path = model.interpolant
+    x_t = jax.vmap(path.point)(t, x0, x1, z).astype(x0.dtype)
+    if isinstance(model, HasDrifts):
+        to_x0, to_x1 = bridge_noise(model.sigma, t, z)
+        return x_t, (x0 - x1 + to_x0, x1 - x0 + to_x1)
+    return x_t, jax.vmap(path.velocity)(t, x0, x1, z).astype(x0.dtype)
+
+
+def bridge_noise(sigma: Any, t: Float[Array, " batch"], z: Data) -> tuple[Data, Data]:
     """What z adds to the drifts of a Brownian bridge: (towards x0, towards x1)."""
     t = t.reshape(-1, *[1] * (z.ndim - 1))
     return -sigma * jnp.sqrt((1 - t) / t) * z, -sigma * jnp.sqrt(t / (1 - t)) * z
@@ -259,16 +245,17 @@ def bridge_noise(
 def simulated_batch(
     model: HasScore,
     key: RandomKey,
-    x0: Float[Array, "batch ..."],
+    x0: Data,
     cond: PyTree = None,
     *,
-    draws: int = 1,
+    draws: int = 8,
     axis_name: AxisName | None = None,
     with_targets: bool = True,
 ) -> tuple[Batch, Float[Array, "rows ..."]]:
     """Where the simulated paths of `x0` were at `draws` steps each, and sigma there.
 
-    The rows are batch * draws, samples first. Without targets `target` is None.
+    The rows are batch * draws, samples first; the steps one in each of equal strata.
+    Arguments as for `simulated_score_loss`; without targets `target` is None.
     """
     _check_data(x0)
     ts = model.clock.astype(x0.dtype)
@@ -278,7 +265,7 @@ def simulated_batch(
     keys = sample_keys(key, batch_index(len(x0), axis_name)[0])
     path, pick, own = jax.vmap(lambda k: tuple(jax.random.split(k, 3)))(keys)
     xs = chain(model.sde, path, x0, ts)
-    u = jax.vmap(lambda k: jax.random.uniform(k, (), x0.dtype))(pick)
+    u = draw_each(jax.random.uniform, pick, (), x0.dtype)
     u = (jnp.arange(draws) + u[:, None]) / draws  # (batch, draws)
     k = jnp.minimum((u * steps).astype(int), steps - 1)
 

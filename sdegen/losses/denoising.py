@@ -3,62 +3,55 @@
     L = mean_i mean_coordinates w(t_i) |pred(t_i, x_i) - (a x0_i + b z_i)|^2,
     x_i = alpha x0_i + sigma z_i
 
-Its minimiser is the conditional mean of the target given x_t, whatever the coupling:
-score matching, denoising and flow matching are rows of the same regression (Vincent
-2011; Lipman et al. 2023, theorem 2).
+Its minimiser is the mean of the target given x_t, whatever the coupling (Vincent 2011;
+Lipman et al. 2023, theorem 2).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from ..processes.path import batched
 from ..processes.prediction import PosteriorMeans
-from ..typing import AxisName, PyTree, RandomKey
+from ..typing import PyTree, RandomKey
 from . import weight as weights
-from .batch import Predicts, check_model, draw_batch
+from .batch import Data, Predicts, check_model, draw_batch
 from .coupling.pairs import Loss, independent, with_aux
-from .times import AbstractTimes
 
 
 def denoising_loss(
     model: PyTree,
     key: RandomKey,
-    x0: Float[Array, "batch ..."],
+    x0: Data,
     cond: PyTree = None,
     *,
-    coupling: Callable = independent,
-    times: AbstractTimes | None = None,
     weight: Callable = weights.uniform,
     exact: PosteriorMeans | None = None,
-    axis_name: AxisName | None = None,
+    **options: Any,
 ) -> Loss:
     """The mean weighted squared error per coordinate of the prediction, on a batch.
 
     **Arguments:**
-
     - `model`: a `Denoiser`, or what has its `predict` and what that needs.
-    - `key`, `x0`, `cond`, `coupling`, `times`, `axis_name`: see `draw_batch`.
+    - `key`, `x0`, `cond`, and the options `coupling`, `times`, `axis_name`: see
+      `draw_batch`.
     - `weight`: the weight at time t, see `sdegen.weight`; `uniform`, which is 1.
-    - `exact`: a denoiser whose prediction is the target in place of that of the drawn
-      x0 and z. With the exact one (of a mixture, or of the data set) the loss is the
-      score matching error alone, without the part that no network can remove, and is 0
-      for the exact prediction. None by default.
+    - `exact`: a denoiser (of a mixture, or of the data set) whose prediction is the
+      target in place of that of the drawn x0 and z: the loss is then the score matching
+      error alone, 0 for the exact prediction. None by default.
 
     **Returns:** the loss; with a coupling that has `aux`, (loss, aux).
 
     **Raises:** ValueError for a model, data or a coupling that do not fit.
     """
     check_model("denoising_loss", Predicts, model)
-    if exact is not None and coupling is not independent:
+    if exact is not None and options.get("coupling", independent) is not independent:
         raise ValueError(
             "exact is the denoiser of data and noise that are independent: another "
             "coupling has another one. Take coupling=sdegen.coupling.independent."
         )
-    batch = draw_batch(
-        model, key, x0, cond, coupling=coupling, times=times, axis_name=axis_name
-    )
+    batch = draw_batch(model, key, x0, cond, **options)
     t, x, cond, target = batch.t, batch.x_t, batch.cond, batch.target
     path, kind, sigma_data = model.path, model.prediction, model.sigma_data
     if exact is not None:

@@ -1,4 +1,6 @@
-"""Which samples of a whole batch one device holds, and a key for each of them."""
+"""Which samples of a whole batch one device holds, and the random numbers of each."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +15,9 @@ def batch_index(
     """The places of `n` samples in the whole batch, and the size of that batch.
 
     **Arguments:**
-
     - `n`: samples on this device.
-    - `axis_name`: the mapped axis, under `jax.pmap` or `shard_map`; None for a batch
-      that is whole.
-
-    **Returns:** the places, (n,), and the number of samples on all devices.
+    - `axis_name`: the mapped axis, under `jax.pmap` or `shard_map`; None, the default,
+      for a batch that is whole.
     """
     if axis_name is None:
         return jnp.arange(n), n
@@ -27,5 +26,17 @@ def batch_index(
 
 
 def sample_keys(key: RandomKey, index: Int[Array, " n"]) -> Key[Array, " n"]:
-    """fold_in(key, i) for every sample i: the same key for it on any mesh."""
+    """fold_in(key, i) for every sample i: the same key for it on any mesh.
+
+    **Arguments:**
+    - `key`: the key of the batch.
+    - `index`: the places of the samples in the whole batch, (n,).
+    """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+def draw_each(
+    draw: Callable, keys: Key[Array, " n"], shape: tuple[int, ...], dtype
+) -> Array:
+    """draw(key, shape, dtype) for every key."""
+    return jax.vmap(lambda key: draw(key, shape, dtype))(keys)

@@ -1,11 +1,7 @@
-"""How training draws its times.
-
-A draw is a quantile function u in (0, 1) -> t. The uniform numbers u come either
-independently or stratified (one in each of B equal cells, by one shared shift), so
-every distribution can have low discrepancy.
-"""
+"""How training draws its times: a quantile function u in (0, 1) -> t of uniform u."""
 
 import abc
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -17,50 +13,44 @@ from .._compat import renamed as _renamed
 from ..processes.interpolant import AbstractInterpolant
 from ..processes.path import AbstractPath
 from ..typing import RandomKey, Scalar, number
-from .per_sample import sample_keys
+from .per_sample import draw_each, sample_keys
+
+Path: TypeAlias = AbstractPath | AbstractInterpolant
+Row: TypeAlias = Float[Array, " batch"]
 
 
 class AbstractTimes(eqx.Module):
-    """The distribution of the training times, by its quantile function."""
+    """The distribution of the training times, by its quantile function.
+
+    **Arguments** (of every subclass):
+    - `stratified`: draw one u in each of as many equal cells as there are samples, by
+      one shared shift (Kingma et al. 2021, "Variational diffusion models", appendix
+      I.1); default True. False draws them independently.
+
+    **Arguments** of the methods:
+    - `path`: a path, or an interpolant where t_min and t_max suffice.
+    - `u`: probabilities, (batch,).
+    - `key`: the key of the batch.
+    - `index`, `total`: see `sdegen.losses.batch_index`.
+    - `dtype`: of the times, float32 at least.
+    """
 
     stratified: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
-    def quantile(
-        self, path: AbstractPath | AbstractInterpolant, u: Float[Array, " batch"]
-    ) -> Float[Array, " batch"]:
+    def quantile(self, path: Path, u: Row) -> Row:
         """The times with probability u below them."""
 
     def draw(
-        self,
-        key: RandomKey,
-        path: AbstractPath | AbstractInterpolant,
-        index: Int[Array, " batch"],
-        total: int,
-        dtype=None,
-    ) -> Float[Array, " batch"]:
-        """The times of the samples `index` of a batch of `total` in all.
-
-        Sample i gets the same time however the batch is spread over devices. Stratified
-        draws put exactly one u into each cell [k/total, (k+1)/total) (Kingma et al.
-        2021, "Variational diffusion models", appendix I.1).
-
-        **Arguments:**
-
-        - `key`: the key of the batch.
-        - `path`: a path, or an interpolant for distributions that need t_min and t_max
-          alone.
-        - `index`, `total`: see `sdegen.losses.batch_index`.
-        - `dtype`: of the times, float32 at least.
-        """
+        self, key: RandomKey, path: Path, index: Int[Array, "n"], total: int, dtype=None
+    ) -> Row:
+        """The times of the samples `index`, the same on any number of devices."""
         dtype = jnp.promote_types(dtype or jnp.result_type(float), jnp.float32)
         if self.stratified:
             u = (jax.random.uniform(key, (), dtype) + index.astype(dtype)) / total
         else:
-            draw = jax.vmap(lambda k: jax.random.uniform(k, (), dtype))
-            u = draw(sample_keys(key, index))
-        # Inside (0, 1): rates may be infinite at the ends.
-        tiny = jnp.finfo(dtype).eps
+            u = draw_each(jax.random.uniform, sample_keys(key, index), (), dtype)
+        tiny = jnp.finfo(dtype).eps  # rates may be infinite at the ends
         return self.quantile(path, jnp.clip(u, tiny, 1 - tiny))
 
 
@@ -89,6 +79,9 @@ class LogitNormal(AbstractTimes):
     """logit of (t - t_min) / (t_max - t_min) normal: the middle of the path more often.
 
     Esser et al. 2024, "Scaling rectified flow transformers", eq. 19.
+
+    **Arguments:**
+    - `mean`, `std`: of the logit, defaults 0 and 1.
     """
 
     mean: Scalar = number(0.0)
@@ -105,6 +98,9 @@ class LogNormal(AbstractTimes):
     """log(sigma / alpha) normal, on any path. Karras et al. 2022, table 1.
 
     Draws beyond the ends of the path become the ends.
+
+    **Arguments:**
+    - `mean`, `std`: of log(sigma / alpha), defaults -1.2 and 1.2.
     """
 
     mean: Scalar = number(-1.2)
@@ -120,8 +116,9 @@ class LogNormal(AbstractTimes):
 class EulerTimes(AbstractTimes):
     """The times at which `steps` equal Euler steps evaluate the flow, equally often.
 
-    With `steps=1` this is distillation: only the velocity at t_max counts, and one step
-    of Euler's method samples (Liu et al. 2023, "Flow straight and fast", section 2.2).
+    **Arguments:**
+    - `steps`: default 1, which is distillation: only the velocity at t_max counts (Liu
+      et al. 2023, "Flow straight and fast", section 2.2).
     """
 
     steps: int = eqx.field(default=1, static=True)

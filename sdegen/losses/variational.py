@@ -7,14 +7,11 @@ With e(t) = |z - z_hat|^2 at t ~ U[t_min, t_max], T = t_max - t_min (Kingma et a
     prior = alpha_T^2 |x0|^2 / (2 sigma_T^2)
     reconstruction = |z - z_hat|^2 / 2 + d log(sigma / alpha) + d/2 log(2 pi) at t_min
 
-l is half of the likelihood weight g^2 = gamma' sigma^2 on the score's square error, e /
-sigma^2. E[l] is an integral over gamma: of the schedule it sees the ends alone. The
-inside sets the variance of l. So (appendix I.2) the network and the ends descend on
-(1), and the inside on
+E[l] is an integral over gamma: of the schedule it sees the ends alone. The inside sets
+the variance of l. So (appendix I.2) the network and the ends descend on (1), and the
+inside on
 
-    E[l^2] / E[l]^2,                                                                (2)
-
-which is least where gamma' is inversely proportional to the root mean square of e.
+    E[l^2] / E[l]^2                                                                 (2)
 """
 
 import equinox as eqx
@@ -23,25 +20,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..processes.path import AbstractPath
+from ..processes.path import AbstractPath, batched
 from ..processes.prediction import PosteriorMeans
 from ..typing import AxisName, PyTree, RandomKey, Scalar
-from .batch import HasSchedule, check_model, draw_batch
-from .per_sample import batch_index, sample_keys
+from .batch import Data, HasSchedule, check_model, draw_batch
+from .per_sample import batch_index, draw_each, sample_keys
 from .times import AbstractTimes, Uniform
 
 
 def diffusion_term(
     denoiser: PosteriorMeans,
     t: Float[Array, " batch"],
-    x0: Float[Array, "batch ..."],
-    z: Float[Array, "batch ..."],
+    x0: Data,
+    z: Data,
     cond: PyTree = None,
 ) -> Float[Array, " batch"]:
     """l of (1) at the given times and noise, in nats per sample; any path.
 
     **Arguments:**
-
     - `denoiser`: a model with a path and `eps`.
     - `t`: times, (batch,).
     - `x0`, `z`: data and noise, (batch, ...).
@@ -56,7 +52,7 @@ def diffusion_term(
 def vdm_loss(
     model: PyTree,
     key: RandomKey,
-    x0: Float[Array, "batch ..."],
+    x0: Data,
     cond: PyTree = None,
     *,
     times: AbstractTimes | None = None,
@@ -65,13 +61,12 @@ def vdm_loss(
     """The bound (1) on -log p(x0), in nats per coordinate.
 
     Its gradient is that of (1) in the network and in the ends of gamma, and that of (2)
-    in the rest of gamma; three calls of the network.
+    in the rest of gamma.
 
     **Arguments:**
-
     - `model`: a `VDM`.
     - `key`, `x0`, `cond`, `axis_name`: see `draw_batch`.
-    - `times`: `Uniform()`, stratified or not; (1) is the mean over uniform times.
+    - `times`: `Uniform()`, the default, stratified or not.
 
     **Raises:** ValueError for a model, data or times that do not fit.
     """
@@ -85,39 +80,34 @@ def vdm_loss(
     t, z, cond = batch.t, batch.x1, batch.cond
     first_key = jax.random.split(key, 3)[2]  # which draw_batch gives to couplings
     keys = sample_keys(first_key, batch_index(len(x0), axis_name)[0])
-    z_first = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:], x0.dtype))(keys)
+    z_first = draw_each(jax.random.normal, keys, x0.shape[1:], x0.dtype)
     stop, (network, gamma) = jax.lax.stop_gradient, model.trained
     outside = eqx.tree_at(lambda g: g.ends, stop(gamma), gamma.ends)
     inside = eqx.tree_at(lambda g: g.ends, gamma, stop(gamma.ends))
     bound = model.with_trained((network, outside)).denoiser
-    shape = model.with_trained((_frozen(network), inside)).denoiser
+    frozen = jax.tree.map(lambda a: stop(a) if eqx.is_array(a) else a, network)
+    shape = model.with_trained((frozen, inside)).denoiser
 
     l = diffusion_term(bound, t, x0, z, cond)
-    value = jnp.mean(l + _prior(bound.path, x0) + _first(bound, x0, z_first, cond))
+    prior = 0.5 * jnp.exp(bound.path.logsnr(bound.path.t_max)) * _square(x0)
+    value = jnp.mean(l + prior + _first(bound, x0, z_first, cond))
     square = jnp.mean(diffusion_term(shape, t, x0, z, cond) ** 2)
     # (2) has the gradient of the rest of gamma, and adds nothing to the value.
     extra = square / jnp.mean(stop(l)) ** 2
     return value / x0[0].size + extra - stop(extra)
 
 
-def _frozen(tree):
-    arrays, rest = eqx.partition(tree, eqx.is_array)
-    return eqx.combine(jax.lax.stop_gradient(arrays), rest)
-
-
 def _error(denoiser, t, x0, z, cond):
     """|z - z_hat|^2 of every sample."""
-    alpha, sigma = (
-        jax.vmap(f)(t).reshape((-1,) + (1,) * (x0.ndim - 1)).astype(x0.dtype)
-        for f in (denoiser.path.alpha, denoiser.path.sigma)
-    )
-    found = denoiser.eps(t, alpha * x0 + sigma * z, cond)
-    return jnp.sum((z - found) ** 2, axis=tuple(range(1, x0.ndim)))
+    path = denoiser.path
+    alpha, sigma = batched(lambda t: (path.alpha(t), path.sigma(t)), t, x0)
+    x_t = alpha.astype(x0.dtype) * x0 + sigma.astype(x0.dtype) * z
+    return _square(z - denoiser.eps(t, x_t, cond))
 
 
-def _prior(path, x0):
-    square = jnp.sum(x0**2, axis=tuple(range(1, x0.ndim)))
-    return 0.5 * jnp.exp(path.logsnr(path.t_max)) * square
+def _square(x):
+    """|x|^2 of every sample."""
+    return jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
 
 
 def _first(denoiser, x0, z, cond):

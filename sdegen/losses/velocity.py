@@ -1,46 +1,37 @@
 """The regression on the velocity of an interpolant, with antithetic latent noise."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from ..typing import AxisName, PyTree, RandomKey
-from .batch import HasVelocity, check_model, draw_batch
-from .coupling.pairs import Loss, independent, with_aux
-from .times import AbstractTimes
+from ..typing import PyTree, RandomKey
+from .batch import Data, HasVelocity, check_model, draw_batch
+from .coupling.pairs import Loss, with_aux
 
 
 def velocity_loss(
     model: PyTree,
     key: RandomKey,
-    x0: Float[Array, "batch ..."],
+    x0: Data,
     cond: PyTree = None,
     *,
-    coupling: Callable = independent,
-    times: AbstractTimes | None = None,
     antithetic: bool = True,
-    axis_name: AxisName | None = None,
+    **options: Any,
 ) -> Loss:
     """Equation (2) of `sdegen.models.velocity` on a batch, per coordinate.
 
     **Arguments:**
-
     - `model`: a `VelocityModel`.
-    - `key`, `x0`, `cond`, `coupling`, `times`, `axis_name`: see `draw_batch`; `times`
-      is a distribution that needs t_min and t_max alone.
+    - `key`, `x0`, `cond`, and the options `coupling`, `times`, `axis_name`: see
+      `draw_batch`; `times` is a distribution that needs t_min and t_max alone.
     - `antithetic`: take z and -z in a pair; True. With False and the latent noise
       "bridge" the loss has an infinite variance.
 
-    **Returns:** the loss; with a coupling that has `aux`, (loss, aux).
-
-    **Raises:** ValueError for a model, data or a coupling that do not fit.
+    **Returns** and **raises** what `denoising_loss` does.
     """
     check_model("velocity_loss", HasVelocity, model)
-    batch = draw_batch(
-        model, key, x0, cond, coupling=coupling, times=times, axis_name=axis_name
-    )
+    batch = draw_batch(model, key, x0, cond, **options)
     t, path, ends = batch.t, model.interpolant, (batch.x0, batch.x1)
 
     def miss(x, z):
@@ -63,12 +54,9 @@ def velocity_loss(
     return with_aux(jnp.mean(loss), batch.aux)
 
 
-def antithetic_square(
-    b: Array, b_: Array, mean: Array, odd: Array
-) -> Float[Array, "batch ..."]:
+def antithetic_square(b: Data, b_: Data, mean: Data, odd: Data) -> Data:
     """The squares of b(x_+-) - (mean +- odd), halved and added, less those of odd.
 
-    What is left out is no function of b, and may be infinite where (b - b_) odd is not:
-    equation (2).
+    What is left out is no function of b, and may be infinite where (b - b_) odd is not.
     """
     return ((b - mean) ** 2 + (b_ - mean) ** 2) / 2 - (b - b_) * odd

@@ -1,8 +1,14 @@
 """Loss weights: (path, t, kind, sigma_data) -> weight on the squared error of `kind`.
 
 Each is defined where its paper defines it (on the x0, eps or score error) and carried
-to `kind`, what the network predicts, by equation (2) of `sdegen.prediction`: a weight
-means the same training objective whatever that is. t is a scalar.
+to `kind` by equation (2) of `sdegen.prediction`: a weight means the same objective for
+every kind.
+
+**Arguments** of each:
+- `path`: the path.
+- `t`: the time, a scalar.
+- `kind`: what the network predicts.
+- `sigma_data`: the standard deviation of the data.
 """
 
 import equinox as eqx
@@ -42,7 +48,11 @@ def snr(path: AbstractPath, t: ScalarLike, kind: Prediction, sigma_data: Levels)
 
 
 class MinSNR(eqx.Module):
-    """min(SNR, gamma) on the x0 error. Hang et al. 2023, "Min-SNR weighting", eq. 8."""
+    """min(SNR, gamma) on the x0 error. Hang et al. 2023, "Min-SNR weighting", eq. 8.
+
+    **Arguments:**
+    - `gamma`: the largest weight, default 5.
+    """
 
     gamma: Scalar = number(5.0)
 

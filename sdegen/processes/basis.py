@@ -1,8 +1,6 @@
 """Orthonormal bases, in which a process acts on each coordinate separately.
 
-An image in the basis of the type-II discrete cosine transform (Ahmed, Natarajan and Rao
-1974) has coordinates of one spatial frequency each. The transform is orthonormal, so
-white noise stays white and no density changes its value.
+White noise stays white in them, and no density changes its value.
 """
 
 import abc
@@ -28,27 +26,11 @@ class AbstractBasis(eqx.Module):
         """The data with the given coordinates."""
 
 
-class Standard(AbstractBasis):
-    """The coordinates are the data."""
-
-    def coordinates(self, x):
-        """x."""
-        return x
-
-    def data(self, coordinates):
-        """The coordinates."""
-        return coordinates
-
-
 class DCT(AbstractBasis):
-    """The orthonormal cosine transform (type II).
-
-    Each axis is one product with an n x n matrix, which suits an accelerator better
-    than an FFT up to some hundreds of pixels.
+    """The cosine transform (type II): Ahmed, Natarajan and Rao 1974.
 
     **Arguments:**
-    - `axes`: the axes to transform, counted from the end, default (-3, -2): those of an
-      image (height, width, channels).
+    - `axes`: the axes to transform, counted from the end, default (-3, -2).
     """
 
     axes: tuple[int, ...] = eqx.field(default=(-3, -2), static=True)
@@ -56,8 +38,8 @@ class DCT(AbstractBasis):
     def __check_init__(self):
         if not all(isinstance(a, int) and a < 0 for a in self.axes):
             raise ValueError(
-                "axes of a basis are counted from the end, so that a batch has the "
-                f"same: use negative ones, such as (-3, -2), got {self.axes}."
+                "axes of a basis are counted from the end: use negative ones, such as "
+                f"(-3, -2), got {self.axes}."
             )
 
     def coordinates(self, x):
@@ -69,7 +51,7 @@ class DCT(AbstractBasis):
         return self._apply(coordinates, inverse=True)
 
     def _apply(self, x, *, inverse):
-        if x.ndim < -min(self.axes):
+        if x.ndim < -min(self.axes, default=0):
             raise ValueError(
                 f"this basis transforms the axes {self.axes}, counted from the end, "
                 f"got an array of shape {x.shape}. Give axes that the data have."
@@ -80,6 +62,10 @@ class DCT(AbstractBasis):
             product = jnp.tensordot(x, matrix, ((axis,), (1,)), precision="highest")
             x = jnp.moveaxis(product, -1, axis)
         return x
+
+
+PIXELS = DCT(axes=())
+"""The data as they are: no axis is transformed."""
 
 
 def cosines(n: int) -> np.ndarray:
@@ -94,7 +80,7 @@ def laplacian(shape: tuple[int, ...], axes: tuple[int, ...] = (-3, -2)) -> np.nd
     """Minus the eigenvalues of the Laplacian on the unit pixel grid, in the DCT.
 
     lambda_k = sum over axes of (pi k / n)^2 (Rissanen et al. 2023, "Generative
-    modelling with inverse heat dissipation", eq. 6), to broadcast against coordinates.
+    modelling with inverse heat dissipation", eq. 6).
 
     **Arguments:**
     - `shape`: of one sample.
@@ -102,7 +88,6 @@ def laplacian(shape: tuple[int, ...], axes: tuple[int, ...] = (-3, -2)) -> np.nd
     """
     total = np.zeros([1] * len(shape))
     for axis in axes:
-        n, along = shape[axis], [1] * len(shape)
-        along[axis] = n
-        total = total + ((np.pi * np.arange(n) / n) ** 2).reshape(along)
+        wave = (np.pi * np.arange(shape[axis]) / shape[axis]) ** 2
+        total = total + wave.reshape(-1, *[1] * (-1 - axis))
     return total

@@ -2,12 +2,11 @@
 
     du = F(t) u dt + G(t) dw    =>    u_t = a x0 + L z                             (1)
 
-by the moment equations (2) of `momentum`, in the form
+by the moment equations in a form that keeps S = L L^T positive in spite of rounding,
 
     a' = F a,    L' = L Phi(W),    W = A + A^T + H H^T,                            (2)
 
 with A = L^-1 F L, H = L^-1 G, and Phi the lower triangle with half of the diagonal.
-This keeps S = L L^T positive in spite of rounding.
 """
 
 from collections.abc import Callable
@@ -22,21 +21,18 @@ from jaxtyping import Array, Float
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
 from .momentum import AbstractBlockSDE, lower, solve_lower, transition, transition_nodes
 from .noise import AbstractNoise, Gaussian
+from .path import check_times
+from .sde import both, solve_moments
 
 
 class BlockSDE(AbstractBlockSDE):
     """du = F(t, params) u dt + G(t, params) dw; a and L follow from (2).
 
-    The moment equations are solved once, when the object is made, by Diffrax (Dopri8 in
-    log t, dense output; the piece from 0 to t_min by Gauss's method and QR). Accuracy,
-    in units of the noise: 1e-9 in float64, 1e-5 in float32. To differentiate or sweep
-    `params`, make the object inside the differentiated function: replacing `params` in
-    a finished object does not move its moments.
-
-    Critically damped Langevin, phase space Langevin (noise in position and velocity:
-    Pandey and Mandt 2023, "A complete recipe for diffusion generative models") and
-    higher orders (Mou et al. 2021, "High-order Langevin diffusion"; Shi and Liu 2024)
-    are two functions each.
+    The moment equations are solved once, when the object is made: to differentiate or
+    sweep `params`, make it inside the differentiated function. Accuracy, in units of
+    the noise: 1e-9 in float64, 1e-5 in float32. Examples are phase space Langevin
+    (Pandey and Mandt 2023, "A complete recipe for diffusion generative models") and
+    higher orders (Mou et al. 2021, "High-order Langevin diffusion").
 
     **Arguments:**
     - `F`, `G`: functions of (t, params) that return (k, k) and (k,). Default: a
@@ -70,23 +66,13 @@ class BlockSDE(AbstractBlockSDE):
         t_max: ScalarLike = 1.0,
         noise: AbstractNoise | None = None,
     ):
-        if (F is None) != (G is None):
-            raise ValueError(
-                "BlockSDE needs both matrices, F(t, params) of shape (k, k) and G(t, "
-                "params) of shape (k,), got only one of them."
-            )
-        self.F, self.G = F or _langevin_matrix, G or _langevin_noise
+        names = "F(t, params), (k, k), and G(t, params), (k,)"
+        self.F, self.G = both(self, (F, G), _LANGEVIN, names)
         self.params = jax.tree.map(float_array, params)
         self.t_min, self.t_max = float_array(t_min), float_array(t_max)
         self.auxiliary = float_array(auxiliary)
         self.noise = Gaussian() if noise is None else noise
-        if not is_traced((self.t_min, self.t_max)):
-            if not 0 < float(self.t_min) < float(self.t_max):
-                raise ValueError(
-                    f"BlockSDE needs 0 < t_min < t_max, got t_min={float(self.t_min):g}"
-                    f" and t_max={float(self.t_max):g}: at t=0 the data have no noise, "
-                    "so the path starts a little after 0."
-                )
+        check_times(self, first="<")
         _check_shapes(self.F, self.G, self.params, self.t_min, self.auxiliary)
         times = (self.t_min, self.t_max)
         self.table = _solve(self.F, self.G, self.params, self.auxiliary, *times)  # pyright: ignore[reportAttributeAccessIssue]
@@ -104,41 +90,32 @@ class BlockSDE(AbstractBlockSDE):
         return _unpack(self.table.evaluate(jnp.log(float_array(t))))
 
 
-def _langevin_matrix(t, params):
-    return 12.0 * jnp.array([[0.0, 1.0], [-1.0, -1.5]], jnp.result_type(t))
-
-
-def _langevin_noise(t, params):
-    return jnp.sqrt(jnp.array([0.0, 36.0], jnp.result_type(t)))
+_LANGEVIN = (
+    lambda t, _: 12.0 * jnp.array([[0.0, 1.0], [-1.0, -1.5]], jnp.result_type(t)),
+    lambda t, _: jnp.sqrt(jnp.array([0.0, 36.0], jnp.result_type(t))),
+)
 
 
 def _check_shapes(F, G, params, t, auxiliary):
-    f, g = jax.eval_shape(
-        lambda: (jnp.asarray(F(t, params)), jnp.asarray(G(t, params)))
-    )
-    f, g = f.shape, g.shape
+    arrays = jax.eval_shape(lambda: [jnp.asarray(m(t, params)) for m in (F, G)])
+    f, g = (array.shape for array in arrays)
     if len(f) != 2 or f[0] != f[1] or f[0] < 1:
         raise ValueError(
             f"BlockSDE needs F(t, params) of shape (k, k), got an array of shape {f}. "
             "Row i says how the parts of the state move part i; part 0 is the data."
         )
     k = f[0]
-    if g == (k, k) and k > 1:
-        raise ValueError(
-            f"BlockSDE needs G(t, params) of shape ({k},), the noise in each row, "
-            f"got a matrix of shape {g}. Return its diagonal; if G G^T is not "
-            "diagonal, turn the auxiliary rows until it is."
-        )
     if g != (k,):
         raise ValueError(
-            f"BlockSDE needs G(t, params) of shape ({k},), one scale of noise for "
-            f"each row of F, got an array of shape {g}."
+            f"BlockSDE needs G(t, params) of shape ({k},), one scale of noise for each "
+            f"row of F, got an array of shape {g}. Return its diagonal if it is a "
+            "matrix; if G G^T is not diagonal, turn the auxiliary rows until it is."
         )
     if auxiliary.shape not in ((), (k - 1,), (k - 1, k - 1)):
         raise ValueError(
-            f"auxiliary is the covariance of rows 1 to {k - 1} of the state at t=0, of "
-            f"shape ({k - 1}, {k - 1}), or their variances, ({k - 1},) or one number, "
-            f"got an array of shape {auxiliary.shape}."
+            f"auxiliary is the covariance of rows 1 to {k - 1} at t=0, ({k - 1}, "
+            f"{k - 1}), or their variances, ({k - 1},) or one number, got an array of "
+            f"shape {auxiliary.shape}."
         )
 
 
@@ -149,9 +126,8 @@ def _solve(F, G, params, auxiliary, t_min, t_max):
         return table
     if not bool(finite):
         raise ValueError(
-            "BlockSDE needs matrices that are finite between t_min and t_max: F(t, "
-            "params) or G(t, params) is not. Keep t_max away from a time where one is "
-            "infinite."
+            "BlockSDE needs matrices F and G that are finite between t_min and t_max. "
+            "Keep t_max away from a time where one is infinite."
         )
     factor = np.asarray(start)
     size = np.sqrt((factor**2).sum(1))
@@ -159,9 +135,8 @@ def _solve(F, G, params, auxiliary, t_min, t_max):
     if thin.any():
         raise ValueError(
             "BlockSDE needs a state that is spread in all of its rows, and at t_min "
-            f"row {int(np.argmax(thin))} is known from those before it. Let "
-            "noise (G) reach every row, directly or through F, or give the auxiliary "
-            "rows a variance at t=0 (auxiliary=...)."
+            f"row {int(np.argmax(thin))} is known from those before it. Let noise (G) "
+            "reach every row, or give the auxiliary rows a variance (auxiliary=...)."
         )
     if not (bool(good) and np.isfinite(float(snr))):
         raise ValueError(
@@ -171,8 +146,8 @@ def _solve(F, G, params, auxiliary, t_min, t_max):
         )
     if not float(snr) < 1:
         raise ValueError(
-            "BlockSDE needs a state that forgets the data until t_max, and of these "
-            f"there is more signal than noise: a^T S^-1 a = {float(snr):.3g} at t_max="
+            "BlockSDE needs a state that forgets the data until t_max, and there is "
+            f"more signal than noise: a^T S^-1 a = {float(snr):.3g} at t_max="
             f"{float(t_max):g}, which should be near 0. Raise t_max or the noise, or "
             "check the signs in F: a state that grows keeps the data."
         )
@@ -194,10 +169,10 @@ def _integrate(F, G, params, auxiliary, t_min, t_max):
     """(2) in log t from the moments at t_min, and whether the solution is valid."""
     dtype = t_min.dtype
 
-    def both(t):
+    def at(t):
         return float_array(F(t, params)).astype(dtype), float_array(G(t, params))
 
-    f, g = jax.vmap(both)(t_min * transition_nodes(dtype))
+    f, g = jax.vmap(at)(t_min * transition_nodes(dtype))
     moved, rows = transition(t_min * f, jnp.sqrt(t_min) * g.astype(dtype))
     auxiliary = auxiliary.astype(dtype)
     if auxiliary.ndim == 2:
@@ -206,33 +181,23 @@ def _integrate(F, G, params, auxiliary, t_min, t_max):
         root = jnp.diag(jnp.sqrt(jnp.broadcast_to(auxiliary, (len(moved) - 1,))))
     start = lower(jnp.concatenate([root @ moved[:, 1:].T, rows]))
 
-    def rhs(log_t, y, args):
-        t, (a, factor) = jnp.exp(log_t), _unpack(y)
-        f, g = both(t)
+    def rate(t, y):
+        (a, factor), (f, g) = _unpack(y), at(t)
         moves = jnp.concatenate([f @ factor, jnp.diag(g)], 1)
         inner, noise = jnp.split(solve_lower(factor, moves), 2, 1)
         w = inner + inner.T + noise @ noise.T
         half = jnp.diag(jnp.diagonal(w)) / 2
         slope = jnp.tril(factor @ (jnp.tril(w, -1) + half), -1) + half
-        return t * jnp.concatenate([(f @ a)[:, None], slope], 1).astype(dtype)
+        return jnp.concatenate([(f @ a)[:, None], slope], 1).astype(dtype)
 
     # In float32 rounding hides the error by which steps are chosen: bound them too.
     tol, widest = (1e-12, None) if dtype == jnp.float64 else (1e-6, 0.1)
-    solution = dfx.diffeqsolve(
-        dfx.ODETerm(rhs),
-        dfx.Dopri8(),
-        t0=jnp.log(t_min),
-        t1=jnp.log(t_max),
-        dt0=0.01,
-        y0=_pack(moved[:, 0], start),
-        stepsize_controller=dfx.PIDController(rtol=tol, atol=tol / 100, dtmax=widest),
-        saveat=dfx.SaveAt(dense=True, t1=True),
-        max_steps=1024,
-        throw=False,
-    )
+    control = dfx.PIDController(rtol=tol, atol=tol / 100, dtmax=widest)
+    y, times = _pack(moved[:, 0], start), (t_min, t_max)
+    solution = solve_moments(rate, y, times, dfx.Dopri8(), control, steps=1024)
     a, factor = _unpack(solution.ys[-1])  # pyright: ignore[reportOptionalSubscript]
     snr = jnp.sum(solve_lower(factor, a) ** 2)
-    seen = jax.vmap(both)(jnp.linspace(t_min, t_max, 9))
+    seen = jax.vmap(at)(jnp.linspace(t_min, t_max, 9))
     finite = jnp.stack([jnp.isfinite(v).all() for v in seen]).all()
     good = solution.result == dfx.RESULTS.successful
     return solution.interpolation, good, start, snr, finite

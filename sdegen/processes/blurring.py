@@ -1,11 +1,10 @@
 """Diffusion in the frequencies of an image: the finest details fade first."""
 
+import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
 
-from ..typing import Scalar, ScalarLike, float_array
-from .basis import DCT, AbstractBasis, Standard, laplacian
+from ..typing import Scalar, float_array, number
+from .basis import DCT, PIXELS, laplacian
 from .noise import AbstractNoise, Gaussian
 from .sde import AbstractLinearSDE
 
@@ -28,41 +27,31 @@ class Blurring(AbstractLinearSDE):
     - `axes`: the axes that are space, counted from the end, default (-3, -2).
     """
 
-    frequencies: Float[Array, "..."]
-    blur: Scalar
-    floor: Scalar
-    t_min: Scalar
-    t_max: Scalar
-    noise: AbstractNoise
-    basis: AbstractBasis
+    shape: tuple[int, ...] | None = eqx.field(default=None, static=True)
+    blur: Scalar = number(20.0)
+    floor: Scalar = number(1e-3)
+    axes: tuple[int, ...] = eqx.field(default=(-3, -2), static=True)
+    t_min: Scalar = number(1e-3)
+    t_max: Scalar = number(1.0)
+    noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
-    def __init__(
-        self,
-        shape: tuple[int, ...] | None = None,
-        *,
-        blur: ScalarLike = 20.0,
-        floor: ScalarLike = 1e-3,
-        axes: tuple[int, ...] = (-3, -2),
-        t_min: ScalarLike = 1e-3,
-        t_max: ScalarLike = 1.0,
-        noise: AbstractNoise | None = None,
-    ):
-        if shape is not None and len(shape) < -min(axes):
+    def __check_init__(self):
+        if self.shape is not None and len(self.shape) < -min(self.axes):
             raise ValueError(
-                f"Blurring blurs the axes {axes} of one sample, got the shape "
-                f"{tuple(shape)}. Give axes=(-1,) for a signal of shape (length,)."
+                f"Blurring blurs the axes {self.axes} of one sample, got the shape "
+                f"{self.shape}. Give axes=(-1,) for a signal of shape (length,)."
             )
-        lam = np.zeros(()) if shape is None else laplacian(tuple(shape), axes)
-        self.frequencies = float_array(lam)
-        self.blur, self.floor = float_array(blur), float_array(floor)
-        self.t_min, self.t_max = float_array(t_min), float_array(t_max)
-        self.noise = Gaussian() if noise is None else noise
-        self.basis = Standard() if shape is None else DCT(tuple(axes))
+
+    @property
+    def basis(self):
+        """The cosine transform of the axes."""
+        return PIXELS if self.shape is None else DCT(self.axes)
 
     def alpha(self, t):
         """cos(pi t / 2) d(t), an array over the frequencies."""
         tau = (self.blur * jnp.sin(jnp.pi * t / 2) ** 2) ** 2 / 2
-        fade = (1 - self.floor) * jnp.exp(-self.frequencies * tau) + self.floor
+        lam = 0.0 if self.shape is None else laplacian(self.shape, self.axes)
+        fade = (1 - self.floor) * jnp.exp(-float_array(lam) * tau) + self.floor
         return jnp.sin(jnp.pi * (1 - t) / 2) * fade  # relatively exact near t = 1
 
     def sigma(self, t):

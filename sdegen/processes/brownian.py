@@ -1,9 +1,7 @@
 """Brownian paths with one key per sample, and the term that multiplies them by g.
 
-Sample i draws the same numbers in any batch and on any mesh, from its own key. On a
-fixed grid every step needs one increment (and one space-time Levy area, for solvers
-that ask for it), keyed by the index of the cell: no tree, no host callback. Adaptive
-solves need a path that does not depend on the steps: Diffrax's Brownian tree.
+Sample i draws the same numbers in any batch and on any mesh. On a fixed grid every step
+has its own draws; adaptive steps need Diffrax's Brownian tree.
 """
 
 from collections.abc import Callable
@@ -19,8 +17,7 @@ class NoiseTerm(dfx.AbstractTerm):
     """g(t, y) dW.
 
     **Arguments:**
-    - `g`: a function of (t, y, args) that returns a scalar or an array that broadcasts
-      against y.
+    - `g`: a function of (t, y, args) that returns what broadcasts against y.
     - `path`: the Brownian path W.
     """
 
@@ -47,8 +44,7 @@ class GridBrownianPath(dfx.AbstractBrownianPath):
     - `ts`: the times of the grid, rising, (times,).
     - `keys`: one key per sample, (batch,).
     - `shape`: of one sample.
-    - `levy_area`: what solvers ask for, `diffrax.BrownianIncrement` or
-      `diffrax.SpaceTimeLevyArea`.
+    - `levy_area`: `diffrax.BrownianIncrement` or `diffrax.SpaceTimeLevyArea`.
     """
 
     ts: Float[Array, " times"]
@@ -75,9 +71,8 @@ class GridBrownianPath(dfx.AbstractBrownianPath):
             key = jax.random.fold_in(key, cell)
             if self.levy_area is dfx.BrownianIncrement:
                 return jax.random.normal(key, self.shape, dt.dtype), None
-            w_key, h_key = jax.random.split(key)
-            w = jax.random.normal(w_key, self.shape, dt.dtype)
-            return w, jax.random.normal(h_key, self.shape, dt.dtype)
+            keys = jax.random.split(key)
+            return tuple(jax.random.normal(k, self.shape, dt.dtype) for k in keys)
 
         w, h = jax.vmap(draw)(self.keys)
         w = jnp.sqrt(dt) * w
@@ -90,8 +85,6 @@ class GridBrownianPath(dfx.AbstractBrownianPath):
 
 class TreeBrownianPath(dfx.AbstractBrownianPath):
     """One `diffrax.VirtualBrownianTree` per sample: the same path at every step size.
-
-    A step costs about 2 log2((t1 - t0) / tol) normals.
 
     **Arguments:**
     - `t0`, `t1`: the first and the last time.
@@ -108,17 +101,12 @@ class TreeBrownianPath(dfx.AbstractBrownianPath):
 
     def evaluate(self, t0, t1=None, left=True, use_levy=False):
         """The increment over [t0, t1]."""
-        dtype = self.t0.dtype
+        times = self.t0, self.t1, self.tol
+        shape = jax.ShapeDtypeStruct(self.shape, self.t0.dtype)
 
         def one(key):
-            return dfx.VirtualBrownianTree(
-                self.t0,
-                self.t1,
-                self.tol,
-                jax.ShapeDtypeStruct(self.shape, dtype),
-                key,
-                levy_area=self.levy_area,
-            ).evaluate(t0, t1, use_levy=use_levy)
+            tree = dfx.VirtualBrownianTree(*times, shape, key, self.levy_area)
+            return tree.evaluate(t0, t1, use_levy=use_levy)
 
         if not use_levy:
             return jax.vmap(one)(self.keys)

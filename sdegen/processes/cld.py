@@ -4,20 +4,16 @@ With M the mass and Gamma = 2 sqrt(M) its critical damping (Dockhorn et al. 2022
 
     dx = beta v / M dt,    dv = -beta (x + Gamma v / M) dt + sqrt(2 Gamma beta) dw (1)
 
-In the time s = B / sqrt(M), B = int beta, and with p = v / sqrt(M), nothing is left to
-choose: dx = p ds, dp = -(x + 2 p) ds + 2 dw, whose transition from s = 0 is
+In the time s = int beta / sqrt(M), with p = v / sqrt(M), it is dx = p ds, dp = -(x + 2
+p) ds + 2 dw, with the transition E and noise of covariance Q = I - E E^T from s = 0:
 
     E = exp(-s) [[1 + s, s], [-s, 1 - s]]                                          (2)
-
-and N(0, I) stays as it is. So the noise of that time has the covariance Q = I - E E^T,
-
     Q_xx = 1 - exp(-2s) (1 + 2s + 2s^2) = 4 int_0^s r^2 exp(-2r) dr,
-    Q_xp = 2 s^2 exp(-2s),    Q_pp = 1 - exp(-2s) (1 - 2s + 2s^2).                 (3)
+    Q_xp = 2 s^2 exp(-2s),    Q_pp = 1 - exp(-2s) (1 - 2s + 2s^2)                  (3)
 
-From p_0 ~ N(0, gamma): a = E e_x and S = Q + gamma e e^T with e = E e_p; its factor
-follows from S_xx, S_xp and the determinant
+From p_0 ~ N(0, gamma), a = E e_x and S = Q + gamma e e^T with e = E e_p:
 
-    det S = det Q + gamma (Q_pp e_x^2 - 2 Q_xp e_x e_p + Q_xx e_p^2).              (4)
+    det S = det Q + gamma (Q_pp e_x^2 - 2 Q_xp e_x e_p + Q_xx e_p^2)               (4)
 """
 
 import equinox as eqx
@@ -37,8 +33,7 @@ class CLD(AbstractBlockSDE):
     """Critically damped Langevin diffusion: only the velocity is noised, equation (1).
 
     Dockhorn et al. 2022, "Score-based generative modeling with critically-damped
-    Langevin diffusion", with their numbers. A denoiser on this process takes the
-    statistic of (x, v), see `AbstractBlockSDE`; `Augmented` samples x and v.
+    Langevin diffusion", with their numbers. `Augmented` samples x and v.
 
     **Arguments:**
     - `beta`, `slope`: beta(t) = beta + slope t, defaults 4 and 0.
@@ -84,22 +79,17 @@ class CLD(AbstractBlockSDE):
         return a, jnp.array(rows)
 
     def __check_init__(self):
-        for name in ("beta", "inverse_mass"):
-            value = getattr(self, name)
-            if not is_traced(value) and not float(value) > 0:
-                raise ValueError(f"CLD needs {name} > 0, got {float(value):g}.")
-        if not is_traced(self.gamma) and not float(self.gamma) >= 0:
-            raise ValueError(
-                "CLD needs gamma >= 0, the variance of the first velocities in units "
-                f"of the mass, got {float(self.gamma):g}."
-            )
-        if not is_traced((self.beta, self.slope, self.t_max)):
-            last = float(self.beta + self.slope * self.t_max)
-            if not last > 0:
-                raise ValueError(
-                    "CLD needs beta + slope t > 0 up to t_max, got "
-                    f"{last:g} at t_max={float(self.t_max):g}."
-                )
+        rules = {
+            "beta > 0": self.beta,
+            "inverse_mass > 0": self.inverse_mass,
+            "gamma >= 0, the variance of the first velocities": self.gamma,
+            "beta + slope t > 0 up to t_max": self.beta + self.slope * self.t_max,
+        }
+        for rule, value in rules.items():
+            if is_traced(value):
+                continue
+            if not (float(value) > 0 or (float(value) == 0 and ">=" in rule)):
+                raise ValueError(f"CLD needs {rule}, got {float(value):g}.")
 
 
 def _noise(s):

@@ -6,9 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
+from ..typing import PyTree, Scalar, ScalarLike, float_array
 from .noise import AbstractNoise, Gaussian
-from .sde import AbstractSDE
+from .path import check_times
+from .sde import AbstractSDE, both
 
 
 class CustomSDE(AbstractSDE):
@@ -38,13 +39,8 @@ class CustomSDE(AbstractSDE):
         t_max: ScalarLike = 4.0,
         noise: AbstractNoise | None = None,
     ):
-        if (drift is None) != (diffusion is None):
-            raise ValueError(
-                "CustomSDE needs both coefficients, drift(t, x, params) and "
-                "diffusion(t, x, params), got only one of them."
-            )
-        self._drift = drift or _sine_drift
-        self._diffusion = diffusion or _sine_diffusion
+        names = "drift(t, x, params) and diffusion(t, x, params)"
+        self._drift, self._diffusion = both(self, (drift, diffusion), _SINE, names)
         self.params = jax.tree.map(float_array, params)
         self.t_min, self.t_max = float_array(t_min), float_array(t_max)
         self.noise = Gaussian() if noise is None else noise
@@ -58,18 +54,10 @@ class CustomSDE(AbstractSDE):
         return jnp.asarray(self._diffusion(t, x, self.params))
 
     def __check_init__(self):
-        if is_traced(self):
-            return
-        if not 0 <= float(self.t_min) < float(self.t_max):
-            raise ValueError(
-                f"CustomSDE needs 0 <= t_min < t_max, got t_min={float(self.t_min):g} "
-                f"and t_max={float(self.t_max):g}. t=0 is data and t rises to noise."
-            )
+        check_times(self)
 
 
-def _sine_diffusion(t, x, params):
-    return jnp.sqrt(1 + jnp.sin(x) ** 2)
-
-
-def _sine_drift(t, x, params):
-    return -0.5 * (1 + jnp.sin(x) ** 2) * x + jnp.sin(x) * jnp.cos(x)
+_SINE = (
+    lambda t, x, params: -0.5 * (1 + jnp.sin(x) ** 2) * x + jnp.sin(x) * jnp.cos(x),
+    lambda t, x, params: jnp.sqrt(1 + jnp.sin(x) ** 2),
+)

@@ -1,6 +1,6 @@
 """Straight paths from data (t = 0) to noise (t = 1).
 
-Papers and code of this family run time the other way; v here is minus theirs at 1 - t.
+Papers of this family run time the other way; v here is minus theirs at 1 - t.
 """
 
 import equinox as eqx
@@ -66,8 +66,7 @@ class RectifiedFlow(AbstractStraight, AbstractLinearSDE):
 class StraightFlow(AbstractStraight):
     """alpha = 1 - t, sigma = t from any noise, default `Box()`.
 
-    With Gaussian noise use `RectifiedFlow`. Su 2022, "Constructing diffusion ODEs by
-    characteristics".
+    Su 2022, "Constructing diffusion ODEs by characteristics".
     """
 
     t_min: Scalar = number(1e-3)

@@ -6,15 +6,9 @@
 
 The flow dx/dt = b(t, x) has the distribution of x_t at every time, whatever I, gamma
 and the coupling of x0 and x1 are (Lipman et al. 2023, theorem 1; Albergo, Boffi and
-Vanden-Eijnden 2023, "Stochastic interpolants", theorem 6). I need not be invertible,
-nor x1 be noise. A path alpha x0 + sigma z is the interpolant with I = alpha x0 + sigma
-x1, and has better coordinates: prefer an `AbstractPath` where it applies.
-`StochasticInterpolant` is
-
-    x_t = a(t) x0 + b(t) x1 + c gamma(t) z,    0 <= t <= 1                         (4)
-
-with a(0) = b(1) = 1, a(1) = b(0) = gamma(0) = gamma(1) = 0. Papers of this family run
-time the other way.
+Vanden-Eijnden 2023, "Stochastic interpolants", theorem 6). Where x1 is noise and I =
+alpha x0 + sigma x1 prefer an `AbstractPath`, which has better coordinates. Papers of
+this family run time the other way.
 """
 
 import abc
@@ -24,18 +18,22 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from ..typing import Scalar, ScalarLike, float_array, is_traced, number
+from ..typing import Scalar, ScalarLike, float_array, number
 from .noise import AbstractNoise, Gaussian
+from .path import check_times
 
 
 class AbstractInterpolant(eqx.Module):
     """Equation (1), for one sample and a scalar time.
 
     A subclass writes I as `interpolate` and the scale of the latent noise as `gamma`.
-    `noise` is the distribution of x1, `t_max` the time at which sampling starts, from
-    I(t_max, 0, x1) + gamma(t_max) z.
+    Sampling starts at t_max from I(t_max, 0, x1) + gamma(t_max) z, x1 from `noise`.
+
+    **Arguments** of the methods:
+    - `t`: the time, a scalar.
+    - `x0`, `x1`, `z`: data, other data or noise, and latent noise, of one shape.
     """
 
     t_min: eqx.AbstractVar[Scalar]
@@ -43,9 +41,7 @@ class AbstractInterpolant(eqx.Module):
     noise: eqx.AbstractVar[AbstractNoise]
 
     @abc.abstractmethod
-    def interpolate(
-        self, t: ScalarLike, x0: Float[Array, "..."], x1: Float[Array, "..."]
-    ) -> Float[Array, "..."]:
+    def interpolate(self, t: ScalarLike, x0: Array, x1: Array) -> Array:
         """I(t, x0, x1), of the shape of x0 and x1."""
 
     @abc.abstractmethod
@@ -53,32 +49,18 @@ class AbstractInterpolant(eqx.Module):
         """The scale of the latent noise; None where there is none."""
 
     def point(self, t: ScalarLike, x0: Array, x1: Array, z: Any = 0.0) -> Array:
-        """x_t, equation (1).
-
-        **Arguments:**
-        - `t`: the time, a scalar.
-        - `x0`, `x1`, `z`: data, other data or noise, and latent noise, of one shape.
-        """
+        """x_t, equation (1)."""
         t = float_array(t)
-        gamma = self.gamma(t)
-        mean = self.interpolate(t, x0, x1)
+        gamma, mean = self.gamma(t), self.interpolate(t, x0, x1)
         return mean if gamma is None else mean + gamma * z
 
     def velocity(self, t: ScalarLike, x0: Array, x1: Array, z: Any = 0.0) -> Array:
-        """dx_t/dt for fixed x0, x1 and z, equation (2). Arguments as for `point`."""
+        """dx_t/dt for fixed x0, x1 and z, equation (2)."""
         t = float_array(t)
-        one = jnp.ones_like(t)
-        return jax.jvp(lambda t: self.point(t, x0, x1, z), (t,), (one,))[1]
+        return jax.jvp(lambda t: self.point(t, x0, x1, z), (t,), (jnp.ones_like(t),))[1]
 
     def __check_init__(self):
-        if is_traced((self.t_min, self.t_max)):
-            return
-        t_min, t_max = float(self.t_min), float(self.t_max)
-        if not 0 <= t_min < t_max:
-            raise ValueError(
-                f"{type(self).__name__} needs 0 <= t_min < t_max, got t_min={t_min:g} "
-                f"and t_max={t_max:g}. t=0 is data and t rises to the other end."
-            )
+        check_times(self)
 
 
 def linear(t: ScalarLike):
@@ -102,19 +84,20 @@ def bump(t: ScalarLike):
 
 
 class StochasticInterpolant(AbstractInterpolant):
-    """a(t) x0 + b(t) x1 + c gamma(t) z, equation (4).
+    """x_t = a(t) x0 + b(t) x1 + c gamma(t) z, 0 <= t <= 1.
 
     Albergo, Boffi and Vanden-Eijnden 2023, "Stochastic interpolants: a unifying
     framework for flows and diffusions", definition 1 and section 4.
 
     **Arguments:**
-    - `scale`: c in (4), default 1; with `bridge`, gamma(t)^2 = c^2 t (1 - t).
+    - `scale`: c, default 1; with `bridge`, gamma(t)^2 = c^2 t (1 - t).
     - `t_min`, `t_max`: the range of times, defaults 0 and 1.
     - `noise`: the distribution of x1, default `Gaussian()`; `Empirical(other_data)` for
       flows between two data sets.
-    - `weights`: t -> (a, b), `linear` (the default), `trigonometric` or your own.
-    - `latent`: the function gamma, `bridge` (the default), `bump`, your own, or None
-      for flow matching.
+    - `weights`: t -> (a, b), from (1, 0) to (0, 1): `linear` (the default),
+      `trigonometric` or your own.
+    - `latent`: the function gamma, 0 at both ends: `bridge` (the default), `bump`, your
+      own, or None for flow matching.
     """
 
     scale: Scalar = number(1.0)

@@ -4,7 +4,7 @@
     h(t) = t + sum_j a_j sigmoid(b_j (t - c_j)),    a_j, b_j > 0                    (1)
     alpha^2 = sigmoid(-gamma),    sigma^2 = sigmoid(gamma),    0 <= t <= 1          (2)
 
-Kingma et al. 2021, "Variational diffusion models", eq. 3 and appendix H.
+Kingma et al. 2021, "Variational diffusion models", eq. 2 and 3 and appendix H.
 """
 
 import math
@@ -21,20 +21,17 @@ from .sde import AbstractLinearSDE
 _STEPS = 32
 
 
-def _trained(make):
-    return eqx.field(default_factory=make, converter=float_array)
-
-
 def _before_softplus(value):
     """`_STEPS` times what softplus maps to `value`."""
-    return _trained(lambda: jnp.full(_STEPS, math.log(math.expm1(value))))
+    return number((math.log(math.expm1(value)),) * _STEPS)
 
 
 class Gamma(eqx.Module):
     """The monotone function (1); all its arrays are meant to be trained.
 
     **Arguments:**
-    - `ends`: (gamma_0, gamma_1), default (-13.3, 6.5).
+    - `ends`: (gamma_0, gamma_1), default (-13.3, 6.5); at the paper's 5 the signal that
+      is left would be 8 % of the noise.
     - `heights`, `slopes`: a and b before softplus, (32,), by default 0.1 / 32 and 8.
     - `places`: c, (32,), by default even over (0, 1).
     """
@@ -42,8 +39,8 @@ class Gamma(eqx.Module):
     ends: Float[Array, "2"] = number((-13.3, 6.5))
     heights: Float[Array, " steps"] = _before_softplus(0.1 / _STEPS)
     slopes: Float[Array, " steps"] = _before_softplus(_STEPS / 4)
-    places: Float[Array, " steps"] = _trained(
-        lambda: (jnp.arange(_STEPS) + 0.5) / _STEPS
+    places: Float[Array, " steps"] = number(
+        tuple((i + 0.5) / _STEPS for i in range(_STEPS))
     )
 
     def __call__(self, t: ScalarLike) -> Scalar:
@@ -62,12 +59,10 @@ class Gamma(eqx.Module):
 class LearnedSchedule(AbstractLinearSDE):
     """Variance preserving, with the monotone log-SNR -gamma(t), equations (1) and (2).
 
-    Kingma et al. 2021, "Variational diffusion models", eq. 2 and 3. `VDM` trains it
-    with the network.
+    `VDM` trains it with the network.
 
     **Arguments:**
-    - `gamma`: minus the log-SNR. The default is nearly linear, from a log-SNR of 13.3
-      to -6.5; at the paper's -5 the signal that is left would be 8 % of the noise.
+    - `gamma`: minus the log-SNR; the default is nearly linear.
     """
 
     gamma: Gamma = eqx.field(default_factory=Gamma)

@@ -19,22 +19,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
-from .basis import AbstractBasis, Standard
+from .basis import PIXELS, AbstractBasis
 from .noise import AbstractNoise, Gaussian
-from .sde import AbstractLinearSDE
+from .path import check_times
+from .sde import AbstractLinearSDE, both, solve_moments
 
-_GONE = -80.0
+_GONE = -80.0  # of log alpha
 
 
 class LinearSDE(AbstractLinearSDE):
     """dx = f(t, params) x dt + g(t, params) dw; alpha and sigma follow from (1).
 
-    The moment equations are solved once, when the object is made, by Diffrax (Tsit5 in
-    log t, dense output; the piece from 0 to t_min by Gauss-Legendre quadrature, so that
-    sigma is relatively exact at small t). Accuracy: 1e-9 in float64, 1e-5 in float32.
-    To differentiate or sweep `params`, make the object inside the differentiated
-    function: replacing `params` in a finished object does not move its moments. The
-    derivatives of alpha and sigma in t are exactly those of (1), not of the table.
+    The moment equations are solved once, when the object is made: to differentiate or
+    sweep `params`, make it inside the differentiated function. Accuracy: 1e-9 in
+    float64, 1e-5 in float32; the derivatives in t are exactly those of (1).
 
     **Arguments:**
     - `f`, `g`: functions of (t, params) that return a scalar, or an array over the
@@ -70,26 +68,15 @@ class LinearSDE(AbstractLinearSDE):
         noise: AbstractNoise | None = None,
         basis: AbstractBasis | None = None,
     ):
-        if (f is None) != (g is None):
-            raise ValueError(
-                "LinearSDE needs both coefficients, f(t, params) and g(t, params), got "
-                "only one of them."
-            )
         t_max = (5.0 if f is None else 1.0) if t_max is None else t_max
-        self.f, self.g = f or _ou_drift, g or _ou_diffusion
+        self.f, self.g = both(self, (f, g), _OU, "f(t, params) and g(t, params)")
         self.params = jax.tree.map(float_array, params)
         self.t_min, self.t_max = float_array(t_min), float_array(t_max)
         self.noise = Gaussian() if noise is None else noise
-        self.basis = Standard() if basis is None else basis
-        if not is_traced((self.t_min, self.t_max)):
-            if not 0 < float(self.t_min) < float(self.t_max):
-                raise ValueError(
-                    f"LinearSDE needs 0 < t_min < t_max, got "
-                    f"t_min={float(self.t_min):g} and t_max={float(self.t_max):g}: "
-                    "sigma(0) = 0, so the path starts a little after 0."
-                )
+        self.basis = PIXELS if basis is None else basis
+        check_times(self, first="<")
         shapes = [
-            jax.eval_shape(fn, self.t_min, self.params).shape for fn in (self.f, self.g)
+            jax.eval_shape(fn, t_min, self.params).shape for fn in (self.f, self.g)
         ]
         try:
             np.broadcast_shapes(*shapes)
@@ -100,7 +87,8 @@ class LinearSDE(AbstractLinearSDE):
                 f"{shapes[0]} and {shapes[1]}. A matrix that mixes coordinates is for "
                 "BlockSDE."
             ) from None
-        self.moments = _solve_moments(self.f, self.g, self.params, t_min, t_max)  # pyright: ignore[reportAttributeAccessIssue]
+        times = (self.t_min, self.t_max)
+        self.moments = _solve_moments(self.f, self.g, self.params, *times)  # pyright: ignore[reportAttributeAccessIssue]
 
     def alpha(self, t):
         """exp(int f), from (1)."""
@@ -112,26 +100,19 @@ class LinearSDE(AbstractLinearSDE):
 
     def scales(self, t):
         """(alpha, sigma), from one look at the table."""
-        log_alpha, log_variance = self._moments(t)
+        coefficients = eqx.Partial(_coefficients, self.f, self.g, self.params)
+        log_alpha, log_variance = _evaluate(float_array(t), self.moments, coefficients)
         if log_alpha.ndim:
-            # Fast coordinates vanish long before slow ones. A floor on their alpha
-            # keeps alpha' / alpha = f at all times.
+            # A floor for fast coordinates keeps alpha' / alpha = f at all times.
             lift = jnp.maximum(log_alpha, _GONE) - log_alpha
             log_alpha = log_alpha + jax.lax.stop_gradient(lift)
         return jnp.exp(log_alpha), jnp.exp(0.5 * log_variance)
 
-    def _moments(self, t):
-        coefficients = eqx.Partial(_coefficients, self.f, self.g, self.params)
-        out = _evaluate(float_array(t), self.moments, coefficients)
-        return out[0], out[1]
 
-
-def _ou_drift(t, params):
-    return -jnp.ones_like(t)
-
-
-def _ou_diffusion(t, params):
-    return jnp.sqrt(2.0) * jnp.ones_like(t)
+_OU = (
+    lambda t, params: -jnp.ones_like(t),
+    lambda t, params: jnp.sqrt(2.0) * jnp.ones_like(t),
+)
 
 
 def _coefficients(f, g, params, t):
@@ -140,28 +121,21 @@ def _coefficients(f, g, params, t):
     return tuple(jnp.broadcast_arrays(*values))
 
 
-def _most_steps(size):
-    """Steps of the solve, so that a table of `size` numbers per node stays small."""
-    return min(max(2**21 // size, 256), 4096)
-
-
 def _solve_moments(f, g, params, t_min, t_max):
     """Solve (1) for (log alpha, log sigma^2) as a function of log t."""
-    solution = _integrate(f, g, params, float_array(t_min), float_array(t_max))
+    solution = _integrate(f, g, params, t_min, t_max)
     ok = solution.result == dfx.RESULTS.successful
     if not is_traced(ok) and not bool(ok):
         if bool(solution.result == dfx.RESULTS.max_steps_reached):
-            steps = _most_steps(solution.interpolation.y0_if_trivial.size)  # pyright: ignore[reportOptionalMemberAccess]
             raise ValueError(
-                f"LinearSDE did not reach t_max with {steps} steps of its moment "
-                "equations: f or g is infinite on the way, or some rate |f(t, params)| "
-                "too large for so long a time. Lower t_max: a coordinate is pure noise "
+                f"LinearSDE did not reach t_max in {solution.stats['max_steps']} steps "
+                "of its moment equations: f or g is infinite on the way, or |f| too "
+                "large for so long a time. Lower t_max: a coordinate is pure noise "
                 "after about 10 of its own time units."
             )
         raise ValueError(
-            "LinearSDE could not solve its moment equations between t_min and t_max: "
-            "f(t, params) or g(t, params) is not finite or not smooth there. Check "
-            "them, and keep t_max away from a time where f is infinite."
+            "LinearSDE could not solve its moment equations between t_min and t_max: f "
+            "or g is not finite or not smooth there. Keep t_max away from such a time."
         )
     return solution.interpolation
 
@@ -186,37 +160,24 @@ def _integrate(f, g, params, t_min, t_max):
 
     start = jnp.stack([end, jnp.log(t_min * mean(gained))])
 
-    def rhs(log_t, y, args):
-        t = jnp.exp(log_t)
+    def rate(t, y):
         f_t, g_t = _coefficients(f, g, params, t)
-        return t * jnp.stack([f_t, 2 * f_t + g_t**2 * jnp.exp(-y[1])])
+        return jnp.stack([f_t, 2 * f_t + g_t**2 * jnp.exp(-y[1])])
 
     tol = 1e-11 if start.dtype == jnp.float64 else 1e-6
-    return dfx.diffeqsolve(
-        dfx.ODETerm(rhs),
-        dfx.Tsit5(),
-        t0=jnp.log(t_min),
-        t1=jnp.log(t_max),
-        dt0=0.01,
-        y0=start,
-        stepsize_controller=dfx.PIDController(rtol=tol, atol=tol),
-        saveat=dfx.SaveAt(dense=True),
-        max_steps=_most_steps(start.size),
-        throw=False,
-    )
+    steps = min(max(2**21 // start.size, 256), 4096)  # so that the table stays small
+    control = dfx.PIDController(rtol=tol, atol=tol)
+    return solve_moments(rate, start, (t_min, t_max), dfx.Tsit5(), control, steps)
 
 
 @eqx.filter_jit
 def evaluate(table: dfx.DenseInterpolation, t: ScalarLike) -> Float[Array, "..."]:
-    """The solution at time `t`, in the units of `table.ts`; NaN outside of its range.
+    """`table.evaluate(t)`, NaN outside of its range, without a loop or a branch.
 
-    The value is that of `table.evaluate`, which searches in a loop and has a branch at
-    the first and the last time. XLA neither fuses nor merges these where alpha and
-    sigma are evaluated at the same time: samplers become twice as large.
+    XLA fuses neither of them: samplers would become twice as large.
     """
     ts, count = table.ts, table.ts_size
-    # Find the piece by two counts, in strides and in one stride; times beyond `count`
-    # are infinite.
+    # Two counts, in strides and in one stride; times beyond `count` are infinite.
     stride = math.isqrt(len(ts))
     first = stride * jnp.sum(ts[stride::stride] < t)
     first = jnp.minimum(first, len(ts) - 1 - stride)
@@ -243,9 +204,8 @@ def _evaluate_jvp(primals, tangents):
     if t_dot is not None:
         f, g = coefficients(t)
         out_dot += t_dot * jnp.stack([f, 2 * f + g**2 * jnp.exp(-out[1])])
-    if any(leaf is not None for leaf in jax.tree.leaves(moments_dot)):
-        dense = eqx.filter_jvp(
-            lambda m: evaluate(m, jnp.log(t)), (moments,), (moments_dot,)
-        )[1]
+    if jax.tree.leaves(moments_dot):
+        at = lambda m: evaluate(m, jnp.log(t))  # noqa: E731
+        dense = eqx.filter_jvp(at, (moments,), (moments_dot,))[1]
         out_dot += 0 if dense is None else dense
     return out, out_dot

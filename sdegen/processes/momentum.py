@@ -6,24 +6,13 @@ acceleration) start as N(0, C), independent of x0. F (k, k) and G (k,) act on th
     du = F(t) u dt + G(t) dw,    u_t = a x0 + L z,    S = L L^T                    (1)
     a' = F a, a(0) = e_0,    S' = F S + S F^T + G G^T, S(0) = diag(0, C)           (2)
 
-One array of the shape of the data holds all that u_t says about x0,
+All that u_t says about x0 is in y: to a denoiser the process is a path,
 
-    y = a^T S^-1 u / snr ~ N(x0, 1 / snr),    snr = a^T S^-1 a,                    (3)
-
-so E[x0 given u_t] = E[x0 given y], and to a denoiser the process is the path of (3):
-
+    y = a^T S^-1 u / snr ~ N(x0, 1 / snr),    snr = a^T S^-1 a                     (3)
     alpha = sqrt(snr / (1 + snr)),  sigma = 1 / sqrt(1 + snr),
     statistic = alpha y = alpha x0 + sigma z                                       (4)
-
-The snr falls with t by exactly
-
-    (log snr)' = -|G^T S^-1 a|^2 / snr,                                            (5)
-
-and the score of the state follows from the denoised point:
-
+    (log snr)' = -|G^T S^-1 a|^2 / snr                                             (5)
     score(u) = -S^-1 (u - a E[x0 given u])                                         (6)
-
-Only the factor L of S is used, so no nearly equal numbers are subtracted.
 """
 
 import abc
@@ -37,7 +26,7 @@ from jaxtyping import Array, Float
 
 from ..typing import RandomKey, ScalarLike, float_array
 from .path import AbstractPath
-from .sde import AbstractSDE
+from .sde import AbstractSDE, check_gaussian
 
 Data: TypeAlias = Float[Array, "..."]
 Rows: TypeAlias = Float[Array, "k ..."]
@@ -48,12 +37,9 @@ class AbstractBlockSDE(AbstractPath, AbstractSDE):
     """du = F u dt + G dw on a state of k rows, equation (1); as a path, (4).
 
     A subclass writes `matrix`, `noise_scale` and `moments`. Denoisers, losses, samplers
-    and likelihoods use the path of the statistic; `drift` and `diffusion` are of the
-    state, for `reverse` and `simulate`.
-
-    Marginalising the auxiliary rows is the hybrid score matching of Dockhorn et al.
-    2022, "Score-based generative modeling with critically-damped Langevin diffusion",
-    section 3.2; with general matrices it is the setting of Zhang et al. 2022, "gDDIM".
+    and likelihoods use the path of the statistic, which is hybrid score matching
+    (Dockhorn et al. 2022, "Score-based generative modeling with critically-damped
+    Langevin diffusion", section 3.2); `drift` and `diffusion` are of the state.
 
     **Arguments** of the methods: `t`, the time, a scalar; `u`, a state, (k, ...); `x0`,
     data, (...); `key`, a random key; `shape`, of one sample.
@@ -114,23 +100,18 @@ class AbstractBlockSDE(AbstractPath, AbstractSDE):
         return -solve_upper(factor, solve_lower(factor, u - column(a, u.ndim) * x0))
 
     def __check_init__(self):
-        name, k = type(self).__name__, self.size
-        if not self.noise.gaussian:
-            raise ValueError(
-                f"{name} is a linear SDE, whose noise is Gaussian, got noise="
-                f"{type(self.noise).__name__}."
-            )
-        a, factor = jax.eval_shape(self.moments, self.t_max)
+        check_gaussian(self)
+        k, (a, factor) = self.size, jax.eval_shape(self.moments, self.t_max)
         found = {
-            "matrix": (jax.eval_shape(self.matrix, self.t_max).shape, (k, k)),
-            "the mean of moments": (a.shape, (k,)),
-            "the factor of moments": (factor.shape, (k, k)),
+            "matrix": (jax.eval_shape(self.matrix, self.t_max), (k, k)),
+            "the mean of moments": (a, (k,)),
+            "the factor of moments": (factor, (k, k)),
         }
-        for what, (shape, wanted) in found.items():
-            if shape != wanted:
+        for what, (array, wanted) in found.items():
+            if array.shape != wanted:
                 raise ValueError(
-                    f"{name} has noise in {k} rows, so {what} must have the shape "
-                    f"{wanted}, got {shape}."
+                    f"{type(self).__name__} has noise in {k} rows, so {what} must have "
+                    f"the shape {wanted}, got {array.shape}."
                 )
 
 
@@ -145,7 +126,7 @@ def mix(matrix: Float[Array, "*k k"], u: Rows) -> Data:
 
 
 def solve_lower(factor: Square, b: Rows) -> Rows:
-    """L^-1 b. Written out, because k is small: it fuses with its neighbours."""
+    """L^-1 b, written out: k is small, and it fuses with its neighbours."""
     rows = []
     for i in range(len(factor)):
         known = sum((factor[i, j] * rows[j] for j in range(i)), start=0.0)
@@ -189,13 +170,10 @@ def _log_snr_jvp(primals, tangents):
     if t_dot is not None:
         pull = process.noise_scale(t) * solve_upper(factor, direction)
         out_dot -= t_dot * jnp.sum(pull**2)
-    if any(leaf is not None for leaf in jax.tree.leaves(process_dot)):
+    if jax.tree.leaves(process_dot):
         own = eqx.filter_jvp(lambda p: _direction(t, p)[1], (process,), (process_dot,))
         out_dot += 0 if own[1] is None else 2 * own[1]
     return 2 * half, out_dot
-
-
-# --- one exact step of a linear SDE
 
 
 def _collocation(n):
@@ -217,13 +195,12 @@ def transition(
 ) -> tuple[Square, Float[Array, "nodes_k k"]]:
     """(E, N): u_1 = E u_0 + N^T z for du = F u dr + G dw on 0 <= r <= 1.
 
-    `matrix` and `noise` are F and G at the times `transition_nodes`. With Y(r) the
-    transition from r to 1,
+    With Y(r) the transition from r to 1, by Gauss's method of order 16,
 
-        Y = 1 + int_r^1 Y F,    E = Y(0),    N^T N = int Y G G^T Y^T,              (7)
+        Y = 1 + int_r^1 Y F,    E = Y(0),    N^T N = int Y G G^T Y^T               (7)
 
-    by Gauss's method of order 16: exact to rounding where F is of order one. N holds
-    the columns of the quadrature, so no covariance is formed.
+    **Arguments:**
+    - `matrix`, `noise`: F and G at the times `transition_nodes`, (8, k, k) and (8, k).
     """
     n, k, dtype = len(_NODES), matrix.shape[-1], matrix.dtype
     inner, weights = jnp.asarray(_INTEGRALS, dtype), jnp.asarray(_WEIGHTS, dtype)
@@ -237,8 +214,7 @@ def transition(
     system = jnp.eye(n * k, dtype=dtype) - blocks
     y = jnp.linalg.solve(system, jnp.tile(one, (n, 1))).reshape(n, k, k)
     y = jnp.swapaxes(y, 1, 2)
-    # The solve is precise in norm; a sweep of (7) for each row makes every entry so,
-    # also small ones: x moves by v h, by the acceleration times h^2 / 2.
+    # The solve is precise in norm; a sweep of (7) for each row makes every entry so.
     for _ in range(k):
         y = sweep(y, inner)
     spread = jnp.sqrt(weights)[:, None, None] * noise[:, :, None]

@@ -1,8 +1,4 @@
-"""Distributions of the noise z in x_t = alpha(t) x0 + sigma(t) z.
-
-Both methods are for one sample of any shape; `log_prob` is a joint density over all of
-its coordinates.
-"""
+"""Distributions of the noise z in x_t = alpha(t) x0 + sigma(t) z."""
 
 import abc
 from collections.abc import Callable
@@ -21,7 +17,13 @@ _REACH = 1e12  # radii of `Radial` are searched between 1 / reach and reach
 
 
 class AbstractNoise(eqx.Module):
-    """The distribution of z; `gaussian` says whether it is N(0, I)."""
+    """The distribution of z; `gaussian` says whether it is N(0, I).
+
+    **Arguments** of the methods:
+    - `key`: the random key.
+    - `shape`, `dtype`: of the draw; the dtype is JAX's floating-point type by default.
+    - `z`: one sample.
+    """
 
     gaussian: eqx.AbstractClassVar[bool]
 
@@ -29,21 +31,11 @@ class AbstractNoise(eqx.Module):
     def sample(
         self, key: RandomKey, shape: tuple[int, ...], dtype=None
     ) -> Float[Array, "..."]:
-        """One draw.
-
-        **Arguments:**
-        - `key`: the random key.
-        - `shape`: of the draw.
-        - `dtype`: of the draw, default JAX's floating-point type.
-        """
+        """One draw."""
 
     @abc.abstractmethod
     def log_prob(self, z: Float[Array, "..."]) -> Scalar | None:
-        """The log-density of `z` in nats, -inf outside of the support; None if unknown.
-
-        **Arguments:**
-        - `z`: one sample.
-        """
+        """The joint log-density of all coordinates of `z` in nats; None if unknown."""
 
 
 class Gaussian(AbstractNoise):
@@ -78,7 +70,7 @@ class StudentT(AbstractNoise):
         dtype = dtype or jnp.result_type(float)
         normal_key, chi_key = jax.random.split(key)
         dof = self.dof.astype(dtype)
-        # In logarithms: for few degrees of freedom chi^2 / 2 may be below any float.
+        # in logarithms: for few degrees of freedom chi^2 / 2 may be below any float
         half_chi2 = jax.random.loggamma(chi_key, dof / 2, dtype=dtype)
         z = jax.random.normal(normal_key, shape, dtype)
         return z * jnp.exp(0.5 * (jnp.log(dof / 2) - half_chi2))
@@ -86,8 +78,7 @@ class StudentT(AbstractNoise):
     def log_prob(self, z):
         """The log-density of the whole of `z`, in nats."""
         n, v = z.size, self.dof
-        # log Gamma((v + n) / 2) - log Gamma(v / 2), without their difference, which
-        # float32 loses for many degrees of freedom.
+        # log Gamma((v + n) / 2) - log Gamma(v / 2), whose difference float32 loses
         gammas = gammaln(n / 2) - betaln(v / 2, n / 2)
         norming = gammas - 0.5 * n * jnp.log(v * jnp.pi)
         return norming - 0.5 * (v + n) * jnp.log1p(jnp.sum(z**2) / v)
@@ -118,12 +109,9 @@ class Box(AbstractNoise):
         return jnp.where(inside, -jnp.sum(widths), -jnp.inf)
 
     def __check_init__(self):
-        if is_traced(self) or bool(jnp.all(self.low < self.high)):
-            return
-        raise ValueError(
-            f"Box needs low < high in every coordinate, got low={self.low} and high="
-            f"{self.high}."
-        )
+        if not is_traced(self) and not bool(jnp.all(self.low < self.high)):
+            ends = f"low={self.low} and high={self.high}"
+            raise ValueError(f"Box needs low < high in every coordinate, got {ends}.")
 
 
 class Empirical(AbstractNoise):
@@ -159,16 +147,15 @@ def tanh_profile(r: ArrayLike):
 class Radial(AbstractNoise):
     """A radius of any distribution in a uniform direction.
 
-    z = rho u with u uniform on the unit sphere of R^N; the distribution function of rho
-    is psi, increasing from psi(0) = 0 to psi(inf) = 1:
+    z = rho u with u uniform on the unit sphere of R^N:
 
         rho = psi^-1(U),    U uniform on (0, 1)                                    (1)
         p(z) = psi'(|z|) / (S_N |z|^(N-1)),    S_N = 2 pi^(N/2) / Gamma(N/2)       (2)
 
     **Arguments:**
-    - `psi`: a smooth function of one radius r > 0, default tanh.
-    - `quantile`: the inverse of psi. By default it is found by bisection, where a
-      radius in float32 is as precise as 1 - psi: give the formula for heavy tails.
+    - `psi`: the distribution function of rho, smooth; default tanh.
+    - `quantile`: its inverse; by default found by bisection, as precise as 1 - psi in
+      float32: give the formula for heavy tails.
 
     **Raises:** `ValueError` unless psi increases from 0 to 1.
     """

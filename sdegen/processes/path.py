@@ -4,26 +4,19 @@
     logsnr(t) = log(alpha^2 / sigma^2), strictly decreasing in t                  (2)
     tau(t) = sigma / (alpha + sigma) = sigmoid(-logsnr / 2)                       (3)
 
-tau, the *flow time*, is the clock on which every path is the rectified flow: with y = x
-/ (alpha + sigma), (1) reads y = (1 - tau) x0 + tau z. It is finite and well scaled at
-both ends, also where alpha or sigma vanishes, so it is where noise levels are inverted:
+    h(t) = -log tau(t) = log1p(alpha / sigma)                                     (4)
+    h'(t) = (alpha' sigma - alpha sigma') / (sigma (alpha + sigma))               (5)
 
-    h(t) = -log tau(t) = log1p(alpha / sigma),                                    (4)
-    h'(t) = (alpha' sigma - alpha sigma') / (sigma (alpha + sigma)).              (5)
-
-Near the data h is like -log t, near the noise it is like alpha / sigma: relatively
-precise at both ends, in float32 too, where logsnr or tau alone would lose one of them.
-
-alpha and sigma may differ from one coordinate to the next (blurring, for example, fades
-the high frequencies first). They then are arrays that broadcast against one sample, x_t
-is held in the coordinates of the path's `basis`, and (1) holds in each of them. Grids,
-draws and networks need one number for how noisy x_t is: it is the mean of (4) over the
-coordinates, which falls with t as each of them does. A path of scalars is the special
-case in which nothing is averaged.
+On the *flow time* tau every path is the rectified flow: with y = x / (alpha + sigma),
+(1) reads y = (1 - tau) x0 + tau z. h is relatively precise at both ends, in float32
+too. If alpha and sigma are arrays that broadcast against one sample, x_t is held in the
+coordinates of the path's `basis`, and one number for how noisy it is, for grids and
+networks, is the mean of (4) over the coordinates.
 """
 
 import abc
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -32,11 +25,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..typing import Scalar, ScalarLike, Time, float_array, is_traced
-from .basis import AbstractBasis, Standard
+from .basis import PIXELS, AbstractBasis
 from .noise import AbstractNoise
 
-# Nodes of the inverse, in units of the time range: geometric near the data, where
-# sigma may behave like sqrt(t) or t, and uniform elsewhere.
+Scales: TypeAlias = Float[Array, "..."]
+
+# Nodes of the inverse, in units of the time range: geometric near the data.
 _NODES = np.unique(
     np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 64), np.linspace(0.0, 1.0, 65)])
 )
@@ -46,10 +40,11 @@ _NEWTON_STEPS = 5
 class AbstractPath(eqx.Module):
     """x_t = alpha(t) x0 + sigma(t) z with z from `noise`.
 
-    A subclass writes `alpha` and `sigma`, for a scalar t, so that logsnr strictly falls
-    from `t_min` to `t_max`. alpha may vanish at t_max; sigma may not vanish at t_min.
-    Both are scalars, or arrays over the coordinates of one sample; a field `basis` says
-    in which basis these coordinates are (default: the data as they are).
+    A subclass writes `alpha` and `sigma` so that logsnr strictly falls from `t_min` to
+    `t_max`, where alpha may vanish. Both are scalars, or arrays over the coordinates of
+    one sample in the basis of a field `basis` (default: the data as they are).
+
+    **Arguments** of the methods: `t`, the time, a scalar; `logsnr`, see (2); `h`, (4).
     """
 
     t_min: eqx.AbstractVar[Scalar]
@@ -57,18 +52,18 @@ class AbstractPath(eqx.Module):
     noise: eqx.AbstractVar[AbstractNoise]
 
     @abc.abstractmethod
-    def alpha(self, t: ScalarLike) -> Float[Array, "..."]:
+    def alpha(self, t: ScalarLike) -> Scales:
         """The scale of the data at time t."""
 
     @abc.abstractmethod
-    def sigma(self, t: ScalarLike) -> Float[Array, "..."]:
+    def sigma(self, t: ScalarLike) -> Scales:
         """The scale of the noise at time t."""
 
-    def rates(self, t: ScalarLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    def rates(self, t: ScalarLike) -> tuple[Scales, Scales]:
         """The time derivatives (alpha', sigma')."""
         return self.scales_and_rates(t)[1]
 
-    def scales(self, t: ScalarLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    def scales(self, t: ScalarLike) -> tuple[Scales, Scales]:
         """(alpha, sigma) at time t, of one shape."""
         t = float_array(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
@@ -104,19 +99,14 @@ class AbstractPath(eqx.Module):
         return None
 
     def inverse(self) -> "NoiseInverse":
-        """The inverse of (4), tabulated; make it once and call it many times."""
+        """The inverse of (4), tabulated: make it once and call it many times."""
         return NoiseInverse(self)
 
     def __check_init__(self):
+        check_times(self)
         if is_traced(self):
             return
         name = type(self).__name__
-        t_min, t_max = float(self.t_min), float(self.t_max)
-        if not 0 <= t_min < t_max:
-            raise ValueError(
-                f"{name} needs 0 <= t_min < t_max, got t_min={t_min:g} and "
-                f"t_max={t_max:g}. t=0 is data and t rises to noise."
-            )
         with jax.ensure_compile_time_eval():
             low, high = float_array(self.t_min), float_array(self.t_max)
             ts = low + (high - low) * jnp.asarray(_NODES, low.dtype)
@@ -135,12 +125,12 @@ class AbstractPath(eqx.Module):
                 f"{name} needs alpha(t) > 0 and sigma(t) > 0, both finite, between "
                 f"t_min and t_max (alpha may be 0 at t_max), got alpha({ts[i]:g})="
                 f"{alpha[i, j]:g} and sigma({ts[i]:g})={sigma[i, j]:g}"
-                f"{_where(j, scales)}. Move t_min={t_min:g} or t_max={t_max:g} inside "
-                "the range where both are positive."
+                f"{_where(j, scales)}. Move t_min={ts[0]:g} or t_max={ts[-1]:g} to "
+                "where both are positive."
             )
         with np.errstate(divide="ignore", invalid="ignore"):
             logsnr = 2 * (np.log(alpha) - np.log(sigma))
-            step = logsnr[1:] - logsnr[:-1]
+            step = np.diff(logsnr, axis=0)
         # In float32 a flat stretch near the data can tie by rounding; a rise cannot.
         slack = 1e-5 if ts.dtype == np.float32 else 0.0
         rise = step > slack * np.abs(logsnr[:-1])
@@ -153,13 +143,25 @@ class AbstractPath(eqx.Module):
             raise ValueError(
                 f"{name} needs a log-SNR, log(alpha^2/sigma^2), that falls as t rises, "
                 f"got {logsnr[i, j]:.6g} at t={ts[i]:.6g} and {logsnr[i + 1, j]:.6g} "
-                f"at t={ts[i + 1]:.6g}{_where(j, scales)}. Check alpha and sigma: t=0 "
-                "is data, t_max noise."
+                f"at t={ts[i + 1]:.6g}{_where(j, scales)}. t=0 is data, t_max noise."
             )
 
 
+def check_times(process: Any, *, first: str = "<=") -> None:
+    """Refuse times that do not rise from 0, or with `first` "<" from more than 0."""
+    if is_traced((process.t_min, process.t_max)):
+        return
+    t_min, t_max = float(process.t_min), float(process.t_max)
+    if not 0 <= t_min < t_max or (t_min == 0 and first == "<"):
+        raise ValueError(
+            f"{type(process).__name__} needs 0 {first} t_min < t_max, got t_min="
+            f"{t_min:g} and t_max={t_max:g}. t=0 is data, and t rises to noise"
+            f"{'; start a little after 0.' if first == '<' else '.'}"
+        )
+
+
 def _where(j, scales):
-    """ " in the coordinate ..." for the error messages of a path with many."""
+    """Of which coordinate an error message speaks."""
     shape = scales[0].shape[1:]
     index = tuple(int(i) for i in np.unravel_index(j, shape))
     return f" in the coordinate {index}" if shape else ""
@@ -175,13 +177,12 @@ def level_of(alpha: Array, sigma: Array) -> tuple[Scalar, Scalar]:
 
 def basis_of(path: AbstractPath) -> AbstractBasis:
     """The basis in which x_t is held: the path's, or the data as they are."""
-    return getattr(path, "basis", Standard())
+    return getattr(path, "basis", PIXELS)
 
 
 def check_sample(path: AbstractPath, shape: tuple[int, ...]) -> None:
     """Refuse samples of a shape that the path's alpha and sigma are not for."""
-    t = jax.eval_shape(lambda: float_array(path.t_min))
-    own = jax.eval_shape(path.scales, t)[0].shape
+    own = _shape(path)
     try:
         fits = jnp.broadcast_shapes(own, shape) == tuple(shape)
     except ValueError:
@@ -196,7 +197,7 @@ def check_sample(path: AbstractPath, shape: tuple[int, ...]) -> None:
 
 def check_one_level(path: AbstractPath, what: str) -> None:
     """Refuse a path whose coordinates have noise levels of their own."""
-    if not _is_scalar(path):
+    if _shape(path):
         raise ValueError(
             f"{what} is written for one noise level at a time, and in this "
             f"{type(path).__name__} every coordinate has its own. Use log_likelihood."
@@ -206,8 +207,10 @@ def check_one_level(path: AbstractPath, what: str) -> None:
 class NoiseInverse(eqx.Module):
     """t as a function of h = -log tau: a bracket from a table, then Newton on (4), (5).
 
-    No callback; exact to rounding; differentiable in h and in the path's parameters. It
-    is for times that no grid knows: a fixed grid's times are a table.
+    Exact to rounding; differentiable in h and in the path's parameters.
+
+    **Arguments:**
+    - `path`: the path; `h` of the methods is a scalar.
     """
 
     path: AbstractPath
@@ -234,17 +237,17 @@ class NoiseInverse(eqx.Module):
         end = jnp.where(below, self.path.t_min, self.path.t_max)
         return jnp.where(below | above, end, _inverted(h, self.path, self.ts, self.hs))
 
-    def local(self, h: ScalarLike) -> Float[Array, "..."]:
+    def local(self, h: ScalarLike) -> Scales:
         """(4) in every coordinate, at the time when its mean is h."""
         h = float_array(h)
-        if _is_scalar(self.path):
+        if not _shape(self.path):
             return h
         alpha, sigma = self.path.scales(self(h))
         return jnp.log1p(alpha / sigma)
 
-    def local_rate(self, h: ScalarLike) -> Float[Array, "..."] | float:
+    def local_rate(self, h: ScalarLike) -> Scales | float:
         """The derivative of `local` in h; 1 where alpha and sigma are scalars."""
-        if _is_scalar(self.path):
+        if not _shape(self.path):
             return 1.0
         slope = noise_slope(self.path, self(h))
         return slope / jnp.mean(slope)
@@ -253,7 +256,8 @@ class NoiseInverse(eqx.Module):
 def _clock(path, t):
     """(4): the mean of -log tau over the coordinates."""
     alpha, sigma = path.scales(t)
-    return _mean(jnp.log1p(alpha / sigma))
+    h = jnp.log1p(alpha / sigma)
+    return h if h.ndim == 0 else jnp.mean(h)
 
 
 @eqx.filter_custom_jvp
@@ -277,26 +281,23 @@ def _inverted_jvp(primals, tangents):
     h_dot, path_dot, *_ = tangents
     t = _inverted(h, path, ts, hs)
     change = jnp.zeros_like(t) if h_dot is None else h_dot
-    if any(leaf is not None for leaf in jax.tree.leaves(path_dot)):
+    if jax.tree.leaves(path_dot):
         moved = eqx.filter_jvp(lambda path: _clock(path, t), (path,), (path_dot,))[1]
         change = change - (0 if moved is None else moved)
     slope = jax.jvp(lambda t: _clock(path, t), (t,), (jnp.ones_like(t),))[1]
     return t, change / jnp.where(slope < 0, slope, -1.0)
 
 
-def noise_slope(path: AbstractPath, t: ScalarLike) -> Float[Array, "..."]:
+def noise_slope(path: AbstractPath, t: ScalarLike) -> Scales:
     """h'(t) in every coordinate, equation (5)."""
     (a, s), (da, ds) = path.scales_and_rates(t)
     return (da * s - a * ds) / (s * (a + s))
 
 
-def _mean(h):
-    return h if h.ndim == 0 else jnp.mean(h)
-
-
-def _is_scalar(path):
+def _shape(path):
+    """The shape of alpha and sigma."""
     t = jax.eval_shape(lambda: float_array(path.t_min))
-    return jax.eval_shape(path.scales, t)[0].ndim == 0
+    return jax.eval_shape(path.scales, t)[0].shape
 
 
 LOGSNR_FLOOR = -13.8155  # 2 log(1e-3): noise, for paths that reach alpha = 0
@@ -314,15 +315,11 @@ def at_both_ends(path: AbstractPath, fn: Callable) -> Float[Array, "2"]:
 
 
 def batched(fn: Callable, t: Time, x: Float[Array, "batch ..."]):
-    """fn(t) for t of shape () or (batch,), shaped to broadcast against x.
-
-    fn returns scalars, or arrays that broadcast against one sample.
-    """
+    """fn(t), scalars or arrays over one sample, shaped to broadcast against x."""
     if t.ndim == 0:
         return fn(t)
-    values = jax.vmap(fn)(t)
 
     def align(a):  # (batch, ...) against (batch, ..., ...), both from the right
         return a.reshape(a.shape[:1] + (1,) * (x.ndim - a.ndim) + a.shape[1:])
 
-    return jax.tree.map(align, values)
+    return jax.tree.map(align, jax.vmap(fn)(t))

@@ -1,21 +1,17 @@
 """Flows by Green's functions: Poisson flows and general radial kernels.
 
-Mass at one point spreads with a radial distribution function psi_t(r) and the velocity
--(d_t psi / d_r psi) (x - x0) / r, so that dp/dt + div(p v) = 0 (Su 2022, "Constructing
-diffusion ODEs by Green's functions"). If psi_t(r) = psi(r / t), the velocity is
-(x - x0) / t for every psi, and
+Mass at one point spreads with a radial distribution function psi(r / t), by the
+velocity (x - x0) / t (Su 2022, "Constructing diffusion ODEs by Green's functions"):
 
     x_t = x0 + t z,    z distributed as `Radial(psi)`                              (1)
 
-In Poisson flows data are charges in a space of D more dimensions. With N data
-dimensions and r = sigma sqrt(D), the electric field of the data at height r is that of
-the kernel
+In Poisson flows data are charges in a space of D more dimensions. The electric field at
+height r = sigma sqrt(D) over N data dimensions is that of the kernel
 
     p_r(x | x0) ~ (|x - x0|^2 + r^2)^(-(N + D) / 2)                                (2)
 
 which is the distribution of x = x0 + sigma z with z of a multivariate Student
-distribution with D degrees of freedom. A field line obeys dx/dsigma = (x - E[x0 | x]) /
-sigma: it is the probability flow of that path.
+distribution with D degrees of freedom. The field lines are the flow of that path.
 """
 
 import equinox as eqx
@@ -29,8 +25,7 @@ from .ve import AbstractNoiseTime
 class GreenFlow(AbstractNoiseTime):
     """Equation (1), by default with psi = tanh(r / t).
 
-    Other kernels: `GreenFlow(noise=Radial(lambda r: 1 - jnp.exp(-r)))`, Poisson's
-    `PoissonFlow(1)`, the heat kernel `EDM()`.
+    Another kernel: `GreenFlow(noise=Radial(lambda r: 1 - jnp.exp(-r)))`.
     """
 
     t_min: Scalar = number(1e-3)
@@ -43,8 +38,8 @@ class PoissonFlow(AbstractNoiseTime):
 
     Xu et al. 2023, "PFGM++: Unlocking the potential of physics-inspired generative
     models", eq. 4 and theorem 4.1. dof = 1 is PFGM (Xu et al. 2022, "Poisson flow
-    generative models", where t is the height z), dof to infinity is EDM. The noise has
-    no variance for dof <= 2: a network then needs `sdegen.nets.HeavyTailed` around it.
+    generative models"), dof to infinity is EDM. The noise has no variance for dof <= 2:
+    a network then needs `sdegen.nets.HeavyTailed` around it.
 
     **Arguments:**
     - `dof`: D in (2), default 128.
@@ -69,11 +64,10 @@ class PoissonFlow(AbstractNoiseTime):
                 "PoissonFlow needs a positive number dof of more dimensions, got "
                 f"{float(self.dof):g}. 1 is PFGM, 128 a good choice for images."
             )
-        first, last = jnp.where(
-            self.dof < 2, jnp.array([1e-3, 40]), jnp.array([2e-3, 80])
-        )
-        self.t_min = float_array(first if t_min is None else t_min)
-        self.t_max = float_array(last if t_max is None else t_max)
+        few = self.dof < 2
+        t_min = jnp.where(few, 1e-3, 2e-3) if t_min is None else t_min
+        t_max = jnp.where(few, 40.0, 80.0) if t_max is None else t_max
+        self.t_min, self.t_max = float_array(t_min), float_array(t_max)
 
     @property
     def noise(self):

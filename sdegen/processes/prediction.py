@@ -1,18 +1,14 @@
 """What a network predicts: one row (a, b) with pred = a x0 + b z.
 
-Together with x_t = alpha x0 + sigma z a row is a 2x2 system, so every prediction gives
-x0 and z, and therefore every other prediction, by one solve:
+With x_t = alpha x0 + sigma z it is a 2x2 system, so every prediction gives x0 and z:
 
     | alpha sigma | |x0|   |x_t |          x0 = (b x_t - sigma pred) / det
     |   a     b   | |z | = |pred|          z = (alpha pred - a x_t) / det           (1)
                                            det = alpha b - sigma a
 
-At a given x_t the errors obey alpha dx0 = -sigma dz, so the squared errors of two
-predictions differ by the factor
+At a given x_t the squared errors of two predictions differ by the factor
 
     ((a2 sigma - b2 alpha) / (a1 sigma - b1 alpha))^2 = (det2 / det1)^2             (2)
-
-from which every published loss weight follows, EDM's included.
 """
 
 import dataclasses
@@ -55,7 +51,7 @@ class Prediction:
     **Arguments:**
     - `name`: shown by `repr`.
     - `row`: (path, t, sigma_data) -> (a, b) for a scalar t; `sigma_data` is the
-      standard deviation of the data, which only `edm` uses.
+      standard deviation of the data.
     """
 
     name: str
@@ -70,14 +66,6 @@ class Prediction:
         return path.alpha(t) * b - path.sigma(t) * a
 
 
-def _x0(path, t, sigma_data):
-    return jnp.ones_like(t), jnp.zeros_like(t)
-
-
-def _eps(path, t, sigma_data):
-    return jnp.zeros_like(t), jnp.ones_like(t)
-
-
 def _score(path, t, sigma_data):
     if not path.noise.gaussian:
         raise ValueError(
@@ -88,14 +76,6 @@ def _score(path, t, sigma_data):
     return jnp.zeros_like(t), -1 / path.sigma(t)
 
 
-def _velocity(path, t, sigma_data):
-    return path.rates(t)
-
-
-def _v(path, t, sigma_data):
-    return -path.sigma(t), path.alpha(t)
-
-
 def _edm(path, t, sigma_data):
     # F of D = c_skip x + c_out F (Karras et al. 2022, eq. 7 and table 1), written for
     # x_t = alpha x0 + sigma z; it stays finite where alpha or sigma vanishes.
@@ -104,15 +84,15 @@ def _edm(path, t, sigma_data):
     return sigma / (sigma_data * scale), -alpha * sigma_data / scale
 
 
-x0 = Prediction("x0", _x0)
+x0 = Prediction("x0", lambda path, t, std: (jnp.ones_like(t), jnp.zeros_like(t)))
 """The data: (1, 0)."""
-eps = Prediction("eps", _eps)
+eps = Prediction("eps", lambda path, t, std: (jnp.zeros_like(t), jnp.ones_like(t)))
 """The noise: (0, 1). Ho et al. 2020."""
 score = Prediction("score", _score)
 """The score of x_t: (0, -1/sigma), Gaussian noise only. Song et al. 2021."""
-velocity = Prediction("velocity", _velocity)
+velocity = Prediction("velocity", lambda path, t, std: path.rates(t))
 """dx/dt of the flow: (alpha', sigma'). Lipman et al. 2023, Liu et al. 2023."""
-v = Prediction("v", _v)
+v = Prediction("v", lambda path, t, std: (-path.sigma(t), path.alpha(t)))
 """(-sigma, alpha). Salimans and Ho 2022, with alpha^2 + sigma^2 = 1."""
 edm = Prediction("edm", _edm)
 """EDM's unit-variance target, for any path. Karras et al. 2022."""

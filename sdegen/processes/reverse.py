@@ -6,8 +6,8 @@ marginals for any lambda >= 0, on a clock s that rises as t falls, r = -dt/ds > 
 
     dx = r [-f + (1 + lambda^2)/2 (div D + D score)] ds + lambda sqrt(r) G dw      (1)
 
-(div D)_i = sum_j d_j D_ij is zero unless G depends on x. The clock is exponential near
-the data, so that small times keep their relative precision in float32:
+(div D)_i = sum_j d_j D_ij is zero unless G depends on x. The clock keeps the relative
+precision of small times in float32:
 
     t(s) = t_min + (t_max - t_min) expm1(k (1 - s)) / expm1(k),    k = 7           (2)
 """
@@ -53,21 +53,21 @@ def time_of_clock(sde: AbstractSDE, s: ScalarLike) -> Scalar:
 
 
 def _time(sde, s):
-    """t(s), equation (2), and r = -dt/ds."""
+    """(t, -dt/ds) at clock s."""
     scale = (sde.t_max - sde.t_min) / np.expm1(_CLOCK)
     t = sde.t_min + scale * jnp.expm1(_CLOCK * (1 - s))
     return t, scale * _CLOCK * jnp.exp(_CLOCK * (1 - s))
 
 
 class AbstractReversal(eqx.Module):
-    """A process on a rising clock s from 0 (noise) to 1 (data), by equation (1)."""
+    """Equation (1), s from 0 (noise) to 1 (data); for `sde`, `score` see `reverse`."""
 
     sde: AbstractSDE
     score: Callable
 
     def time(self, s: ScalarLike) -> Scalar:
         """The time t of the forward process at clock s, equation (2)."""
-        return _time(self.sde, s)[0]
+        return time_of_clock(self.sde, s)
 
     def move(self, s: ScalarLike, x: Array, weight: ScalarLike) -> Array:
         """The factor of ds in (1), with `weight` in place of (1 + lambda^2)/2."""
@@ -76,8 +76,7 @@ class AbstractReversal(eqx.Module):
         if g.ndim and g.shape != x.shape:
             raise ValueError(
                 "diffusion must return a scalar or an array of the shape of x, "
-                f"{x.shape}, got {g.shape}. Noise that mixes coordinates cannot be "
-                "reversed here."
+                f"{x.shape}, got {g.shape}: noise cannot mix coordinates here."
             )
         pull = _divergence(self.sde, t, x) + g**2 * self.score(t, x)
         return rate * (-self.sde.drift(t, x) + weight * pull)
@@ -91,13 +90,13 @@ class AbstractReversal(eqx.Module):
         if (np.asarray(alpha) == 0).any():
             raise ValueError(
                 f"{type(sde).__name__} has alpha = 0 at t_max={float(sde.t_max):g}, "
-                "where its drift and diffusion are infinite. Give it a smaller t_max "
-                "(0.999), or use `sample`, which needs neither."
+                "where its drift is infinite. Give it a smaller t_max (0.999), or use "
+                "`sample`, which does not need it."
             )
 
 
 class ReverseSDE(AbstractReversal, AbstractSDE):
-    """Equation (1), which Diffrax integrates forward in s. Made by `reverse`."""
+    """Equation (1), made by `reverse`."""
 
     stochasticity: Scalar = number()
     t_min: Scalar = number(0.0)
@@ -109,11 +108,11 @@ class ReverseSDE(AbstractReversal, AbstractSDE):
         return self.sde.noise
 
     def drift(self, t, x):
-        """The drift of (1), in the clock s (called t, as for every process)."""
+        """The drift of (1), in the clock s, here called t."""
         return self.move(t, x, 0.5 * (1 + self.stochasticity**2))
 
     def diffusion(self, t, x):
-        """The noise of (1), in the clock s (called t, as for every process)."""
+        """The noise of (1), in the clock s, here called t."""
         time, rate = _time(self.sde, t)
         return self.stochasticity * jnp.sqrt(rate) * self.sde.diffusion(time, x)
 
@@ -126,10 +125,7 @@ class ReverseSDE(AbstractReversal, AbstractSDE):
 
 
 class ProbabilityFlow(AbstractReversal):
-    """Equation (1) with lambda = 0, an ODE. Made by `probability_flow`.
-
-    Callable as (s, x, args): `diffrax.ODETerm(probability_flow(sde, score))`.
-    """
+    """Equation (1) with lambda = 0, made by `probability_flow`, for `ODETerm`."""
 
     t_min: Scalar = number(0.0)
     t_max: Scalar = number(1.0)
@@ -150,10 +146,7 @@ def reverse(
       `denoiser.sample_score`.
     - `stochasticity`: lambda in (1), default 1, which is Anderson's.
 
-    **Returns:** a process on the clock s from 0 (noise) to 1 (data).
-
-    **Raises:** `ValueError` for a negative stochasticity, or a path with alpha = 0 at
-    t_max, where the coefficients are infinite.
+    **Raises:** `ValueError` for a negative stochasticity, or alpha = 0 at t_max.
     """
     return ReverseSDE(sde, score, stochasticity)
 

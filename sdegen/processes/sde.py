@@ -2,13 +2,14 @@
 
     dx = f(t, x) dt + G(t, x) dw                                                   (1)
 
-A linear process has the path x_t = alpha x0 + sigma z with Gaussian z, so its
-coefficients follow by autodiff (both terms of g^2 are positive: nothing cancels):
+A linear process has the path x_t = alpha x0 + sigma z with Gaussian z, from which its
+coefficients follow by autodiff:
 
     f = (alpha' / alpha) x,    g^2 = 2 sigma (sigma' - sigma alpha' / alpha)       (2)
 """
 
 import abc
+from collections.abc import Callable
 
 import diffrax as dfx
 import equinox as eqx
@@ -31,6 +32,8 @@ class AbstractSDE(eqx.Module):
     - `t_min`, `t_max`: the range of times; t = 0 is data and t rises to noise.
     - `noise`: the distribution of z in x_t = alpha x0 + sigma z, or, for a process
       without such a path, about that of x at t_max. Default `Gaussian()`.
+
+    **Arguments** of the methods: `t`, the time, a scalar; `x`, the state of one sample.
     """
 
     t_min: eqx.AbstractVar[Scalar]
@@ -39,16 +42,11 @@ class AbstractSDE(eqx.Module):
 
     @abc.abstractmethod
     def drift(self, t: ScalarLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """f(t, x), of the shape of x.
-
-        **Arguments:**
-        - `t`: the time, a scalar.
-        - `x`: the state of one sample.
-        """
+        """f(t, x), of the shape of x."""
 
     @abc.abstractmethod
     def diffusion(self, t: ScalarLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """G(t, x), arguments as for `drift`: a scalar, or one number per coordinate."""
+        """G(t, x): a scalar, or one number per coordinate."""
 
     def terms(self, brownian: dfx.AbstractBrownianPath) -> dfx.MultiTerm:
         """The equation of one sample, driven by `brownian`, for Diffrax."""
@@ -74,12 +72,26 @@ class AbstractLinearSDE(AbstractPath, AbstractSDE):
         return jnp.broadcast_to(g, x.shape) if g.ndim else g
 
     def __check_init__(self):
-        if not self.noise.gaussian:
-            raise ValueError(
-                f"{type(self).__name__} is a linear SDE, whose noise is Gaussian, got "
-                f"noise={type(self.noise).__name__}. Subclass AbstractPath for a path "
-                "with other noise."
-            )
+        check_gaussian(self)
+
+
+def check_gaussian(sde: AbstractSDE) -> None:
+    """Refuse a linear SDE with noise of another kind."""
+    if not sde.noise.gaussian:
+        raise ValueError(
+            f"{type(sde).__name__} is a linear SDE, whose noise is Gaussian, got noise="
+            f"{type(sde.noise).__name__}. Subclass AbstractPath for other noise."
+        )
+
+
+def both(sde: AbstractSDE, given: tuple, default: tuple, names: str) -> tuple:
+    """The two coefficients that are `given`, or `default` where both are None."""
+    if (given[0] is None) != (given[1] is None):
+        raise ValueError(
+            f"{type(sde).__name__} needs both coefficients, {names}, got only one of "
+            "them."
+        )
+    return default if given[0] is None else given
 
 
 def noise_depends_on_state(sde: AbstractSDE, t: ScalarLike, x: Array) -> bool:
@@ -88,3 +100,23 @@ def noise_depends_on_state(sde: AbstractSDE, t: ScalarLike, x: Array) -> bool:
         lambda x: sde.diffusion(float_array(t), x), (x,), (jnp.ones_like(x),)
     )[1]
     return len(jax.tree.leaves(tangent)) > 0
+
+
+def solve_moments(
+    rate: Callable,
+    y: Array,
+    times: tuple[Scalar, Scalar],
+    solver: dfx.AbstractSolver,
+    control: dfx.PIDController,
+    steps: int,
+) -> dfx.Solution:
+    """y' = rate(t, y) between two times, solved in log t, with dense output."""
+
+    def rhs(log_t, y, args):
+        t = jnp.exp(log_t)
+        return t * rate(t, y)
+
+    t0, t1 = (jnp.log(t) for t in times)
+    options = {"saveat": dfx.SaveAt(dense=True, t1=True), "max_steps": steps}
+    options |= {"stepsize_controller": control, "throw": False}
+    return dfx.diffeqsolve(dfx.ODETerm(rhs), solver, t0, t1, 0.01, y, **options)

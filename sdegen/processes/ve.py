@@ -12,8 +12,8 @@ from .sde import AbstractLinearSDE
 class VE(AbstractLinearSDE):
     """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, 0 <= t <= 1.
 
-    Song et al. 2021, "Score-based generative modeling through SDEs", eq. 9 and 30. As
-    in the authors' code, x_0 already carries noise of standard deviation sigma_min.
+    Song et al. 2021, "Score-based generative modeling through SDEs", eq. 9 and 30. x_0
+    carries noise of standard deviation sigma_min, as in the authors' code.
 
     **Arguments:**
     - `sigma_min`, `sigma_max`: the noise at t = 0 and 1, defaults 0.01 and 50.

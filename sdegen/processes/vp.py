@@ -91,13 +91,11 @@ class Cosine(AbstractLinearSDE):
 class DDPM(AbstractLinearSDE):
     """The chain of T steps with variances `betas`, as a process on 0 <= t <= 1.
 
-    alpha^2 = alpha_bar at t = i / T and log-linear between, so that the marginals of
-    the chain are exact at its own times; sigma^2 = 1 - alpha^2. Ho et al. 2020,
-    "Denoising diffusion probabilistic models", eq. 4.
+    alpha^2 = alpha_bar at t = i / T and log-linear between; sigma^2 = 1 - alpha^2.
+    Ho et al. 2020, "Denoising diffusion probabilistic models", eq. 4.
 
     **Arguments:**
-    - `betas`: the variances, (T,), between 0 and 1; default the paper's 1000 from 1e-4
-      to 0.02.
+    - `betas`: the variances, (T,); default the paper's 1000 from 1e-4 to 0.02.
     - `t_min`, `t_max`, `noise`: see `AbstractSDE`; t_min is 1 / T, the first step.
     """
 
@@ -114,12 +112,11 @@ class DDPM(AbstractLinearSDE):
                 "DDPM needs the variances beta_1 .. beta_T as one array of length T >= "
                 f"2, got an array of shape {self.betas.shape}."
             )
-        if not is_traced(self.betas) and not bool(
-            jnp.all((self.betas > 0) & (self.betas < 1))
-        ):
+        low, high = self.betas.min(), self.betas.max()
+        if not is_traced(high) and not 0 < float(low) <= float(high) < 1:
             raise ValueError(
                 "DDPM needs variances between 0 and 1, got betas between "
-                f"{float(self.betas.min()):g} and {float(self.betas.max()):g}."
+                f"{float(low):g} and {float(high):g}."
             )
         self.t_min = float_array(1 / len(self.betas) if t_min is None else t_min)
         self.t_max = float_array(t_max)

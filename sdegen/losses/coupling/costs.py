@@ -2,8 +2,7 @@
 
     c_ij = |x0_i - x1_j|^2 + w d(cond_i, cond_j)                                    (1)
 
-Row j of the noise has the condition of row j. Without the second term noise goes to the
-class that it is near to: a class is then trained on a part of the noise and sampled
+Without the second term a class is trained on the noise that it is near to and sampled
 from all of it. w = infinity pairs within a class, with d = 0 for equal conditions and 1
 for others; for a finite w it is |cond_i - cond_j|^2 (Cheng and Schwing 2025, "The curse
 of conditions: analyzing and improving optimal transport for conditional flow-based
@@ -18,14 +17,13 @@ from ...typing import AxisName, PyTree, ScalarLike, is_traced
 
 
 def plans(
-    x0: Float[Array, "batch ..."],
-    x1: Float[Array, "batch ..."],
-    cond: PyTree,
-    points: int | None,
-    weight: ScalarLike | None,
+    x0: Array, x1: Array, cond: PyTree, points: int | None, weight: ScalarLike | None
 ) -> Float[Array, "plans points points"]:
-    """The costs of one plan for each `points` consecutive rows of the batch."""
-    batch = x0.shape[0]
+    """The costs of one plan for each `points` consecutive rows of the batch.
+
+    The arguments are those of `cost_matrix`, and `points`, None for the whole batch.
+    """
+    batch = len(x0)
     points = batch if points is None else min(points, batch)
     if batch % points:
         best = max(n for n in range(1, points) if batch % n == 0)
@@ -41,15 +39,14 @@ def plans(
     cost = jax.vmap(cost_matrix, in_axes=(0, 0, 0, 0, None))(x0, x1, cond, cond, weight)
     if not is_traced(cost) and not bool(jnp.isfinite(cost).all()):
         raise ValueError(
-            "the costs between x0 and x1 hold NaN or infinity: there is one in the "
-            "data, in the conditions, or they are too large to be squared. Look at "
-            "both ends."
+            "the costs between x0 and x1 hold NaN or infinity: the data or conditions "
+            "do, or are too large to be squared. Look at both ends."
         )
     return cost
 
 
 def check_points(points: int | None) -> None:
-    """Refuse a size of plans that is none."""
+    """Refuse plans of no points."""
     if points is not None and points < 1:
         raise ValueError(
             f"a plan needs points >= 1, or None for the whole batch, got {points}."
@@ -67,7 +64,6 @@ def cost_matrix(
     """Equation (1), in (units of the data)^2, summed over coordinates.
 
     **Arguments:**
-
     - `x0`, `x1`: two sets of points, (n, ...) and (m, ...).
     - `cond0`, `cond1`: their conditions, pytrees of arrays, or None.
     - `weight`: w, in (units of the data)^2; None is infinity, by a number that is more

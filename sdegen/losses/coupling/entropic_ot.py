@@ -8,18 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ...typing import AxisName, PyTree, RandomKey, Scalar, is_traced, number
-from ..per_sample import batch_index, sample_keys
+from ..per_sample import batch_index, draw_each, sample_keys
 from .costs import check_points, cost_matrix, plans
-from .pairs import Pairs
+from .pairs import End, Pairs
 from .sinkhorn import potentials
 
 
 class Plan(NamedTuple):
-    """A plan between two sets of points, meaningless unless `converged`.
-
-    `matrix` sums to 1; its columns sum to 1/m exactly, and `error` is the mass that its
-    rows misplace, in [0, 2].
-    """
+    """A plan, valid if `converged`; `error` is the mass that its rows misplace."""
 
     matrix: Float[Array, "n m"]
     error: Scalar
@@ -33,23 +29,21 @@ class EntropicOT(eqx.Module):
 
     With regularisation 2 sigma^2 and a Brownian bridge of scale sigma between the ends
     it is the Schroedinger bridge of a batch (Tong et al. 2024, "Simulation-free
-    Schroedinger bridges via score and flow matching", proposition 3.1); 0 would be
-    `ExactOT`, infinity is `independent`. Plans of many points are better ones (Klein et
-    al. 2025, "On fitting flow models with large Sinkhorn couplings"): by default there
-    is one for the batch of all devices, each of which holds its rows of the costs.
+    Schroedinger bridges via score and flow matching", proposition 3.1). Plans of many
+    points are better ones (Klein et al. 2025, "On fitting flow models with large
+    Sinkhorn couplings"): by default there is one for the batch of all devices.
 
     **Arguments:**
-
     - `regularisation`: eps of (1) in `sdegen.losses.coupling.sinkhorn`, in (units of
       the data)^2; .05 of the mean cost of each plan by default.
-    - `points`: rows in one plan; all by default.
+    - `points`: rows in one plan; None, the default, for all.
     - `condition_weight`: w of `cost_matrix`; None pairs within a class.
     - `tolerance`: the mass of a plan that may be misplaced; 0.01.
     - `max_iterations`: of one plan; 1000.
 
     In `Pairs.aux`, "coupling_unsolved" is the share of plans that did not reach the
-    tolerance and "coupling_error" the mass that they misplace on average. What was
-    reached is used; if it is not finite x1 is nan, which stops the training.
+    tolerance and "coupling_error" the mass that they misplace on average. If a plan is
+    not finite x1 is nan, which stops the training.
     """
 
     regularisation: Scalar | None = number(None)
@@ -76,44 +70,34 @@ class EntropicOT(eqx.Module):
     def __call__(
         self,
         key: RandomKey,
-        x0: Float[Array, "batch ..."],
-        x1: Float[Array, "batch ..."],
+        x0: End,
+        x1: End,
         cond: PyTree = None,
         axis_name: AxisName | None = None,
     ) -> Pairs:
         """x0 as it is, with an x1 for each of its rows, drawn with replacement."""
-        batch = x0.shape[0]
-        # Row i draws the same number on any mesh.
-        keys = sample_keys(key, batch_index(batch, axis_name)[0])
-        u = jax.vmap(lambda k: jax.random.uniform(k, (), x0.dtype))(keys)
+        keys = sample_keys(key, batch_index(len(x0), axis_name)[0])
+        u = draw_each(jax.random.uniform, keys, (), x0.dtype)
+        weight = self.condition_weight
         if axis_name is not None and self.points is None:
             others, their_cond = jax.tree.map(
                 lambda a: jax.lax.all_gather(a, axis_name, tiled=True), (x1, cond)
             )
-            weight = self.condition_weight
-            cost = cost_matrix(x0, others, cond, their_cond, weight, axis_name)
-            eps = jax.lax.pmean(self._eps(x0, others), axis_name)
-            solved = self._solve(cost, eps, axis_name)
-            pick = _draw(u, solved, cost, eps)
-            x1, solved = others[pick], jax.tree.map(lambda a: a[None], solved)
+            cost = cost_matrix(x0, others, cond, their_cond, weight, axis_name)[None]
+            eps = jax.lax.pmean(self._eps(x0, others), axis_name)[None]
         else:
-            cost = plans(x0, x1, cond, self.points, self.condition_weight)
-            points = cost.shape[-1]
-
-            def split(a):
-                return a.reshape(-1, points, *a.shape[1:])
-
-            eps = jax.vmap(self._eps)(split(x0), split(x1))
-            solved = jax.vmap(self._solve)(cost, eps)
-            pick = jax.vmap(_draw)(split(u), solved, cost, eps)
-            rows = pick + jnp.arange(0, batch, points)[:, None]
-            x1 = x1[rows.reshape(-1)]
+            others, axis_name = x1, None
+            cost = plans(x0, x1, cond, self.points, weight)
+            split = (a.reshape(*cost.shape[:2], *a.shape[1:]) for a in (x0, x1))
+            eps = jax.vmap(self._eps)(*split)
+        solved = jax.vmap(lambda c, e: self._solve(c, e, axis_name))(cost, eps)
+        pick = jax.vmap(_draw)(u.reshape(len(cost), -1), solved, cost, eps)
+        first = jnp.arange(0, len(others), cost.shape[-1])[:, None]
+        x1 = others[(pick + first).reshape(-1)]
         x1 = jnp.where(jnp.isfinite(solved.error).all(), x1, jnp.nan)
         unsolved = 1 - jnp.mean(solved.converged.astype(x0.dtype))
-        aux = {
-            "coupling_unsolved": unsolved,
-            "coupling_error": jnp.mean(solved.error),
-        }
+        error = jnp.mean(solved.error)
+        aux = {"coupling_unsolved": unsolved, "coupling_error": error}
         return Pairs(x0, x1, cond, aux)
 
     def _eps(self, x0, x1):
@@ -125,13 +109,8 @@ class EntropicOT(eqx.Module):
         return jnp.maximum(0.05 * mean, jnp.finfo(x0.dtype).tiny)
 
     def _solve(self, cost, eps, axis_name=None):
-        return potentials(
-            cost,
-            eps,
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
-            axis_name=axis_name,
-        )
+        limits = {"tolerance": self.tolerance, "max_iterations": self.max_iterations}
+        return potentials(cost, eps, **limits, axis_name=axis_name)
 
     def __check_init__(self):
         check_points(self.points)

@@ -4,14 +4,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from ...typing import PyTree, RandomKey, Scalar, number
 from .costs import check_points, plans
-from .pairs import Pairs
+from .pairs import End, Pairs
 
-_PIECE = 16_000
-"""Numbers in one argument of the callback: 64 kB. From 100 kB on a thread copies."""
+_PIECE = 16_000  # numbers in one argument of the callback: 64 kB
 
 
 class ExactOT(eqx.Module):
@@ -19,37 +17,26 @@ class ExactOT(eqx.Module):
 
     Pooladian et al. 2023, "Multisample flow matching"; Tong et al. 2024, "Improving
     and generalizing flow-based generative models with minibatch optimal transport".
-    By SciPy's `linear_sum_assignment` on the host, in about points^2.6 time: .2 ms for
-    64 points, 5 ms for 256. The plans are the same on any mesh whose devices hold whole
-    plans.
+    By SciPy's `linear_sum_assignment` on the host: .2 ms for 64 points, 5 ms for 256.
 
     **Arguments:**
-
     - `points`: rows in one plan; 64, beyond which little is gained. None is the whole
       batch (on a mesh one device's part of it).
     - `condition_weight`: w of `cost_matrix`; None pairs within a class.
 
-    In `Pairs.aux`, "coupling_unsolved" is the share of plans whose costs were not
-    finite; their rows stay as they were.
+    `Pairs.aux["coupling_unsolved"]` is the share of plans whose costs were not finite.
     """
 
     points: int | None = eqx.field(default=64, static=True)
     condition_weight: Scalar | None = number(None)
 
-    def __call__(
-        self,
-        key: RandomKey,
-        x0: Float[Array, "batch ..."],
-        x1: Float[Array, "batch ..."],
-        cond: PyTree = None,
-    ) -> Pairs:
+    def __call__(self, key: RandomKey, x0: End, x1: End, cond: PyTree = None) -> Pairs:
         """x0 as it is, with the x1 that is matched to each of its rows."""
         cost = plans(x0, x1, cond, self.points, self.condition_weight)
         shape = jax.ShapeDtypeStruct(cost.shape[:-1], jnp.int32)
         # One plan at a time under vmap, so that each piece stays as small as it is.
-        match = jax.pure_callback(
-            _assign, shape, *_pieces(cost), vmap_method="sequential"
-        )
+        pieces = _pieces(cost)
+        match = jax.pure_callback(_assign, shape, *pieces, vmap_method="sequential")
         rows = match + jnp.arange(0, x0.shape[0], cost.shape[-1])[:, None]
         bad = 1 - jnp.isfinite(cost).all(axis=(1, 2))
         aux = {"coupling_unsolved": jnp.mean(bad.astype(cost.dtype))}
@@ -62,8 +49,8 @@ class ExactOT(eqx.Module):
 def _pieces(cost):
     """The matrices as flat arrays of at most `_PIECE` numbers, and their shape.
 
-    JAX copies a larger argument of a callback by a thread of the pool that runs the
-    program, and with few cores all of them may be waiting for the callback: a deadlock.
+    JAX copies larger ones by a thread of the pool that runs the program, where all may
+    be waiting for the callback: a deadlock.
     """
     flat = cost.astype(jnp.float32).reshape(-1)
     cuts = range(_PIECE, flat.size, _PIECE)

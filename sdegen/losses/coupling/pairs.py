@@ -1,22 +1,16 @@
 """Couplings: which end of a path goes with which.
 
-A coupling is a function `(key, x0, x1) -> (x0, x1)` on batches: `x0` is a batch of
-data, `x1` a batch of draws from the other end (the noise z, unless the path runs
-between two data sets). It permutes or pairs them and keeps the distribution of each
-end, so every coupling trains a correct flow, dx/dt = E[velocity given x_t] (Lipman et
-al. 2023, "Flow matching", theorem 2; Tong et al. 2024, "Improving and generalizing
-flow-based generative models with minibatch optimal transport"). Only with the
-independent coupling is z_hat the score: with another one sample the flow, or a bridge
-that learned its noise.
-
-A coupling may have two more parameters, and may return `Pairs`:
+A coupling is a function `(key, x0, x1) -> (x0, x1)` on batches of data and of draws
+from the other end. It keeps the distribution of each, so it trains a correct flow,
+dx/dt = E[velocity given x_t] (Lipman et al. 2023, "Flow matching", theorem 2; Tong et
+al. 2024, "Improving and generalizing flow-based generative models with minibatch
+optimal transport"). Only with the independent coupling is z_hat the score. A coupling
+may have two more parameters:
 
     cond        the conditions of the rows of x0, or None
     axis_name   the mapped axis, where the batch is one device's part
 
-It keeps the rows of x0 in place and chooses an x1 for each, so that conditions stay
-with their samples; or it returns `Pairs` with the conditions moved alike. The numbers
-in `Pairs.aux` are recorded in training: nothing can raise on a device.
+It chooses an x1 for each row of x0, or returns `Pairs` with the conditions moved alike.
 """
 
 import inspect
@@ -27,16 +21,18 @@ from jaxtyping import Array, Float
 
 from ...typing import AxisName, PyTree, RandomKey, Scalar
 
+End: TypeAlias = Float[Array, "batch ..."]
+
 
 class Pairs(NamedTuple):
     """What a coupling has paired: row i of each belongs together.
 
-    `aux` holds scalars to record. One whose name ends in "_unsolved" is the share of
-    plans that were not solved: `fit` warns when it is not 0.
+    `aux` holds scalars that training records. One whose name ends in "_unsolved" is the
+    share of plans that were not solved: `fit` warns when it is not 0.
     """
 
-    x0: Float[Array, "batch ..."]
-    x1: Float[Array, "batch ..."]
+    x0: End
+    x1: End
     cond: PyTree = None
     aux: Mapping[str, Scalar] = {}
 
@@ -51,23 +47,16 @@ class PairedData(NamedTuple):
     cond: PyTree = None
 
 
-def independent(
-    key: RandomKey, x0: Float[Array, "batch ..."], x1: Float[Array, "batch ..."]
-) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
+def independent(key: RandomKey, x0: End, x1: End) -> tuple[End, End]:
     """The pairs as they were drawn, independently."""
     return x0, x1
 
 
-def paired(
-    key: RandomKey,
-    x0: Float[Array, "batch ..."],
-    x1: Float[Array, "batch ..."],
-    cond: PyTree,
-) -> Pairs:
+def paired(key: RandomKey, x0: End, x1: End, cond: PyTree) -> Pairs:
     """The pairs that were given, by `fit(..., cond=PairedData(x1, labels))`.
 
-    For reflow (Liu et al. 2023, "Flow straight and fast"), for bridges by Markovian
-    fitting, and for data that come in pairs. The x1 drawn by the loss is not used.
+    For reflow (Liu et al. 2023, "Flow straight and fast"), bridges by Markovian fitting
+    and data that come in pairs. The x1 drawn by the loss is not used.
     """
     if not isinstance(cond, PairedData):
         raise ValueError(
@@ -81,7 +70,7 @@ def paired(
 def couple(
     coupling: Callable,
     key: RandomKey,
-    x0: Float[Array, "batch ..."],
+    x0: End,
     x1: Float[Array, "others ..."],
     cond: PyTree = None,
     *,
@@ -90,12 +79,10 @@ def couple(
     """The pairs of a coupling, checked.
 
     **Arguments:**
-
     - `coupling`: a function as described above.
     - `key`: the key of its draws.
     - `x0`, `x1`: the ends, (batch, ...).
-    - `cond`: a pytree of arrays with leading axis batch, or None.
-    - `axis_name`: the mapped axis, if the rows are one device's part of the batch.
+    - `cond`, `axis_name`: see above; None by default.
 
     **Raises:** ValueError for ends of other shapes, and for a coupling that moves the
     rows of x0 without their conditions.
@@ -108,8 +95,7 @@ def couple(
         )
     asked = inspect.signature(coupling).parameters
     extras = {"cond": cond, "axis_name": axis_name}
-    extras = {k: value for k, value in extras.items() if k in asked}
-    out = coupling(key, x0, x1, **extras)
+    out = coupling(key, x0, x1, **{k: extras[k] for k in extras if k in asked})
     if not isinstance(out, Pairs):
         if not isinstance(out, tuple) or len(out) != 2:
             raise ValueError(
@@ -119,9 +105,8 @@ def couple(
         if cond is not None and out[0] is not x0:
             raise ValueError(
                 f"the coupling {name} drops the labels: it returned other rows of x0 "
-                "without the conditions that belong to them. Return x0 as it came and "
-                "choose an x1 for each of its rows, or take `cond` as a parameter and "
-                "return coupling.Pairs(x0, x1, cond) with its rows moved alike."
+                "without their conditions. Return x0 as it came, or take `cond` as a "
+                "parameter and return coupling.Pairs(x0, x1, cond), all moved alike."
             )
         out = Pairs(*out, cond)
     for end, before in ((out.x0, x0), (out.x1, x1)):

@@ -4,19 +4,15 @@ For a cost c_ij, weights a_i, b_j that sum to 1 and a regularisation eps > 0,
 
     min over P >= 0, P 1 = a, P^T 1 = b of sum_ij P_ij c_ij + eps KL(P | a b^T)     (1)
 
-has the solution P_ij = a_i b_j exp((f_i + g_j - c_ij) / eps), with f and g a fixed
-point of
+has the solution P_ij = a_i b_j exp((f_i + g_j - c_ij) / eps) with
 
     f_i = -eps log sum_j b_j exp((g_j - c_ij) / eps), and g likewise                (2)
 
-(Sinkhorn 1964; Cuturi 2013, "Sinkhorn distances"). Alternating the two is iterative
-proportional fitting: after an update of g the columns of P sum to b exactly, and how
-far its rows are from a is the error. eps falls geometrically from the largest cost
-(Schmitzer 2019, "Stabilized sparse scaling algorithms"), after which each update goes
-`RELAXATION` times as far as (2), which near the solution needs a small part of the
-iterations (Thibault et al. 2021, "Overrelaxed Sinkhorn-Knopp algorithm"); where the
-error grew the next one is a plain one. (`sdegen.metrics` moves both potentials at once,
-which is faster between a set and itself, and slower between two.)
+(Sinkhorn 1964; Cuturi 2013, "Sinkhorn distances"). After an update of g the columns of
+P sum to b exactly; the error is that of its rows. eps falls geometrically from the
+largest cost (Schmitzer 2019, "Stabilized sparse scaling algorithms"), after which each
+update goes `RELAXATION` times as far as (2) (Thibault et al. 2021, "Overrelaxed
+Sinkhorn-Knopp algorithm"), unless the error grew.
 """
 
 from typing import NamedTuple
@@ -30,16 +26,11 @@ from ...typing import AxisName, Scalar, ScalarLike
 
 RELAXATION = 1.7
 """In [1, 2): 1 is plain Sinkhorn; 1.7 took a third to a tenth of its iterations."""
-_FALL = 0.7
-"""By this factor eps falls from one iteration to the next until it is reached."""
+_FALL = 0.7  # of eps in one iteration
 
 
 class Potentials(NamedTuple):
-    """f and g of (2).
-
-    `error` is the mass that the rows of the plan misplace, sum_i |P_i - a_i|, in [0, 2]
-    (nan if the cost was); its columns are exact. `converged` is error < tolerance.
-    """
+    """f and g of (2); `error` is sum_i |P_i - a_i|, nan if the cost was."""
 
     f: Float[Array, " n"]
     g: Float[Array, " m"]
@@ -63,7 +54,6 @@ def potentials(
     """Solve (2). Nothing raises: read `converged`.
 
     **Arguments:**
-
     - `cost`: c_ij, (n, m).
     - `eps`: the regularisation, in the units of `cost`.
     - `log_a`, `log_b`: the logarithms of the weights; equal ones by default.
