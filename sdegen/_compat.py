@@ -1,7 +1,6 @@
 """What may change under the package: private parts of other libraries, and old names.
 
-Other files import these from here, and tests/test_compat.py tries each of them, so that
-a new release of a library breaks one file and says where.
+tests/test_compat.py tries each: a new release of a library breaks one file.
 """
 
 import importlib
@@ -159,9 +158,9 @@ def renamed(module: str) -> Callable[[str], Any]:
             text = f"{old} is now {new}; the old name goes with the next release."
             warnings.warn(text, DeprecationWarning, stacklevel=2)
             return importlib.import_module(_ALIASES[old])
-        text = f"module {module!r} has no attribute {name!r}"
-        if new is not None:
-            text = f"{old} is now {new}."
+        text = f"{old} is now {new}."
+        if new is None:
+            text = f"module {module!r} has no attribute {name!r}"
         raise AttributeError(text, name=name, obj=sys.modules[module])
 
     return get

@@ -1,8 +1,7 @@
 """Experiments from the shell: a frozen dataclass becomes flags, through tyro.
 
 Every field is a flag. A field that is a union of components (a process, a network, an
-optimiser) becomes a choice, `process:vp --process.beta-max 15`; a user adds a component
-by widening the union in his own config. A mistyped flag is answered with the nearest.
+optimiser) becomes a choice, `process:vp --process.beta-max 15`.
 """
 
 import dataclasses
@@ -10,6 +9,7 @@ import functools
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import AbstractArray
 
 from ._compat import MissingPackageError, need
 from .nets.network import AbstractNetworkConfig
@@ -35,8 +36,7 @@ def run(
     """Parse the command line and call `main` with the config.
 
     A sentence (bad input, a run that went non-finite, a full disk) ends the program
-    with code 1 and without a traceback, and a run that was told to stop and saved with
-    code 75. Anything unexpected keeps its traceback.
+    with code 1 and without a traceback, a run that was told to stop with code 75.
 
     **Arguments:**
     - `main`: takes the config.
@@ -59,20 +59,17 @@ def run(
 
 def _ours(error: BaseException, main: Callable) -> bool:
     """Whether sdegen or the script, and not a library under them, raised `error`."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    file = Path(traceback.tb_frame.f_code.co_filename) if traceback else Path()
-    script = inspect.getsourcefile(main)
-    return Path(__file__).parent in file.parents or str(file) == script
+    file = traceback.extract_tb(error.__traceback__)[-1].filename
+    own = Path(__file__).parent in Path(file).parents
+    return own or file == inspect.getsourcefile(main)
 
 
 def compile_cache(directory: str | Path | None = None) -> None:
     """Keep compiled programs, so that the next start need not compile.
 
     **Arguments:**
-    - `directory`: default $JAX_COMPILATION_CACHE_DIR, or ~/.cache/sdegen. Programs are
-      run as they are found there: keep the place private.
+    - `directory`: default $JAX_COMPILATION_CACHE_DIR, or ~/.cache/sdegen. It must be
+      private: programs are run as they are found there.
     """
     settings: Any = jax.config
     if directory is None and settings.jax_compilation_cache_dir:
@@ -83,7 +80,7 @@ def compile_cache(directory: str | Path | None = None) -> None:
 
 
 def import_file(path: Path) -> ModuleType:
-    """Import a Python file, which may import its neighbours, as a script may."""
+    """Import a Python file, which may import its neighbours."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
@@ -140,12 +137,11 @@ def _name_networks(tyro, kind):
 
 
 def _from_text(scalar, words):
-    values = np.array([float(word) for word in words])
-    return float(values[0]) if scalar else values
+    return float(words[0]) if scalar else np.array([float(word) for word in words])
 
 
 def _is_array_type(kind: Any) -> bool:
-    return isinstance(kind, type) and hasattr(kind, "dims") and hasattr(kind, "dtypes")
+    return isinstance(kind, type) and issubclass(kind, AbstractArray)
 
 
 def shrink(config: Config, **fields: Any) -> Config:

@@ -3,10 +3,7 @@
 The axes that training knows: "data" splits the batch; "fsdp" splits the batch too, and
 with it parameters, averages and the optimiser's state (Rajbhandari et al. 2020, "ZeRO",
 stage 3; Zhao et al. 2023). Any other axis ("trial" of a sweep, say) is left alone.
-
-`jax.make_mesh` defaults to explicit axes, on which vmapped Diffrax solves do not trace;
-automatic ones let the compiler place the batch, and one jitted function runs on any
-mesh.
+Vmapped Diffrax solves do not trace on explicit axes, the default of `jax.make_mesh`.
 """
 
 import math
@@ -53,12 +50,8 @@ def make_mesh(axes: str | dict[str, int]) -> Mesh:
         raise ValueError(
             f"asked for a mesh of {devices} devices, {available} are here ({sizes})."
         )
-    return jax.make_mesh(
-        tuple(axes.values()),
-        tuple(axes),
-        (AxisType.Auto,) * len(axes),
-        devices=jax.devices()[:devices],
-    )
+    sizes, kinds = tuple(axes.values()), (AxisType.Auto,) * len(axes)
+    return jax.make_mesh(sizes, tuple(axes), kinds, devices=jax.devices()[:devices])
 
 
 def _parse(text):
@@ -94,14 +87,11 @@ def parameter_sharding(tree: PyTree, mesh: Mesh) -> PyTree:
     """For each array the largest axis split over "fsdp", of those that it divides.
 
     Arrays of fewer than `SMALL` elements, arrays with no such axis, and all arrays on a
-    mesh without the axis "fsdp" are replicated. Shapes are enough, so parameters can be
-    made sharded: `jax.jit(init, out_shardings=parameter_sharding(shapes, mesh))`.
+    mesh without the axis "fsdp" are replicated.
 
     **Arguments:**
-    - `tree`: a pytree of arrays or of shapes.
+    - `tree`: a pytree of arrays or, as for `out_shardings` of a jitted init, of shapes.
     - `mesh`: from `make_mesh`.
-
-    **Returns:** a pytree of shardings.
     """
     parts = mesh.shape.get("fsdp", 1)
 
@@ -122,8 +112,6 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     **Arguments:**
     - `tree`: a pytree; what is no array stays as it is.
     - `shardings`: one for each leaf.
-
-    **Returns:** the same pytree.
     """
 
     def put(leaf, sharding):

@@ -3,4 +3,4 @@
 from .report import main
 
 if __name__ == "__main__":
-    main()
+    main(prog="python -m sdegen.runs")

@@ -1,15 +1,14 @@
 """Training states on disk, through Orbax: written whole, checked when they are read.
 
 Every array is saved with a fingerprint, a sum over its bits that is the same on any
-mesh. What is read back must have it; a checkpoint that was cut short or damaged is
-named and set aside, and the one before it is taken.
+mesh. A checkpoint that does not have it is set aside, and the one before it is taken.
 """
 
-import dataclasses
 import json
 import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
 from .._compat import multihost_utils, orbax, orbax_metadata
-from .recorder import differing
+from .recorder import differing, first_line, refuse_other
 
 State = TypeVar("State")
 
@@ -34,7 +33,7 @@ def save(directory: str | Path, state, *, replace: bool = False) -> Path:
     **Arguments:**
     - `directory`: where; must not exist.
     - `state`: a pytree of arrays.
-    - `replace`: the directory may exist, and is overwritten.
+    - `replace`: the directory may exist, and is overwritten; no.
 
     **Returns:** the directory's absolute path.
 
@@ -63,8 +62,6 @@ def restore(directory: str | Path, like: State) -> State:
     - `directory`: what `save` was given.
     - `like`: a state whose structure, shapes and shardings the result takes.
 
-    **Returns:** the saved state.
-
     **Raises:** FileNotFoundError; ValueError if the shapes differ.
     """
     directory = Path(directory).absolute()
@@ -72,16 +69,9 @@ def restore(directory: str | Path, like: State) -> State:
         raise FileNotFoundError(f"no checkpoint at {directory}.")
     target = named(like)
     with orbax().StandardCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(directory).item_metadata
-        shapes = {k: tuple(v.shape) for k, v in dict(saved).items()}
-        wanted = {k: tuple(v.shape) for k, v in target.items()}
-        if shapes != wanted:
-            odd = min(k for k, _ in set(shapes.items()) ^ set(wanted.items()))
-            raise ValueError(
-                f"the checkpoint at {directory} holds another state than the one asked "
-                f"for: they differ at {odd}. Restore with the network and the "
-                "optimiser that were saved."
-            )
+        saved = dict(checkpointer.metadata(directory).item_metadata)
+        shapes = [{k: list(v.shape) for k, v in d.items()} for d in (saved, target)]
+        _refuse_other_state(directory, *shapes)
         abstract = jax.tree.map(orbax().utils.to_shape_dtype_struct, target)
         arrays = checkpointer.restore(directory, abstract)
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[k] for k in target])
@@ -91,8 +81,7 @@ def restore(directory: str | Path, like: State) -> State:
 def fingerprint(leaves: Sequence[Array]) -> UInt32[Array, " leaves"]:
     """For each array a weighted sum of its bits modulo 2^32, the same on any mesh.
 
-    Whole-number sums do not depend on their order. Odd weights that differ from place
-    to place see a changed bit, and two values that were exchanged.
+    Odd weights that differ from place to place see any changed bit or exchanged values.
     """
 
     def one(leaf):
@@ -112,26 +101,16 @@ def fingerprint(leaves: Sequence[Array]) -> UInt32[Array, " leaves"]:
     return jnp.stack([one(leaf) for leaf in leaves])
 
 
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """What `Checkpoints.latest` found: the step, the arrays, the damaged steps."""
-
-    step: int
-    arrays: dict[str, Array]
-    damaged: tuple[int, ...]
-
-
 class Checkpoints:
     """The checkpoints of one run, one folder per step; saving is asynchronous.
 
-    A folder appears whole, by a rename, or not at all. In a run of several processes
-    all of them make the same calls.
+    A folder appears whole or not at all. All processes of a run make the same calls.
 
     **Arguments:**
     - `directory`: where the folders lie.
     - `keep`: how many of the last are kept; None keeps all. Default 3.
     - `identity`: what the run is, as plain JSON, saved along; a directory of another
-      run is refused. None accepts any.
+      run is refused. None, the default, accepts any.
 
     **Raises:** ValueError, with the first difference, for a directory of another run.
     """
@@ -146,8 +125,13 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self.identity = json.loads(json.dumps(identity))
         self._keep, self._manager = keep, None
-        if identity is not None:
-            self._check_identity()
+        for step in reversed(self.steps() if identity is not None else []):
+            try:
+                saved = self.metadata(step)["identity"]
+            except (OSError, ValueError, KeyError):  # damaged: an earlier one tells
+                continue
+            refuse_other(self.directory, "run", saved, self.identity)
+            break
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints that are there, in order."""
@@ -165,8 +149,8 @@ class Checkpoints:
         """
         if step in self.steps():
             return
-        try:
-            manager, args = self._open(), orbax().args
+        with self._writing(f"the checkpoint of step {step}"):
+            args = orbax().args
             marks = jax.device_get(fingerprint(list(arrays.values())))
             meta = {
                 "identity": self.identity,
@@ -174,9 +158,9 @@ class Checkpoints:
                 "fingerprint": dict(zip(arrays, map(int, marks), strict=True)),
             }
             items = {"state": args.StandardSave(arrays), "meta": args.JsonSave(meta)}
-            manager.save(step, args=args.Composite(**items), force=True)
-        except Exception as error:
-            raise self._failed(step, error) from error
+            if self._manager is None:
+                self._manager = self._open()
+            self._manager.save(step, args=args.Composite(**items), force=True)
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What is saved along with the arrays of `step`: identity and fingerprints."""
@@ -185,16 +169,13 @@ class Checkpoints:
     def wait(self) -> None:
         """Return when all that was saved is on disk; raises as `save` does."""
         if self._manager is not None:
-            try:
+            with self._writing("a checkpoint"):
                 self._manager.wait_until_finished()
-            except Exception as error:
-                raise self._failed(None, error) from error
 
-    def latest(self, like: dict[str, Array]) -> Restored | None:
-        """The last checkpoint that is whole, laid out as `like`; None if there is none.
+    def latest(self, like: dict[str, Array]) -> tuple[int, dict[str, Array]] | None:
+        """(step, arrays as `like`) of the last whole checkpoint; None if there is none.
 
-        A damaged one is renamed to `damaged-STEP`, with a warning, and the one before
-        it is taken.
+        Damaged ones after it are renamed to `damaged-STEP`, with a warning.
 
         **Raises:** ValueError if there are some and none is whole; all of them stay.
         """
@@ -205,11 +186,11 @@ class Checkpoints:
             except _OtherRunError:
                 raise
             except Exception as error:  # whatever a damaged file may lead to
-                damaged[step] = _first_line(error)
+                damaged[step] = first_line(error)
                 continue
             for bad, reason in damaged.items():
                 self._set_aside(bad, reason, step)
-            return Restored(step, arrays, tuple(damaged))
+            return step, arrays
         if damaged:
             reasons = (f"step {n} ({reason})" for n, reason in damaged.items())
             raise ValueError(
@@ -220,40 +201,29 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for what is being written, and close; raises as `save` does."""
-        if self._manager is not None:
-            manager, self._manager = self._manager, None
-            try:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            with self._writing("a checkpoint"):
                 manager.close()
-            except Exception as error:
-                raise self._failed(None, error) from error
 
     def _open(self):
-        if self._manager is None:
-            self.directory.parent.mkdir(parents=True, exist_ok=True)
-            options = orbax().CheckpointManagerOptions(
-                max_to_keep=self._keep,
-                create=True,
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-            )
-            self._manager = orbax().CheckpointManager(self.directory, options=options)
-        return self._manager
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        options = orbax().CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            create=True,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        return orbax().CheckpointManager(self.directory, options=options)
 
     def read(self, step: int, like: dict[str, Array] | None = None) -> dict[str, Array]:
         """The arrays of the checkpoint of `step`, compared with their fingerprints.
 
         Laid out as `like`, or on one device. Raises if it is not whole.
         """
-        place = self.directory / str(step)
-        meta = self.metadata(step)
+        place, meta = self.directory / str(step), self.metadata(step)
         layout = _shapes(place) if like is None else like
-        difference = differing(meta["shapes"], _describe(layout))
-        if difference:
-            raise _OtherRunError(
-                f"the checkpoint at {place} holds another state than this run's: "
-                f"{difference}. Restore with the network and the optimiser that were "
-                "saved."
-            )
+        _refuse_other_state(place, meta["shapes"], _describe(layout))
         abstract = jax.tree.map(orbax().utils.to_shape_dtype_struct, layout)
         with _checkpointer() as checkpointer:
             args = orbax().args
@@ -279,39 +249,32 @@ class Checkpoints:
             stacklevel=4,
         )
 
-    def _check_identity(self):
-        """Refuse a directory whose last readable checkpoint is of another run."""
-        for step in reversed(self.steps()):
-            try:
-                saved = self.metadata(step)["identity"]
-            except (OSError, ValueError, KeyError):
-                continue
-            difference = differing(saved, self.identity)
-            if difference:
-                raise ValueError(
-                    f"{self.directory} holds another run: {difference}. Go on with "
-                    "the same settings, or choose another directory."
-                )
-            return
-
-    def _failed(self, step, error):
-        what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-        whole = self.steps()
-        last = f"step {whole[-1]} is" if whole else "none is"
-        return OSError(
-            f"{what} could not be written to {self.directory} "
-            f"({_first_line(error)}). Nothing that was saved is lost: of the whole "
-            f"ones {last} the last. Free some space and start the same command again; "
-            "it goes on from there."
-        )
+    @contextmanager
+    def _writing(self, what):
+        """Whatever goes wrong inside becomes an OSError with a sentence."""
+        try:
+            yield
+        except Exception as error:
+            whole = self.steps()
+            last = f"step {whole[-1]} is" if whole else "none is"
+            raise OSError(
+                f"{what} could not be written to {self.directory} "
+                f"({first_line(error)}). Nothing that was saved is lost: of the whole "
+                f"ones {last} the last. Free some space and start the same command "
+                "again; it goes on from there."
+            ) from error
 
 
 class _OtherRunError(ValueError):
     """The checkpoint is whole, but of another run."""
 
 
-def _first_line(error):
-    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0]:.200}"
+def _refuse_other_state(place, saved, wanted):
+    if difference := differing(saved, wanted):
+        raise _OtherRunError(
+            f"the checkpoint at {place} holds another state than the one asked for: "
+            f"{difference}. Restore with the network and the optimiser that were saved."
+        )
 
 
 def _describe(arrays):
@@ -321,11 +284,8 @@ def _describe(arrays):
 
 def _checkpointer():
     ocp = orbax()
-    return ocp.Checkpointer(
-        ocp.CompositeCheckpointHandler(
-            state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
-        )
-    )
+    state, meta = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=state, meta=meta))
 
 
 def _shapes(place):

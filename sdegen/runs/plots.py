@@ -1,6 +1,6 @@
-"""Pictures of a run: image grids, the flow from noise to data, points in the plane.
+"""Pictures of a run, as PNG files.
 
-Every function writes a PNG file to `path`, its first argument, and returns the path.
+Every function writes one to `path`, its first argument, and returns the path.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,31 +35,27 @@ def _panels(count: int, columns: int, width: float, height: float):
 
 def tile(images: Float[np.ndarray, "rows columns h w c"]) -> np.ndarray:
     """A grid of images in [-1, 1] as one picture, (height, width, 3) uint8."""
-    rows, columns, *shape = np.shape(images)
-    flat = _tile(np.reshape(images, (rows * columns, *shape)), columns)
-    shape = (*flat.shape[:2], 3)
-    return np.broadcast_to(255 * flat + 0.5, shape).astype(np.uint8)
+    picture = _tile(images)
+    shape = (*picture.shape[:2], 3)
+    return np.broadcast_to(255 * picture + 0.5, shape).astype(np.uint8)
 
 
 def write(path: str | Path, picture: np.ndarray) -> Path:
     """A picture, (height, width, 3) uint8, as a PNG file; returns its path."""
     imsave = _matplotlib("image").imsave
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _with_folder(path)
     imsave(path, picture)
     return path
 
 
-def _tile(images, columns: int) -> np.ndarray:
-    """(n, h, w, c) images as one, `columns` to a row, with a thin border between."""
+def _tile(images) -> np.ndarray:
+    """(rows, columns, h, w, c) images as one, with a thin border between."""
     images = np.clip((np.asarray(images, np.float32) + 1) / 2, 0, 1)
-    images = images.repeat(4, axis=1).repeat(4, axis=2)  # so that the border is thin
-    padded = np.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=0.1)
-    rows = [
-        np.concatenate(list(padded[i : i + columns]), axis=1)
-        for i in range(0, len(padded) - columns + 1, columns)
-    ]
-    return np.concatenate(rows, axis=0)[:-1, :-1]
+    images = images.repeat(4, axis=2).repeat(4, axis=3)  # so that the border is thin
+    border = ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))
+    padded = np.pad(images, border, constant_values=0.1)
+    rows, columns, h, w, c = padded.shape
+    return padded.swapaxes(1, 2).reshape(rows * h, columns * w, c)[:-1, :-1]
 
 
 def _show(axis, image):
@@ -77,7 +73,7 @@ def image_grids(
     columns: int = 10,
     rows: int = 10,
 ) -> Path:
-    """Groups of images side by side, each under its title.
+    """Groups of images side by side.
 
     **Arguments:**
     - `groups`: {title: images in [-1, 1]}; one channel is drawn as ink on paper.
@@ -86,7 +82,10 @@ def image_grids(
     figure = new_figure(3.2 * len(groups), 3.2 * rows / columns + 0.4)
     axes = np.atleast_1d(figure.subplots(1, len(groups)))
     for axis, (title, images) in zip(axes, groups.items(), strict=True):
-        _show(axis, _tile(images[: columns * rows], columns))
+        images = np.asarray(images)
+        whole = min(len(images) // columns, rows)
+        shape = (whole, columns, *images.shape[1:])
+        _show(axis, _tile(images[: whole * columns].reshape(shape)))
         axis.set_title(title)
     return save(figure, path)
 
@@ -113,14 +112,13 @@ def image_flow(
     # Each frame by its own size: the noise of an exploding process is far from [-1, 1].
     scale = np.maximum(1, np.quantile(np.abs(shown), 0.99, axis=(1, 2, 3, 4)))
     shown = (shown / scale[:, None, None, None, None]).swapaxes(0, 1)
-    figure = new_figure(1.0 * columns, 1.0 * rows + 0.8)
-    axis = figure.subplots()
-    _show(axis, _tile(shown.reshape(-1, *shown.shape[2:]), columns))
+    axis = new_figure(1.0 * columns, 1.0 * rows + 0.8).subplots()
+    _show(axis, _tile(shown))
     width = 4 * shown.shape[3] + 1
     for i, t in enumerate(times[pick]):
         axis.text((i + 0.5) * width, -4, f"t = {t:.3g}", ha="center", fontsize=9)
     axis.set_title(title, pad=20)
-    return save(figure, path)
+    return save(axis.figure, path)
 
 
 def point_clouds(
@@ -173,9 +171,8 @@ def paths(
         middle, half = (low + high) / 2, 0.55 * float((high - low).max())
         for j, column in enumerate(columns):
             axis = axes[i, j]
-            (left, right), (below, above) = ((m - half, m + half) for m in middle)
-            axis.set(xlim=(left, right), ylim=(below, above), aspect="equal")
-            axis.set(xticks=[], yticks=[])
+            across, up = ((m - half, m + half) for m in middle)
+            axis.set(xlim=across, ylim=up, aspect="equal", xticks=[], yticks=[])
             if i == 0:
                 axis.set_title(column, fontsize=10)
             if j == 0:
@@ -204,8 +201,7 @@ def curves(
     - `xlabel`, `ylabel`: of the axes.
     - `smooth`: each point is the mean of so many values, default 1.
     """
-    figure = new_figure(6, 3.5)
-    axis = figure.subplots()
+    axis = new_figure(6, 3.5).subplots()
     for label, values in groups.items():
         if not isinstance(values, tuple):
             values = np.arange(1, len(values) + 1), values
@@ -217,7 +213,7 @@ def curves(
     axis.set(xlabel=xlabel, ylabel=ylabel)
     if len(groups) > 1:
         axis.legend(fontsize=8)
-    return save(figure, path)
+    return save(axis.figure, path)
 
 
 def error_curves(
@@ -250,9 +246,8 @@ def error_curves(
     handles = {}
     for axis in axes:
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside right center", fontsize=8
-    )
+    place = {"loc": "outside right center", "fontsize": 8}
+    figure.legend(handles.values(), handles.keys(), **place)
     return save(figure, path)
 
 
@@ -272,17 +267,16 @@ def density(
     - `limits`: ends of the axis, default those of the numbers.
     - `xlabel`: of the axis.
     """
+    axis = new_figure(6, 3.5).subplots()
+    numbers = [np.ravel(values) for values in groups.values()]
+    options = {"bins": bins, "density": True, "histtype": "step"}
     if limits is None:
-        numbers = np.concatenate([np.ravel(v) for v in groups.values()])
-        limits = (float(numbers.min()), float(numbers.max()))
-    figure = new_figure(6, 3.5)
-    axis = figure.subplots()
-    for label, values in groups.items():
-        options = {"density": True, "histtype": "step", "label": label}
-        axis.hist(np.asarray(values).ravel(), bins=bins, range=limits, **options)
+        limits = min(map(np.min, numbers)), max(map(np.max, numbers))
+    for label, values in zip(groups, numbers, strict=True):
+        axis.hist(values, range=limits, label=label, **options)
     axis.set(xlabel=xlabel, ylabel="density")
     axis.legend(fontsize=8)
-    return save(figure, path)
+    return save(axis.figure, path)
 
 
 def calibration(
@@ -317,7 +311,13 @@ def calibration(
 
 def save(figure: Any, path: str | Path) -> Path:
     """Write a figure of Matplotlib as a PNG file."""
+    path = _with_folder(path)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _with_folder(path):
+    """`path`, whose folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
     return path

@@ -4,7 +4,10 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Sequence
+import numbers
+import os
+import socket
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +18,19 @@ from ..typing import is_key
 
 
 class Recorder:
-    """Writes rows (JSON lines, one flush per row) and a config into a directory.
+    """Writes rows, as JSON lines, and a config into a directory; only process 0 does.
 
     `rows.jsonl` holds what is a function of the config alone, so that two runs can be
-    compared line by line; rates and times, which depend on the machine, go to
-    `timing.jsonl`. Only process 0 writes; calls of the others do nothing.
+    compared line by line; rates, which depend on the machine, go to `timing.jsonl`.
 
     **Arguments:**
     - `directory`: of the run.
     - `config`: what the run is, a dataclass or anything that `describe` takes.
     - `resume`: go on with the rows that are there (`fit` takes back those after the
       step it starts from). Default False: start anew.
-    - `free`: fields in which the config may differ from that of the resumed run.
-    - `writers`: get the same rows, see `sdegen.runs.writers`.
+    - `free`: fields in which the config may differ from that of the resumed run;
+      "out" and "mesh" by default.
+    - `writers`: get the same rows, see `sdegen.runs.writers`; none by default.
 
     **Raises:** ValueError if the directory to resume has another config.
     """
@@ -47,44 +50,30 @@ class Recorder:
         plain = None if config is None else json.loads(json.dumps(describe(config)))
         place = self.directory / "config.json"
         if resume and plain is not None and place.exists():
-            held = json.loads(place.read_text())
-            hide = dict.fromkeys(free)
-            difference = differing(held | hide, plain | hide)
-            if difference:
-                raise ValueError(
-                    f"{self.directory} belongs to another config: {difference}. Give "
-                    "the same settings to go on with it, or another directory."
-                )
+            held, hide = json.loads(place.read_text()), dict.fromkeys(free)
+            refuse_other(self.directory, "config", held | hide, plain | hide)
         if jax.process_index() != 0:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         if plain is not None:
-            _write(place, json.dumps(plain, indent=2) + "\n")
-        self._open("a" if resume else "w")
+            write_whole(place, json.dumps(plain, indent=2) + "\n")
+        files = [self.directory / name for name in ("rows.jsonl", "timing.jsonl")]
+        for file in files:
+            write_whole(file, json_lines(read_rows(file)) if resume else "")
+        self._rows, self._timing = (open(file, "a", buffering=1) for file in files)
 
     def row(self, **values: Any) -> None:
         """One line of JSON; numbers that are not finite become null."""
-        if self._rows is not None:
-            self._rows.write(json.dumps(describe(values)) + "\n")
-            self._to_writers(values)
+        self._write(self._rows, values)
 
     def timing(self, **values: Any) -> None:
         """One line about speed, in a file of its own."""
-        if self._timing is not None:
-            self._timing.write(json.dumps(describe(values)) + "\n")
-            self._to_writers(values)
+        self._write(self._timing, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture, (h, w, 3) uint8, for the writers."""
         for writer in self._writers:
             writer.image(step, name, image)
-
-    def _open(self, mode):
-        if mode == "a":
-            for name in ("rows.jsonl", "timing.jsonl"):
-                _drop_half_a_line(self.directory / name)
-        self._rows = open(self.directory / "rows.jsonl", mode, buffering=1)
-        self._timing = open(self.directory / "timing.jsonl", mode, buffering=1)
 
     def rewind(self, step: int) -> None:
         """Remove the rows after `step`, and those without a step."""
@@ -96,15 +85,9 @@ class Recorder:
                 "were begun anew: make the recorder with resume=True."
             )
         self._rows.close()
-        place, kept = self.directory / "rows.jsonl", []
-        for line in place.read_text().splitlines():
-            try:
-                at = json.loads(line).get("step")
-            except ValueError:  # cut short by a crash of the machine
-                break
-            if at is not None and at <= step:
-                kept.append(line + "\n")
-        _write(place, "".join(kept))
+        place = self.directory / "rows.jsonl"
+        kept = [row for row in read_rows(place) if row.get("step", math.inf) <= step]
+        write_whole(place, json_lines(kept))
         self._rows = open(place, "a", buffering=1)
 
     def close(self) -> None:
@@ -116,13 +99,14 @@ class Recorder:
             writer.close()
         self._rows, self._timing, self._writers = None, None, ()
 
-    def _to_writers(self, values):
-        step = values.get("step")
-        plain = describe(values).items()
-        numbers = {k: v for k, v in plain if isinstance(v, float | int) and k != "step"}
-        if step is not None:
-            for writer in self._writers:
-                writer.scalars(int(step), numbers)
+    def _write(self, file, values):
+        if file is None:
+            return
+        file.write(json_lines([values]))
+        step, plain = values.get("step"), describe(values).items()
+        scalars = {k: v for k, v in plain if isinstance(v, float | int) and k != "step"}
+        for writer in self._writers if step is not None else ():
+            writer.scalars(int(step), scalars)
 
     def __enter__(self):
         return self
@@ -131,18 +115,27 @@ class Recorder:
         self.close()
 
 
-def _write(place, text):
-    """`text` as the whole file, or the file as it was."""
-    beside = place.with_name(place.name + ".new")
+def write_whole(place: Path, text: str) -> None:
+    """`text` as the whole file, or the file as it was; many may write the same."""
+    beside = place.with_name(f"{place.name}.{socket.gethostname()}.{os.getpid()}.new")
     beside.write_text(text)
     beside.replace(place)
 
 
-def _drop_half_a_line(place):
-    """Remove a last line that a crash of the machine cut short."""
-    text = place.read_bytes() if place.exists() else b""
-    if text and not text.endswith(b"\n"):
-        _write(place, text[: text.rfind(b"\n") + 1].decode())
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """`rows` as JSON, one to a line."""
+    return "".join(json.dumps(describe(row)) + "\n" for row in rows)
+
+
+def read_rows(place: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, without those that a crash cut short."""
+    rows = []
+    for line in place.read_text().splitlines() if place.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
 
 
 def differing(old: Any, new: Any, name: str = "") -> str:
@@ -154,6 +147,15 @@ def differing(old: Any, new: Any, name: str = "") -> str:
                 return text
         return ""
     return "" if old == new else f"its {name} is {old!r:.80}, this one's {new!r:.80}"
+
+
+def refuse_other(place: Path, what: str, held: Any, own: Any) -> None:
+    """Refuse a directory that holds another `what`, plain JSON, than this one's."""
+    if difference := differing(held, own):
+        raise ValueError(
+            f"{place} holds another {what}: {difference}. Go on with the same "
+            "settings, or choose another directory."
+        )
 
 
 def describe(value: Any) -> Any:
@@ -181,30 +183,37 @@ def describe(value: Any) -> Any:
     return type(value).__name__ if " at 0x" in name else name  # no address
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters, or its class."""
+    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0]:.200}"
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a real number, of Python or NumPy; booleans are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def table(rows: Sequence[dict], *, digits: int = 3) -> str:
     """Rows as aligned plain text, numbers to the right.
 
     **Arguments:**
-    - `rows`: dictionaries with the same keys, at least one.
+    - `rows`: dictionaries, at least one; "-" stands for a key that one lacks.
     - `digits`: after the point, or significant ones below 0.01; default 3.
     """
 
     def text(value):
-        if isinstance(value, float):
-            return f"{value:.{digits}g}" if abs(value) < 1e-2 else f"{value:.{digits}f}"
-        return str(value)
+        if not isinstance(value, float):
+            return str(value)
+        return f"{value:.{digits}{'g' if abs(value) < 1e-2 else 'f'}}"
 
-    header = list(rows[0])
-    cells = [header] + [[text(row[k]) for k in header] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    right = [not isinstance(rows[0][k], str) for k in header]
-    lines = [
-        "  ".join(
-            c.rjust(w) if r else c.ljust(w)
-            for c, w, r in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in cells
-    ]
+    columns = []
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name, "-") for row in rows]
+        pad = str.ljust if isinstance(values[0], str) else str.rjust
+        cells = [name, *map(text, values)]
+        width = max(map(len, cells))
+        columns.append([pad(cell, width) for cell in cells])
+    lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
 

@@ -1,10 +1,7 @@
 """Runs compared, in one table and one picture.
 
-    sdegen report RUN RUN ... [--out report.png]
-
-A run is a directory with config.json and rows.jsonl. The table has what differs between
-the configs, the loss over the last tenth of the rows, the rate, and the figures of the
-first row after training, one without a step; the picture has the loss curves.
+The table has what differs between the configs, the loss over the last tenth of the
+rows, the rate, and the figures of the first row without a step, after training.
 """
 
 import argparse
@@ -18,7 +15,7 @@ import numpy as np
 
 from .._compat import MissingPackageError
 from . import plots
-from .recorder import table
+from .recorder import is_number, read_rows, table
 
 _SELF = ("out", "class")
 
@@ -31,27 +28,14 @@ def read(directory: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"no run in {directory}: expected {place.name} (and config.json) there."
         )
-    config = directory / "config.json"
-    rows = _lines(place)
+    config, rows = directory / "config.json", read_rows(place)
     return {
         "name": directory.name or str(directory),
         "config": _flat(json.loads(config.read_text())) if config.exists() else {},
         "rows": [row for row in rows if "step" in row and "loss" in row],
         "final": [row for row in rows if "step" not in row],
-        "timing": _lines(directory / "timing.jsonl"),
+        "timing": read_rows(directory / "timing.jsonl"),
     }
-
-
-def _lines(place):
-    if not place.exists():
-        return []
-    rows = []
-    for line in place.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # cut short by a crash of the machine
-            continue
-    return rows
 
 
 def _flat(value, name=""):
@@ -83,31 +67,24 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         tail = losses[-max(1, len(losses) // 10) :]
         row["step"] = run["rows"][-1]["step"] if run["rows"] else 0
         row["loss"] = float(np.mean(tail)) if tail else "-"
-        rates = [t.get("samples_per_second") for t in run["timing"]]
-        rates = [rate for rate in rates if rate is not None]
+        rates = [rate for t in run["timing"] if (rate := t.get("samples_per_second"))]
         row["samples/s"] = f"{rates[-1]:,.0f}" if rates else "-"
         for final in run["final"][:1]:
-            row |= {k: v for k, v in final.items() if _is_number(v) and k not in row}
+            row |= {k: v for k, v in final.items() if is_number(v) and k not in row}
         rows.append(row)
-    columns = dict.fromkeys(key for row in rows for key in row)
-    return [{key: row.get(key, "-") for key in columns} for row in rows]
-
-
-def _is_number(value):
-    return isinstance(value, float | int) and not isinstance(value, bool)
+    return rows
 
 
 def _text(value):
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command `sdegen report`; `argv` defaults to the command line."""
-    parser = argparse.ArgumentParser(prog="sdegen report", description="Runs compared.")
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """The command line, `argv` or the process's; `prog` is its name in messages."""
+    parser = argparse.ArgumentParser(prog=prog, description="Runs compared.")
     parser.add_argument("runs", type=Path, nargs="+", help="directories of runs")
-    parser.add_argument(
-        "--out", type=Path, default=Path("report.png"), help="picture of the losses"
-    )
+    picture = {"type": Path, "default": "report.png", "help": "picture of the losses"}
+    parser.add_argument("--out", **picture)
     arguments = parser.parse_args(argv)
     try:
         runs = [read(directory) for directory in arguments.runs]
@@ -115,14 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             for run, directory in zip(runs, arguments.runs, strict=True):
                 run["name"] = str(directory)
         print(table(summary(runs)))
-        curves = {
-            run["name"]: (
-                np.array([row["step"] for row in run["rows"]]),
-                np.array([row["loss"] for row in run["rows"]], float),
-            )
-            for run in runs
-            if run["rows"]
-        }
+        curves = {}
+        for run in (run for run in runs if run["rows"]):
+            losses = np.array([row["loss"] for row in run["rows"]], float)
+            curves[run["name"]] = [row["step"] for row in run["rows"]], losses
         if curves:
             window = max(1, max(len(run["rows"]) for run in runs) // 100)
             labels = {"xlabel": "step", "ylabel": "loss"}

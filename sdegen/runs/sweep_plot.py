@@ -8,6 +8,7 @@ import numpy as np
 
 from .._compat import need
 from .plots import new_figure, save
+from .recorder import is_number
 
 
 def sweep_plot(
@@ -16,7 +17,7 @@ def sweep_plot(
     axes: Sequence[str],
     metric: str,
 ) -> Path:
-    """A sweep: the metric against each axis, and all axes as parallel coordinates.
+    """The metric against each axis, and all axes as parallel coordinates.
 
     A line in a panel joins the best points at each value of the axis.
 
@@ -60,13 +61,10 @@ def _parallel(axis, rows, axes, metric, values, colour, limits):
     columns, labels = [], []
     for name in axes:
         x, ticks, log = _positions([row.get(name) for row in rows])
-        ends = (min(x), max(x))
-        y = np.log(x / ends[0]) / np.log(ends[1] / ends[0]) if log else None
-        columns.append((x - ends[0]) / (ends[1] - ends[0]) if y is None else y)
-        if ticks is None:
-            labels.append([f"{e:g}" for e in ends])
-        else:
-            labels.append([ticks[0], ticks[-1], *ticks[1:-1]])
+        ends = [f"{min(x):g}", f"{max(x):g}"]
+        labels.append(ends if ticks is None else [ticks[0], ticks[-1], *ticks[1:-1]])
+        x = np.log(x) if log else x
+        columns.append((x - min(x)) / (max(x) - min(x)))
     columns.append((np.clip(values, *limits) - limits[0]) / (limits[1] - limits[0]))
     labels.append([f"{limits[0]:.3g}", f"{limits[1]:.3g}"])
     lines = np.stack(columns, 1)
@@ -102,10 +100,9 @@ def _colours(values):
 
 def _positions(values):
     """Where values stand on an axis: (numbers, names of the ticks or None, log?)."""
-    if all(isinstance(v, float | int) and not isinstance(v, bool) for v in values):
+    if all(map(is_number, values)):
         x = np.array(values, float)
-        wide = x.min() > 0 and x.max() > 20 * x.min()
-        return x, None, bool(wide)
+        return x, None, x.min() > 0 and x.max() > 20 * x.min()
     names = sorted({str(v) for v in values}, key=_natural)
     return np.array([names.index(str(v)) for v in values], float), names, False
 

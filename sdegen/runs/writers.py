@@ -1,7 +1,6 @@
 """Where else the rows of a run may go: TensorBoard, Weights & Biases, trackio.
 
-A writer has three methods, `scalars(step, values)`, `image(step, name, array)` and
-`close()`; a `Recorder` hands every row to each of its writers.
+A `Recorder` hands every row to each of its writers.
 """
 
 import hashlib
@@ -52,23 +51,16 @@ class _Tracker:
     """Weights & Biases' interface, which trackio shares."""
 
     def __init__(self, directory, config, module, **options):
-        self._module = module
-        directory = Path(directory)
-        name = directory.absolute().name
-        self._run = module.init(
-            project="sdegen", name=name, config=describe(config), **options
-        )
+        self._module, name = module, Path(directory).absolute().name
+        module.init(project="sdegen", name=name, config=describe(config), **options)
 
     def scalars(self, step, values):
-        """The numbers of one row."""
         self._module.log(dict(values), step=step)
 
     def image(self, step, name, image):
-        """A picture, (h, w, 3) uint8."""
         self._module.log({name: self._module.Image(image)}, step=step)
 
     def close(self):
-        """Write what is pending."""
         self._module.finish()
 
 

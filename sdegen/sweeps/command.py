@@ -19,6 +19,7 @@ trial; summary.csv, means over seeds; sweep.png; ledger.txt, who did what.
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import time
@@ -34,7 +35,8 @@ from .._compat import need
 from ..mesh import make_mesh
 from ..runs.recorder import table
 from ..runs.sweep_plot import sweep_plot
-from .folder import Folder
+from .folder import finished_rows
+from .results import Results, status_counts
 from .run import Sweep, run
 from .space import Between, Static
 from .worker import work
@@ -97,8 +99,7 @@ def load(file: Path) -> Sweep:
     found = getattr(cli.import_file(file), "sweep", None)
     if not isinstance(found, Sweep):
         raise ValueError(
-            f"{file} must set `sweep = sdegen.Sweep(trial, space, ...)`, got "
-            f"{found!r:.60}."
+            f"{file} must set `sweep = sdegen.Sweep(...)`, got {found!r:.60}."
         )
     return found
 
@@ -112,8 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cores = (os.cpu_count() or 1) // int(os.environ.get("SDEGEN_WORKERS", "1"))
         count = f"--xla_force_host_platform_device_count={max(cores, 1)}"
         os.environ["XLA_FLAGS"] = f"{flags} {count}"
-    workers = {"words": words, "flags": flags}
-    cli.run(lambda config: execute(config, **workers), Config, words)
+    cli.run(lambda config: execute(config, words, flags), Config, words)
 
 
 def execute(config: Config, words: Sequence[str] = (), flags: str = "") -> None:
@@ -145,8 +145,7 @@ def execute(config: Config, words: Sequence[str] = (), flags: str = "") -> None:
         jax.distributed.initialize(config.coordinator, config.processes, config.process)
     cli.compile_cache()
     mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
-    watch = Best(plan)
-    options = {"mesh": mesh, "watch": watch, "progress": sys.stderr.isatty()}
+    options = {"mesh": mesh, "watch": Best(), "progress": sys.stderr.isatty()}
     if pulls:
         names = ("storage", "batch", "heartbeat", "grace")
         options |= {name: getattr(config, name) for name in names}
@@ -164,30 +163,27 @@ def _plan(config):
     changes = {"trials": config.trials, "chunk": config.chunk}
     changes: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
     if config.quick:
-        changes["space"] = [_fewer(part) for part in plan.axes.parts]
+        parts = plan.axes.parts
+        changes["space"] = [{n: _two(v) for n, v in part.items()} for part in parts]
         if plan.config is not None and hasattr(plan.config, "quick"):
             changes["config"] = dataclasses.replace(plan.config, quick=True)
     return dataclasses.replace(plan, **changes)
 
 
 def _shard(text):
-    if text is None:
-        return 0, 1
-    index, slash, parts = text.partition("/")
-    if not (slash and index.isdecimal() and parts.isdecimal()):
+    match = re.fullmatch("([0-9]+)/([0-9]+)", "0/1" if text is None else text)
+    if match is None:
         raise ValueError(f"--shard is i/n, as in 0/4 to 3/4, got {text!r}.")
-    return int(index), int(parts)
+    return int(match[1]), int(match[2])
 
 
-def _fewer(part):
-    def two(values):
-        if isinstance(values, Between):
-            return values
-        if isinstance(values, Static):
-            return Static(**dict(list(values.values.items())[:2]))
-        return list(values)[:2]
-
-    return {name: two(values) for name, values in part.items()}
+def _two(values):
+    """The first two values of an axis, or the range that it is."""
+    if isinstance(values, Between):
+        return values
+    if isinstance(values, Static):
+        return Static(**dict(list(values.values.items())[:2]))
+    return list(values)[:2]
 
 
 def _list(plan, config):
@@ -198,8 +194,7 @@ def _list(plan, config):
     parts = _shard(config.shard)[1]
     jobs = plan.jobs(parts)
     rows = [{"job": job.number} | point.row for job in jobs for point in job.points]
-    columns = dict.fromkeys(name for row in rows for name in row)
-    print(table([{name: row.get(name, "-") for name in columns} for row in rows]))
+    print(table(rows))
     print(f"{len(rows)} trials, {len(jobs)} programs")
 
 
@@ -207,7 +202,7 @@ def _show(plan, out):
     """The results that are there, and the last lines of the ledger."""
     if not (out / "sweep.json").exists():
         raise ValueError(f"there is no sweep in {out}. Is --out right?")
-    rows = Folder.peek(out)
+    rows = finished_rows(out)
     if not rows:
         print(f"no finished job in {out} yet")
     else:
@@ -225,18 +220,15 @@ def _spawn(plan, config, out, words, flags):
     environment = os.environ | {"SDEGEN_WORKERS": str(config.workers)}
     environment["XLA_FLAGS"] = flags
     out.parent.mkdir(parents=True, exist_ok=True)
-    logs = [
-        open(out.parent / f"{out.name}.worker-{i}.log", "w")
-        for i in range(config.workers)
-    ]
+    logs = [out.parent / f"{out.name}.worker-{i}.log" for i in range(config.workers)]
+    options = {"stderr": subprocess.STDOUT, "env": environment}
     started = [
-        subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        for log in logs
+        subprocess.Popen(command, stdout=log.open("w"), **options) for log in logs
     ]
-    watch, seen = Best(plan), -1
+    watch, seen = Best(), -1
     try:
         while any(process.poll() is None for process in started):
-            rows = Folder.peek(out)
+            rows = finished_rows(out)
             if len(rows) != seen:
                 watch(plan.results(rows))
                 seen = len(rows)
@@ -246,37 +238,30 @@ def _spawn(plan, config, out, words, flags):
             process.terminate()
         raise
     bad = [i for i, process in enumerate(started) if process.returncode]
-    _finish(plan, plan.results(Folder.peek(out)), out)
+    _finish(plan, plan.results(finished_rows(out)), out)
     if bad:
         raise ValueError(
             f"{len(bad)} of {config.workers} workers ended with an error: see "
-            f"{logs[bad[0]].name}. What is finished is kept; --resume goes on."
+            f"{logs[bad[0]]}. What is finished is kept; --resume goes on."
         )
 
 
 class Best:
-    """Prints the best points so far; on a terminal a table, over the one before.
+    """Prints the best points so far; on a terminal a table, over the one before."""
 
-    **Arguments:**
-    - `plan`: the sweep.
-    - `rows`: of the table at most.
-    """
+    def __init__(self):
+        self.lines = 0
 
-    def __init__(self, plan, rows: int = 8):
-        self.plan, self.rows, self.lines = plan, rows, 0
-
-    def __call__(self, results) -> None:
+    def __call__(self, results: Results) -> None:
         """Print the best of `results`."""
-        if not results.rows:
-            return
-        done = len(results.rows)
-        text = f"{done} trials done\n{results.table(self.rows)}\n"
-        if sys.stdout.isatty():
-            text = f"\x1b[{self.lines}A\x1b[J{text}" if self.lines else text
-            self.lines = text.count("\n")
-            print(text, end="", flush=True)
-        else:
-            print(f"{done} trials done; best: {results.line()}", flush=True)
+        done = f"{len(results.rows)} trials done"
+        if results.rows and sys.stdout.isatty():
+            back = f"\x1b[{self.lines}A\x1b[J" if self.lines else ""
+            text = f"{done}\n{results.table(8)}"
+            self.lines = text.count("\n") + 1
+            print(back + text, flush=True)
+        elif results.rows:
+            print(f"{done}; best: {results.line()}", flush=True)
 
 
 def _finish(plan, results, out):
@@ -285,12 +270,11 @@ def _finish(plan, results, out):
         return
     results.save(out)
     print(results.table(12))
-    counts = [row["status"] for row in results.rows]
-    kinds = ", ".join(f"{counts.count(k)} {k}" for k in dict.fromkeys(counts))
-    print(f"{len(results.rows)} trials: {kinds}")
+    print(f"{len(results.rows)} trials: {status_counts(results.rows)}")
     metric = results.metric or next(iter(results.metrics), None)
+    summary = results.summary()
     files = "results.csv, results.jsonl, summary.csv"
-    if metric is not None and any(r["seeds"] for r in results.summary()):
-        sweep_plot(out / "sweep.png", results.summary(), results.axes, metric)
+    if metric is not None and any(row["seeds"] for row in summary):
+        sweep_plot(out / "sweep.png", summary, results.axes, metric)
         files += ", sweep.png"
     print(f"in {out}: {files}, ledger.txt")

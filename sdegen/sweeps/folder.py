@@ -6,8 +6,7 @@
     ledger.txt              what each worker did, and when
     results.csv, results.jsonl, summary.csv, sweep.png     all finished trials
 
-Any number of processes on any number of hosts may share a folder; a job is worked on
-by one at a time.
+Any number of processes and hosts may share it; a job is worked on by one at a time.
 """
 
 import datetime
@@ -20,30 +19,31 @@ from typing import Any
 
 import jax
 
-from ..runs.recorder import describe, differing
+from ..runs.recorder import describe, json_lines, refuse_other, write_whole
 
 
 class Folder:
-    """The folder of the sweep that `identity` describes; made if it is not there."""
+    """The folder of a sweep, made if it is not there.
+
+    **Arguments:**
+    - `place`: where it is; another sweep's is refused.
+    - `identity`: what the sweep is, as `describe` takes it.
+    """
 
     def __init__(self, place: str | Path, identity: Any):
         self.place = Path(place).absolute()
         self.identity = json.loads(json.dumps(describe(identity)))
-        held, file = None, self.place / "sweep.json"
+        file = self.place / "sweep.json"
         if file.exists():
             held = json.loads(file.read_text())
+            refuse_other(self.place, "sweep", held, self.identity)
         elif self.place.is_dir() and any(self.place.iterdir()):
             raise ValueError(
                 f"{self.place} is not empty and holds no sweep. Choose another folder."
             )
-        if held is not None and (text := differing(held, self.identity)):
-            raise ValueError(
-                f"{self.place} holds another sweep: {text}. Choose another folder, or "
-                "give the same sweep to go on with it."
-            )
-        if held is None and jax.process_index() == 0:
+        elif jax.process_index() == 0:
             self.place.mkdir(parents=True, exist_ok=True)
-            write(file, json.dumps(self.identity, indent=2) + "\n")
+            write_whole(file, json.dumps(self.identity, indent=2) + "\n")
 
     def job(self, name: str) -> Path:
         """Where the job called `name` is worked on."""
@@ -52,26 +52,18 @@ class Folder:
     def finished(self, name: str) -> list[dict[str, Any]] | None:
         """The rows of a finished job; None while it is not."""
         file = self.job(name) / "results.jsonl"
-        return read_lines(file) if file.exists() else None
+        return _read(file) if file.exists() else None
 
     def finish(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """Write the rows of a job, whole."""
         if jax.process_index() != 0:
             return
         self.job(name).mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(describe(row)) + "\n" for row in rows)
-        write(self.job(name) / "results.jsonl", text)
+        write_whole(self.job(name) / "results.jsonl", json_lines(rows))
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of all finished jobs, by the number of the trial."""
-        return self.peek(self.place)
-
-    @staticmethod
-    def peek(place: str | Path) -> list[dict[str, Any]]:
-        """The rows of all finished jobs of the folder at `place`."""
-        files = (Path(place) / "jobs").glob("*/results.jsonl")
-        rows = [row for file in files for row in read_lines(file)]
-        return sorted(rows, key=lambda row: row["trial"])
+        return finished_rows(self.place)
 
     def log(self, text: str) -> None:
         """A line in the ledger: time, host and process, what happened."""
@@ -84,13 +76,11 @@ class Folder:
             file.write(line.encode())
 
 
-def write(place: Path, text: str) -> None:
-    """`text` as the whole file, or the file as it was; many may write the same."""
-    beside = place.with_name(f"{place.name}.{socket.gethostname()}.{os.getpid()}.new")
-    beside.write_text(text)
-    beside.replace(place)
+def finished_rows(place: Path) -> list[dict[str, Any]]:
+    """The rows of all finished jobs in the folder at `place`."""
+    rows = [row for file in place.glob("jobs/*/results.jsonl") for row in _read(file)]
+    return sorted(rows, key=lambda row: row["trial"])
 
 
-def read_lines(place: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines."""
-    return [json.loads(line) for line in place.read_text().splitlines()]
+def _read(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]

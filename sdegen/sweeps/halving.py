@@ -1,7 +1,6 @@
 """Successive halving: at every rung the worse trials stop. Jamieson & Talwalkar 2016.
 
-With n trials and a factor eta, rung k after total / eta^k steps, in rising order, keeps
-the best 1 / eta of the trials that are left: each rung costs as much as the one before.
+The rungs are after total / eta^k steps: each costs as much as the one before.
 """
 
 import dataclasses
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
-    """Keep the best 1 / `eta` of the trials at each of `rungs` rungs."""
+    """Keep the best 1 / `eta` of the trials, default 2, at each of 3 `rungs`."""
 
     eta: int = 2
     rungs: int = 3
@@ -21,8 +20,8 @@ class Halving:
             raise ValueError(f"halving needs eta >= 2 and rungs >= 1, got {self}.")
 
     def steps(self, total: int, multiple: int = 1) -> list[int]:
-        """The steps of the rungs, rounded up to multiples of `multiple`."""
-        raw = [total / self.eta**k for k in range(self.rungs, 0, -1)]
+        """The steps of the rungs below `total`, rounded up to a `multiple`."""
+        raw = (total / self.eta**k for k in range(1, self.rungs + 1))
         up = {math.ceil(step / multiple) * multiple for step in raw}
         return sorted(step for step in up if step < total)
 
@@ -30,7 +29,6 @@ class Halving:
         """The trials to stop at this rung; non-finite ones always stop.
 
         **Arguments:**
-
         - `values`: the metric of each trial by its number.
         - `goal`: "min" or "max".
         """

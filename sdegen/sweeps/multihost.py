@@ -1,8 +1,4 @@
-"""Several processes that are one worker: only process 0 does I/O.
-
-An SPMD job (one slice of a pod, say) has one process per host. Process 0 alone uses the
-storage and writes files, and broadcasts what it reads as JSON.
-"""
+"""Several processes, one to a host, that are one worker: only process 0 does I/O."""
 
 import json
 from typing import Any

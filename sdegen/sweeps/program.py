@@ -1,8 +1,7 @@
 """Trials side by side as one compiled program, the trial axis split over a mesh.
 
-Every array of the state has a leading axis of trials. Under `shard_map` each device
-works on its own trials, in `vmap` over as many as `lanes` says and one group after the
-other; nothing is communicated. What one trial computes does not depend on the others.
+Under `shard_map` each device works on its own trials, in `vmap` over as many as `lanes`
+says and one group after the other; nothing is communicated.
 """
 
 import os
@@ -36,12 +35,11 @@ class Program:
     """`width` trials as one program.
 
     **Arguments:**
-
     - `trial`: (key, values) -> a `Training` or metrics, on tracers.
     - `points`: at least one, all of the same static values.
     - `mesh`: the trials are split over all of its devices; one device by default.
     - `lanes`: trials side by side on a device, the others after them. By default all on
-      an accelerator, most of which a small network leaves idle; `CPU_LANES` on a CPU.
+      an accelerator, `CPU_LANES` on a CPU.
     """
 
     def __init__(
@@ -55,34 +53,29 @@ class Program:
         self.devices = 1 if mesh is None else mesh.devices.size
         one = jax.devices() if mesh is None else mesh.devices.ravel()
         self.width = -(-len(self.points) // self.devices) * self.devices
-        cpu = one[0].platform == "cpu"
-        self.lanes = lanes or (CPU_LANES if cpu else self.width)
+        self.lanes = lanes or (CPU_LANES if one[0].platform == "cpu" else self.width)
         self.spec: Any = None
+        self.static: Any = None
         self.feed: Any = None
-        self.inputs = self._inputs()
+        self.seeds, self.inputs = self._inputs()
         self._compiled: dict[Any, Any] = {}
 
     def _inputs(self):
-        """Seeds and values of every trial, the last one repeated up to the width."""
+        """Seeds of every trial, the last one repeated up to the width; with values."""
         filled = self.points + [self.points[-1]] * (self.width - len(self.points))
-        names = self.points[0].values
-        values = {name: np.array([p.values[name] for p in filled]) for name in names}
-        real = jnp.result_type(float)
-        values = {
-            name: v.astype(real if v.dtype.kind == "f" else np.int32)
-            for name, v in values.items()
-        }
-        seeds = np.array([p.seed for p in filled], np.uint32)
-        return self._split((seeds, values))
+        seeds, values = [p.seed for p in filled], {}
+        for name in self.points[0].values:
+            column = np.array([p.values[name] for p in filled])
+            real = column.dtype.kind == "f"
+            values[name] = column.astype(jnp.result_type(float) if real else np.int32)
+        return seeds, self._split((np.array(seeds, np.uint32), values))
 
     def _split(self, tree: PyTree) -> PyTree:
         """Host arrays with a leading axis of trials, laid out on the mesh."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
-        return place(tree, jax.tree.map(lambda _: self._sharding(), tree))
-
-    def _sharding(self):
-        return NamedSharding(self.mesh, P(self.mesh.axis_names))
+        sharding = _sharding(self.mesh)
+        return place(tree, jax.tree.map(lambda _: sharding, tree))
 
     def _each(self, function: Callable) -> Callable:
         """`function(tree, shared)` of one trial, for all: (trees, shared) -> trees."""
@@ -101,39 +94,33 @@ class Program:
         if self.mesh is None:
             return local
         split = P(self.mesh.axis_names)
-        return jax.shard_map(
-            local,
-            mesh=self.mesh,
-            in_specs=(split, P()),
-            out_specs=split,
-            check_vma=False,
-        )
+        options = {"in_specs": (split, P()), "out_specs": split, "check_vma": False}
+        return jax.shard_map(local, mesh=self.mesh, **options)
 
     def evaluate(self) -> PyTree:
         """The metrics of trials that return them, one row for each, on the host."""
 
         def one(inputs, _):
-            seed, values = inputs
-            return self.trial(jax.random.key(seed), values)
+            return self.trial(jax.random.key(inputs[0]), inputs[1])
 
-        metrics = self._run("trial", one, self.inputs, ())
-        return self.to_host(metrics)
+        return self.to_host(self._run("trial", one, self.inputs, ()))
 
     def begin(self) -> list:
         """The states of step 0, of trials that return a Training."""
 
         def one(inputs, _):
-            seed, values = inputs
-            key = jax.random.key(seed)
-            spec = self.trial(key, values)
+            key = jax.random.key(inputs[0])
+            spec = self.trial(key, inputs[1])
             leaves, extras, static = begin(spec.model, key, spec.config, spec.loss)
             # What a trace may leave behind: nothing of its arrays.
-            names = ("steps", "steps_per_call", "batch_size")
-            kept = {name: getattr(spec.config, name) for name in names}
-            judged = spec.evaluate is not None
-            self.spec = SimpleNamespace(**kept, measure=spec.measure, judged=judged)
-            self.static = static
-            self.feed = spec.feed
+            self.spec = SimpleNamespace(
+                steps=spec.config.steps,
+                steps_per_call=spec.config.steps_per_call,
+                batch_size=spec.config.batch_size,
+                measure=spec.measure,
+                judged=spec.evaluate is not None,
+            )
+            self.static, self.feed = static, spec.feed
             return leaves, extras
 
         leaves, self.extras = self._run("begin", one, self.inputs, ())
@@ -145,16 +132,10 @@ class Program:
         return leaves
 
     def rows(self, step: int, count: int) -> Any:
-        """The rows of the data for the next `count` steps of every trial."""
-        seeds = [point.seed for point in self.points]
-        seeds += [seeds[-1]] * (self.width - len(seeds))
-        of = {
-            seed: batch_indices(
-                seed, step, count, n=self.length, batch_size=self.spec.batch_size
-            )
-            for seed in set(seeds)
-        }
-        return self._split(np.stack([of[seed] for seed in seeds]))
+        """The rows of the data for `count` steps of every trial, after `step`."""
+        sizes = {"n": self.length, "batch_size": self.spec.batch_size}
+        of = {seed: batch_indices(seed, step, count, **sizes) for seed in {*self.seeds}}
+        return self._split(np.stack([of[seed] for seed in self.seeds]))
 
     def advance(self, leaves: list, step: int, count: int) -> tuple[list, Any]:
         """`count` steps of every trial: (leaves, metrics (width, count))."""
@@ -164,7 +145,7 @@ class Program:
             return advance(leaves, (extras, held), fed, self.static)
 
         trees = (leaves, self.extras, self.rows(step, count))
-        return self._run(f"advance {count}", one, trees, self.held, donate=True)
+        return self._run(f"advance {count}", one, trees, self.held, donate=1)
 
     def judge(self, leaves: list) -> PyTree:
         """What `evaluate` of every trial's Training gives, on the host."""
@@ -184,14 +165,12 @@ class Program:
 
     def keep(self, leaves: list, chosen: Sequence[int]) -> tuple["Program", list]:
         """A narrower program of the trials at the places `chosen`, and their states."""
-        program = Program(
-            self.trial, [self.points[i] for i in chosen], self.mesh, self.lanes
-        )
+        points = [self.points[i] for i in chosen]
+        program = Program(self.trial, points, self.mesh, self.lanes)
         program.spec, program.static = self.spec, self.static
         program.length, program.held = self.length, self.held
-        filled = [*chosen, *[chosen[-1]] * (program.width - len(chosen))]
-        index = np.array(filled)
-        options = {} if self.mesh is None else {"out_shardings": self._sharding()}
+        index = np.pad(chosen, (0, program.width - len(chosen)), mode="edge")
+        options = {} if self.mesh is None else {"out_shardings": _sharding(self.mesh)}
         take = jax.jit(lambda t: jax.tree.map(lambda a: a[index], t), **options)
         leaves, program.extras = take((leaves, self.extras))
         return program, leaves
@@ -200,26 +179,27 @@ class Program:
         """Arrays of all trials, whole, on every process, without the repeated ones."""
         return jax.tree.map(lambda a: to_host(a)[: len(self.points)], tree)
 
-    def _run(self, name, function, trees, shared, donate=False):
-        """`function` for every trial, compiled once, in lanes that the memory holds."""
+    def _run(self, name, function, trees, shared, donate=0):
+        """`function` for every trial, compiled once, in lanes that the memory holds.
+
+        The first `donate` of `trees` are donated.
+        """
+        donated, others = trees[:donate], trees[donate:]
         shapes = tuple(np.shape(a) for a in jax.tree.leaves(trees))
         if (name, shapes) not in self._compiled:
             self._compiled[name, shapes] = self._compile(
-                function, trees, shared, donate
+                function, donated, others, shared
             )
-        leaves, extra = (trees[0], trees[1:]) if donate else ((), trees)
-        return self._compiled[name, shapes](leaves, extra, shared)
+        return self._compiled[name, shapes](donated, others, shared)
 
-    def _compile(self, function, trees, shared, donate):
-        def run(leaves, extra, shared):
-            trees = (leaves, *extra) if donate else extra
-            return self._each(function)(trees, shared)
+    def _compile(self, function, *arguments):
+        def run(donated, others, shared):
+            return self._each(function)((*donated, *others), shared)
 
-        leaves, extra = (trees[0], trees[1:]) if donate else ((), trees)
         while True:
             # A new function each time: the lanes are baked into the trace.
             jitted = jax.jit(lambda *a: run(*a), donate_argnums=(0,))
-            compiled = jitted.lower(leaves, extra, shared).compile()
+            compiled = jitted.lower(*arguments).compile()
             needed, there = _memory(compiled), self._memory_there()
             if needed <= _SHARE * there:
                 return compiled
@@ -242,14 +222,14 @@ class Program:
         return limit
 
 
+def _sharding(mesh):
+    return NamedSharding(mesh, P(mesh.axis_names))
+
+
 def _memory(compiled) -> float:
     """Bytes that a program needs on a device, by its compiler."""
     stats = compiled.memory_analysis()
     if stats is None:
         return 0.0
-    return float(
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        + stats.temp_size_in_bytes
-        - stats.alias_size_in_bytes
-    )
+    held = stats.argument_size_in_bytes + stats.output_size_in_bytes
+    return float(held + stats.temp_size_in_bytes - stats.alias_size_in_bytes)

@@ -1,11 +1,12 @@
 """The slots of a sweep in a storage, which any number of workers claim.
 
-A slot is a job of the grid or, with a sampler, a point. Each is an Optuna trial that
-waits, runs, and is finished; claiming one is atomic. A trial whose heartbeats stop
-fails, and a copy of it waits in its place.
+A slot is a job of the grid or, with a sampler, a point: an Optuna trial that waits,
+runs, and is finished. A trial whose heartbeats stop fails, and a copy of it waits.
 """
 
+import abc
 import dataclasses
+import math
 import random
 import time
 import warnings
@@ -15,15 +16,20 @@ from .._compat import requeue, trial_id
 from .storage import RETRIES, Life, fail_stale, load_optuna, make_sampler, open_storage
 
 
-class Slots:
-    """The slots of a sweep in an Optuna storage, used by process 0 of a worker."""
+class Slots(abc.ABC):
+    """The slots of a sweep in an Optuna storage, used by process 0 of a worker.
+
+    **Arguments:**
+    - `folder`: that of the sweep.
+    - `plan`, `url`, `sampler`, `batch`, `heartbeat`, `grace`: see `work`.
+    """
 
     def __init__(self, plan, url, folder, sampler, batch, heartbeat, grace):
         self.plan, self.folder, self.batch, self.grace = plan, folder, batch, grace
         optuna = load_optuna()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.states = optuna.trial.TrialState
-        self.optuna, self.mine, self.task = optuna, [], None
+        self.states, self.optuna = optuna.trial.TrialState, optuna
+        self.mine: list[int] = []
         self.storage = open_storage(url, heartbeat, grace)
         self.study = optuna.create_study(
             storage=self.storage,
@@ -33,30 +39,32 @@ class Slots:
             load_if_exists=True,
         )
         self.id = self.storage.get_study_id_from_name(self.study.study_name)
-        self._check_identity()
-        self._enqueue()
-        self.life = Life(self.storage, heartbeat)
-
-    def _check_identity(self):
         held = self.study.user_attrs.get("sweep")
         if held is None:
-            self.study.set_user_attr("sweep", self.folder.identity)
-        elif held != self.folder.identity:
+            self.study.set_user_attr("sweep", folder.identity)
+        elif held != folder.identity:
             raise ValueError(
                 f"the storage holds another sweep called {self.study.study_name!r}. "
                 "Choose a folder of another name, or another storage."
             )
-
-    def _enqueue(self):
-        """A trial that waits for every slot that has none."""
         there = {trial.user_attrs.get("slot") for trial in self._trials()}
-        for slot in range(self.slots()):  # pyright: ignore[reportAttributeAccessIssue]
+        for slot in range(self.slots()):
             if slot not in there:
-                self.study.add_trial(
-                    self.optuna.create_trial(
-                        state=self.states.WAITING, user_attrs={"slot": slot}
-                    )
-                )
+                waiting = {"state": self.states.WAITING, "user_attrs": {"slot": slot}}
+                self.study.add_trial(optuna.create_trial(**waiting))
+        self.life = Life(self.storage, heartbeat, self.mine)
+
+    @abc.abstractmethod
+    def slots(self) -> int:
+        """The number of slots."""
+
+    @abc.abstractmethod
+    def _claim(self, live: dict[int, Any]) -> dict[str, Any] | None:
+        """Claim a job among the `live` trials, by slot; None if none is free."""
+
+    @abc.abstractmethod
+    def report(self, rows: list[dict[str, Any]]) -> None:
+        """Finish the job, whose rows these are."""
 
     def _trials(self):
         # Without a copy of each: they are only looked at.
@@ -78,13 +86,13 @@ class Slots:
         while True:
             fail_stale(self.study)
             live = self._live()
-            if self._claim(live):  # pyright: ignore[reportAttributeAccessIssue]
-                return self.task
-            if all(trial.state.is_finished() for trial in live.values()):
+            if task := self._claim(live):
+                return task
+            left = [t for t in live.values() if not t.state.is_finished()]
+            if not left:
                 self._report_lost(live)
                 return None
             if not logged:
-                left = [s for s, t in live.items() if not t.state.is_finished()]
                 self.folder.log(
                     f"waits: {len(left)} jobs are with other workers, and become free "
                     f"if one is silent for {self.grace} s"
@@ -97,52 +105,55 @@ class Slots:
         if lost:
             text = f"{len(lost)} jobs took {RETRIES} workers with them: {lost[:10]}"
             self.folder.log(f"gives up: {text}")
-            warnings.warn(
-                f"{text}. They may need more memory than there is.", stacklevel=3
-            )
+            warnings.warn(f"{text}. They may need more memory.", stacklevel=3)
 
     def _take(self, trial) -> bool:
-        """Claim one waiting trial; False if another worker was faster."""
-        errors = self.optuna.exceptions
+        """Claim the trial if it waits; False if another worker was faster."""
+        if trial.state != self.states.WAITING:
+            return False
         # The heartbeat first: a worker killed between the two would keep the claim.
         self.storage.record_heartbeat(trial_id(trial))
-        try:
-            got = self.storage.set_trial_state_values(
-                trial_id(trial), state=self.states.RUNNING
-            )
-        except errors.UpdateFinishedTrialError:
-            got = False
+        got = self._set(trial_id(trial), self.states.RUNNING)
         if got:
             self.mine.append(trial_id(trial))
-            self.life.add(trial_id(trial))
         return got
 
-    def _finish(self, id_: int, state, values=None):
-        try:
-            self.storage.set_trial_state_values(id_, state, values)
-        except self.optuna.exceptions.UpdateFinishedTrialError:
-            # Another worker has requeued it, and finds the rows in the folder.
-            pass
+    def _set(self, id_: int, state, values=None) -> bool:
+        """Change a trial's state; False if another worker has it, or has requeued it.
 
-    def _release(self):
-        self.life.clear()
-        self.mine = []
+        That worker finds the rows in the folder.
+        """
+        try:
+            return self.storage.set_trial_state_values(id_, state, values)
+        except self.optuna.exceptions.UpdateFinishedTrialError:
+            return False
+
+    def _finish(self, id_: int, value: float) -> None:
+        """Finish a trial with its value, which need not be finite."""
+        if math.isfinite(value):
+            self._set(id_, self.states.COMPLETE, [value])
+        else:
+            self._set(id_, self.states.PRUNED)
+
+    def _give_back(self, id_: int) -> None:
+        """Let another worker have a trial."""
+        held = self.storage.get_trial(id_)
+        self.mine.remove(id_)
+        if not held.state.is_finished():
+            self._set(id_, self.states.FAIL)
+            requeue(self.study, self.storage, held)
 
     def failed(self, error: Exception) -> None:
-        """Mark the current job as failed; no worker runs it again."""
+        """Mark the current job as failed by `error`; no worker runs it again."""
         for id_ in self.mine:
             self.storage.set_trial_user_attr(id_, "error", str(error)[:500])
-            self._finish(id_, self.states.FAIL)
-        self._release()
+            self._set(id_, self.states.FAIL)
+        self.mine.clear()
 
     def close(self) -> None:
         """Return claimed slots to the other workers, and end."""
-        for id_ in self.mine:
-            trial = self.storage.get_trial(id_)
-            if not trial.state.is_finished():
-                self._finish(id_, self.states.FAIL)
-                requeue(self.study, self.storage, trial)
-        self._release()
+        for id_ in list(self.mine):
+            self._give_back(id_)
         self.life.close()
         self.storage.remove_session()
 
@@ -157,36 +168,22 @@ class Grid(Slots):
 
     def _claim(self, live):
         for slot, trial in sorted(live.items()):
-            if trial.state == self.states.WAITING and self._take(trial):
-                self.task = {
-                    "name": f"{slot:04d}",
-                    "number": slot,
-                    "total": len(self.jobs),
-                    "points": [dataclasses.asdict(p) for p in self.jobs[slot].points],
-                }
-                return True
-        return False
-
-    def report(self, rows) -> None:
-        """Finish the job; its value is that of its best trial."""
-        best = _best(rows, self.plan)
-        for id_ in self.mine:
-            if best is None:
-                self._finish(id_, self.states.PRUNED)
-            else:
-                self._finish(id_, self.states.COMPLETE, [best])
-        self._release()
-
-
-def _best(rows, plan):
-    """The best finite value of the metric among rows; 0 where nothing is ranked."""
-    if plan.metric is None:
-        return 0.0
-    values = [
-        row[plan.metric]
-        for row in rows
-        if row["status"] == "ok" and row.get(plan.metric) is not None
-    ]
-    if not values:
+            if self._take(trial):
+                return task(f"{slot:04d}", slot, len(self.jobs), self.jobs[slot].points)
         return None
-    return min(values) if plan.goal == "min" else max(values)
+
+    def report(self, rows):
+        """Finish the job; its value is that of its best trial; 0 without a metric."""
+        metric, fine = self.plan.metric, [row for row in rows if row["status"] == "ok"]
+        values = [row[metric] for row in fine if row.get(metric) is not None]
+        best = min if self.plan.goal == "min" else max
+        value = 0.0 if metric is None else best(values, default=math.nan)
+        for id_ in self.mine:
+            self._finish(id_, value)
+        self.mine.clear()
+
+
+def task(name: str, number: int, total: int | None, points: Any) -> dict[str, Any]:
+    """A job as plain JSON, for all processes of a worker."""
+    points = [dataclasses.asdict(point) for point in points]
+    return {"name": name, "number": number, "total": total, "points": points}

@@ -1,5 +1,6 @@
 """Finished trials as one tidy table: a row for each, and statistics over the seeds."""
 
+import collections
 import csv
 import dataclasses
 import io
@@ -11,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runs.recorder import describe, table
-from .folder import write
+from ..runs.recorder import describe, json_lines, table, write_whole
 from .space import SEED
 
 _NOT_AXES = ("trial", SEED, "status", "step")
@@ -23,12 +23,11 @@ class Results:
     """Rows of finished trials.
 
     **Arguments:**
-
     - `rows`: dicts with "trial", the axes, "seed", "status" ("ok", "non-finite",
       "stopped" at a rung, "failed") and the metrics.
     - `axes`: the names of the hyperparameters.
     - `metric`: the one that trials are ranked by, or None.
-    - `goal`: "min" or "max".
+    - `goal`: "min", the default, or "max".
     """
 
     rows: Sequence[dict[str, Any]]
@@ -39,21 +38,15 @@ class Results:
     @property
     def metrics(self) -> list[str]:
         """The names of the metrics, the one of the ranking first."""
-        names = dict.fromkeys(
-            name
-            for row in self.rows
-            for name in row
-            if name not in _NOT_AXES and name not in self.axes
-        )
-        first = [self.metric] if self.metric in names else []
-        return first + [name for name in names if name != self.metric]
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        metrics = [name for name in names if name not in (*_NOT_AXES, *self.axes)]
+        return sorted(metrics, key=lambda name: name != self.metric)
 
     def summary(self) -> list[dict[str, Any]]:
         """A row for each point of the space, best first: statistics over its seeds.
 
-        Each metric has its mean and standard error (of the finite trials that ran to
-        the end), `seeds` is their number and `lost` that of the others. With one seed
-        the error is NaN.
+        Each metric has its mean and standard error, NaN with one seed, of the `seeds`
+        finite trials that ran to the end; `lost` are the others.
         """
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in self.rows:
@@ -71,14 +64,19 @@ class Results:
             rows.append(row)
         if self.metric is None:
             return rows
-        return sorted(rows, key=lambda row: _rank(row.get(self.metric), self.goal))
+
+        def rank(row):
+            value = row.get(self.metric, math.nan) * (1 if self.goal == "min" else -1)
+            return value if math.isfinite(value) else math.inf
+
+        return sorted(rows, key=rank)
 
     def best(self, n: int = 1) -> list[dict[str, Any]]:
-        """The first `n` rows of the summary."""
+        """The first `n` rows of the summary, default 1."""
         return self.summary()[:n]
 
     def table(self, n: int | None = None) -> str:
-        """The first `n` points, best first, with mean +- standard error, as text."""
+        """The best `n` points, default all, with mean +- standard error, as text."""
         rows = []
         for row in self.summary()[:n]:
             line = {name: _text(row.get(name)) for name in self.axes}
@@ -92,19 +90,24 @@ class Results:
         """The best point in a line."""
         row = self.summary()[0]
         axes = ", ".join(f"{name}={_text(row.get(name))}" for name in self.axes)
-        name = self.metrics[0] if self.metrics else None
-        if name is None:
+        if not self.metrics:
             return axes
+        name = self.metrics[0]
         return f"{name} {_with_error(row[name], row[f'{name} se'])} at {axes}"
 
     def save(self, directory: str | Path) -> None:
         """Write results.csv, results.jsonl (a row per trial) and summary.csv."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(describe(row)) + "\n" for row in self.rows)
-        write(directory / "results.jsonl", "".join(lines))
-        write(directory / "results.csv", _csv(self.rows))
-        write(directory / "summary.csv", _csv(self.summary()))
+        write_whole(directory / "results.jsonl", json_lines(self.rows))
+        write_whole(directory / "results.csv", _csv(self.rows))
+        write_whole(directory / "summary.csv", _csv(self.summary()))
+
+
+def status_counts(rows: Sequence[dict[str, Any]]) -> str:
+    """How many of `rows` have which status, in words."""
+    counts = collections.Counter(row["status"] for row in rows)
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items())
 
 
 def standard_error(values: Sequence[float]) -> float:
@@ -124,12 +127,6 @@ def _with_error(mean, error):
     if not math.isfinite(mean):
         return "-"
     return f"{mean:.4g}" + (f" +- {error:.1g}" if math.isfinite(error) else "")
-
-
-def _rank(value, goal):
-    if value is None or not math.isfinite(value):
-        return math.inf
-    return value if goal == "min" else -value
 
 
 def _csv(rows):

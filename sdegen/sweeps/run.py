@@ -8,10 +8,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from ..runs.recorder import first_line
 from .folder import Folder
 from .halving import Halving
 from .job import JobOptions, run_job
-from .results import Results
+from .results import Results, status_counts
 from .space import SEED, Job, Point, Space
 from .trial import check_names
 
@@ -21,11 +22,9 @@ class Sweep:
     """What is swept; a sweep file makes one.
 
     **Arguments:**
-
     - `trial`: (key, **hyperparameters) -> metrics or a `Training`; with a config
       (key, config).
-    - `space`: see `sdegen.sweeps.space`; lists of numbers are traced, `Static` values
-      make a program each, the axis "seed" is the key's.
+    - `space`: axes and their values, see `sdegen.sweeps.space`.
     - `config`: a dataclass whose fields the axes name by dotted paths; none.
     - `metric`, `goal`: by which trials are ranked, and "min" (the default) or "max".
     - `trials`: points drawn at random; by default the grid.
@@ -85,18 +84,17 @@ class Sweep:
 
     def identity(self, **more: Any) -> dict[str, Any]:
         """What the numbers of the sweep depend on."""
-        trial = f"{self.trial.__module__}.{self.trial.__qualname__}"
+        # Its name alone: a file that is run and one that is imported differ in theirs.
+        trial = self.trial.__qualname__.rpartition(".")[2]
         names = ("config", "metric", "goal", "trials", "halving", "seed")
         fields = {name: getattr(self, name) for name in names}
-        # A file that is run and a file that is imported have other modules' names.
-        return {"trial": trial.rpartition(".")[2], "space": self.axes.describe()} | (
-            fields | more
-        )
+        return {"trial": trial, "space": self.axes.describe()} | fields | more
 
     def results(self, rows: Sequence[dict[str, Any]]) -> Results:
         """Rows of this sweep as a table."""
-        names = (name for part in self.axes.parts for name in part if name != SEED)
-        return Results(rows, list(dict.fromkeys(names)), self.metric, self.goal)
+        names = dict.fromkeys(name for part in self.axes.parts for name in part)
+        axes = [name for name in names if name != SEED]
+        return Results(rows, axes, self.metric, self.goal)
 
 
 def sweep(
@@ -111,11 +109,10 @@ def sweep(
 ) -> Results:
     """Run `trial` for every point of `space`, as many at once as one program holds.
 
-    The trial is pure and traced once. It does for one point what it would do alone; one
-    that goes non-finite is reported and does not affect the others.
+    The trial is traced once, and does for each point what it would do alone. One that
+    goes non-finite is reported and does not affect the others.
 
     **Arguments:**
-
     - `trial`, `space`, `options`: see `Sweep`.
     - `mesh`: the trials are split over all of its devices; one device by default.
     - `directory`: where finished jobs and the states of a job under way are kept, and
@@ -123,15 +120,11 @@ def sweep(
     - `save_every`: steps between checkpoints of a job; ten checkpoints by default.
     - `progress`: whether to show a progress bar; yes.
 
-    **Returns:** `Results`.
-
     **Raises:** ValueError for a space or a trial that does not fit, before anything
     runs; `Preempted` after SIGTERM with a `directory`, once all is saved.
     """
-    plan = Sweep(trial, space, **options)
-    return run(
-        plan, mesh=mesh, directory=directory, save_every=save_every, progress=progress
-    )
+    how = {"mesh": mesh, "save_every": save_every, "progress": progress}
+    return run(Sweep(trial, space, **options), directory=directory, **how)
 
 
 def run(
@@ -147,7 +140,6 @@ def run(
     """Run the jobs of shard i of n, which are the jobs j with j % n = i, in order.
 
     **Arguments:**
-
     - `plan`: the sweep.
     - `mesh`, `directory`, `save_every`, `progress`: see `sweep`.
     - `shard`: (i, n); the shards need nothing but the directory, which they share.
@@ -157,58 +149,49 @@ def run(
     """
     index, parts = shard
     if not 0 <= index < parts:
-        raise ValueError(
-            f"a shard is i/n with 0 <= i < n, as in 0/4 to 3/4, got {index}/{parts}."
-        )
+        raise ValueError(f"a shard i/n has 0 <= i < n, as in 0/4, got {index}/{parts}.")
     jobs, folder, rows = plan.jobs(parts), None, []
     if directory is not None:
         folder = Folder(directory, plan.identity(chunk=plan.chunk, parts=parts))
     options = plan.job_options(mesh=mesh, save_every=save_every, progress=progress)
-    for job in jobs:
-        if job.number % parts != index:
-            continue
+
+    def results():
+        if folder is not None:
+            return plan.results(folder.rows())
+        return plan.results(sorted(rows, key=lambda row: row["trial"]))
+
+    for job in jobs[index::parts]:
         name = f"{job.number:04d}"
         found = None if folder is None else folder.finished(name)
         if found is None:
             found = run_and_keep(job, options, folder, name, len(jobs))
         rows += found
         if watch is not None and jax.process_index() == 0:
-            watch(plan.results(rows if folder is None else folder.rows()))
-    rows = sorted(rows, key=lambda row: row["trial"])
-    return plan.results(rows if folder is None else folder.rows())
+            watch(results())
+    return results()
 
 
 def run_and_keep(
     job: Job, options: JobOptions, folder: Folder | None, name: str, total: int | None
 ) -> list[dict[str, Any]]:
-    """The rows of a job, written to its folder and noted in the ledger."""
-    of = "" if total is None else f" of {total}"
-    title = f"job {job.number + 1}{of}, {_trials(job)}"
+    """The rows of a job, one of `total`, kept in `folder` and noted in its ledger."""
+    of, n = "" if total is None else f" of {total}", len(job.points)
+    title = f"job {job.number + 1}{of}, {n} trial{'s' if n > 1 else ''}"
     if folder is None:
         return run_job(job, options, None, title)
+    first, last = job.points[0], job.points[-1]
+    static = ", ".join(f"{k}={v}" for k, v in first.static.items())
+    what = f"trials {first.number} to {last.number}{' with ' if static else ''}{static}"
     again = "goes on" if folder.job(name).exists() else "begins"
-    folder.log(f"job {name} {again}: {_what(job)}")
+    folder.log(f"job {name} {again}: {what}")
     try:
         rows = run_job(job, options, folder.job(name), title)
     except SystemExit:
         folder.log(f"job {name} preempted, saved")
         raise
     except Exception as error:
-        folder.log(f"job {name} failed: {str(error).splitlines()[0]:.200}")
+        folder.log(f"job {name} failed: {first_line(error)}")
         raise
     folder.finish(name, rows)
-    kinds = [row["status"] for row in rows]
-    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    folder.log(f"job {name} done: {counts}")
+    folder.log(f"job {name} done: {status_counts(rows)}")
     return rows
-
-
-def _trials(job):
-    n = len(job.points)
-    return f"{n} trial{'s' if n > 1 else ''}"
-
-
-def _what(job):
-    first, last = job.points[0].number, job.points[-1].number
-    static = ", ".join(f"{k}={v}" for k, v in job.points[0].static.items())
-    return f"trials {first} to {last}{' with ' + static if static else ''}"

@@ -4,14 +4,14 @@ The first slot of such a batch leads: its trial in the storage lists the slots o
 batch. A worker that claims it after its worker was lost claims the others, too.
 """
 
-import dataclasses
 import itertools
 import math
 import time
+from collections.abc import Mapping
 
-from .._compat import requeue, trial_id
-from .queue import Slots
-from .space import SEED, Between, Point, Static
+from .._compat import trial_id
+from .queue import Slots, task
+from .space import SEED, Between, Static, as_point
 from .storage import fail_stale
 
 
@@ -30,33 +30,29 @@ class Search(Slots):
         return self.plan.trials
 
     def _claim(self, live):
-        reserved = {}
-        for slot, trial in live.items():
-            if not trial.state.is_finished():
-                for member in trial.user_attrs.get("batch", ()):
-                    reserved[member] = slot
         # A batch whose worker was lost continues as it was.
-        for slot, trial in sorted(live.items()):
-            if trial.state == self.states.WAITING and "batch" in trial.user_attrs:
-                if self._take(trial):
-                    self._gather(trial.user_attrs["batch"], slot)
-                    return self._begin(trial.user_attrs["batch"])
-        taken = []
+        led = {s: t for s, t in sorted(live.items()) if "batch" in t.user_attrs}
+        for slot, trial in led.items():
+            if self._take(trial):
+                self._gather(trial.user_attrs["batch"], slot)
+                return self._begin(trial.user_attrs["batch"])
+        unfinished = (t for t in led.values() if not t.state.is_finished())
+        reserved = set().union(*(t.user_attrs["batch"] for t in unfinished))
+        taken, groups = [], {}
         # Those whose point is chosen first.
         for slot, trial in sorted(live.items(), key=lambda s: (not s[1].params, s[0])):
-            if len(taken) < self.batch and slot not in reserved:
-                if trial.state == self.states.WAITING and self._take(trial):
-                    taken.append((slot, trial))
-        if not taken:
-            return False
-        groups: dict[str, list] = {}
+            room = len(taken) < self.batch and slot not in reserved
+            if room and self._take(trial):
+                taken.append((slot, trial))
         for slot, trial in taken:
             static = self._choose(trial_id(trial))
             groups.setdefault(str(sorted(static.items())), []).append((slot, trial))
+        if not groups:
+            return None
         first, *others = sorted(groups.values(), key=len, reverse=True)
         # Other programs are for the next worker: their points are chosen already.
         for _, trial in itertools.chain(*others):
-            self._give_back(trial)
+            self._give_back(trial_id(trial))
         members = [slot for slot, _ in first]
         self.storage.set_trial_user_attr(trial_id(first[0][1]), "batch", members)
         return self._begin(members)
@@ -68,23 +64,10 @@ class Search(Slots):
             live = self._live()
             rest = [live[slot] for slot in members if slot != lead]
             for trial in rest:
-                if trial.state == self.states.WAITING:
-                    self._take(trial)
-            others = [
-                t
-                for t in rest
-                if not t.state.is_finished() and trial_id(t) not in self.mine
-            ]
-            if not others:
+                self._take(trial)
+            if all(t.state.is_finished() or trial_id(t) in self.mine for t in rest):
                 return
             time.sleep(min(self.grace / 10, 1.0))
-
-    def _give_back(self, trial):
-        held = self.storage.get_trial(trial_id(trial))
-        self.life.remove(trial_id(trial))
-        self.mine.remove(trial_id(trial))
-        self._finish(trial_id(trial), self.states.FAIL)
-        requeue(self.study, self.storage, held)
 
     def _choose(self, id_: int) -> dict[str, str]:
         """Let the sampler choose the point of a slot, if it has not yet."""
@@ -109,26 +92,15 @@ class Search(Slots):
 
     def _begin(self, members):
         live, part = self._live(), self.plan.axes.parts[0]
-        seeds, points = part.get(SEED, [0]), []
-        self.slot = {}
-        for slot in members:
-            params = live[slot].params
-            static = {k: v for k, v in params.items() if isinstance(part[k], Static)}
-            values = {k: v for k, v in params.items() if k not in static}
-            for k, seed in enumerate(seeds):
-                number = slot * len(seeds) + k
-                self.slot[number] = slot
-                points.append(Point(number, values, static, seed))
         self.ids = {slot: trial_id(live[slot]) for slot in members}
-        self.task = {
-            "name": f"batch-{members[0]:04d}",
-            "number": members[0],
-            "total": None,
-            "points": [dataclasses.asdict(point) for point in points],
-        }
-        return True
+        self.slot, points, seeds = {}, [], part.get(SEED, [0])
+        for slot, (k, seed) in itertools.product(members, enumerate(seeds)):
+            number = slot * len(seeds) + k
+            self.slot[number] = slot
+            points.append(as_point(part, number, live[slot].params, seed))
+        return task(f"batch-{members[0]:04d}", members[0], None, points)
 
-    def _means(self, values):
+    def _means(self, values: Mapping[int, float]) -> dict[int, float]:
         """The mean over the seeds of every slot; NaN if one of them is not finite."""
         several: dict[int, list[float]] = {}
         for number, value in values.items():
@@ -140,6 +112,10 @@ class Search(Slots):
 
         Asynchronous successive halving: no worker waits for others (Li et al. 2020, "A
         system for massively parallel hyperparameter tuning").
+
+        **Arguments:**
+        - `step`: that of the rung.
+        - `values`: the metric of each trial by its number.
         """
         means = self._means(values)
         for slot, value in means.items():
@@ -153,15 +129,12 @@ class Search(Slots):
         out = self.plan.halving.stop(everyone | means, self.plan.goal)
         return [number for number in values if self.slot[number] in out]
 
-    def report(self, rows) -> None:
+    def report(self, rows):
         """Finish every point; its value is the mean over its seeds."""
-        metric, values = self.plan.metric, {}
+        values = {}
         for row in rows:
-            fine = row["status"] == "ok"
-            values[row["trial"]] = row.get(metric, math.nan) if fine else math.nan
+            value = row.get(self.plan.metric) if row["status"] == "ok" else None
+            values[row["trial"]] = math.nan if value is None else value
         for slot, value in self._means(values).items():
-            if value is not None and math.isfinite(value):
-                self._finish(self.ids[slot], self.states.COMPLETE, [value])
-            else:
-                self._finish(self.ids[slot], self.states.PRUNED)
-        self._release()
+            self._finish(self.ids[slot], value)
+        self.mine.clear()

@@ -8,11 +8,9 @@ A space is a dict from the name of a hyperparameter to its values:
         "seed": range(5),
     }
 
-Numbers are traced: trials that differ in them alone are one program. `Static` values
-(a process, a network, a width, a batch size) make another program each. `Between` is a
-range to draw from. The axis "seed" is the trial's key; it is averaged over in
-summaries.
-A list of spaces is their union.
+Trials that differ in numbers alone are one program, in which these are traced. `Static`
+values (a process, a width, a batch size) make another program each. `Between` is a
+range to draw from. The axis "seed" is the trial's key. A list of spaces is their union.
 """
 
 import dataclasses
@@ -25,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runs.recorder import describe
+from ..runs.recorder import describe, is_number
 
 SEED = "seed"
 
@@ -33,8 +31,10 @@ SEED = "seed"
 class Static:
     """Values of an axis that cannot be numbers in a program: one program for each.
 
-    `Static(vp=VP(), edm=EDM())` names them for tables; the values of `Static(64, 128)`
-    or `Static(AdamW(), Lion())` are called by their text or their class.
+    **Arguments:**
+    - `values`: `Static(64, 128)`, called by their text, or their class if they are
+      objects.
+    - `named`: values with names for tables, `Static(vp=VP(), edm=EDM())`.
     """
 
     def __init__(self, *values: Any, **named: Any):
@@ -53,7 +53,12 @@ class Static:
 
 @dataclasses.dataclass(frozen=True)
 class Between:
-    """A range of numbers to draw from, evenly in the number or in its logarithm."""
+    """A range of numbers to draw from.
+
+    **Arguments:**
+    - `low`, `high`: the ends.
+    - `log`: draw evenly in the logarithm; by default in the number.
+    """
 
     low: float | int
     high: float | int
@@ -63,8 +68,7 @@ class Between:
         fine = math.isfinite(self.low) and math.isfinite(self.high)
         if not (fine and self.low < self.high) or (self.log and self.low <= 0):
             raise ValueError(
-                "a range needs low < high, both finite, and low > 0 with log=True, got "
-                f"{self}."
+                f"a range has finite low < high, and low > 0 with log=True, got {self}."
             )
 
     def draw(self, u: float) -> float:
@@ -99,7 +103,11 @@ class Job:
 
 
 class Space:
-    """Axes, checked, and the union of their products as numbered trials."""
+    """Axes, checked, and the union of their products as numbered trials.
+
+    **Arguments:**
+    - `axes`: a dict from names to values, or a list of such dicts.
+    """
 
     def __init__(self, axes: Mapping[str, Any] | Sequence[Mapping[str, Any]]):
         parts = [axes] if isinstance(axes, Mapping) else list(axes)
@@ -110,29 +118,17 @@ class Space:
             )
         self.parts = [{n: _axis(n, v) for n, v in part.items()} for part in parts]
         if not all(self.parts):
-            raise ValueError(
-                "the space is empty: there is nothing to sweep over. Give it an axis, "
-                'such as {"seed": range(5)}.'
-            )
-
-    @property
-    def ranges(self) -> bool:
-        """Whether some axis is a range, which a grid cannot go through."""
-        return any(isinstance(v, Between) for part in self.parts for v in part.values())
+            raise ValueError('the space is empty: add an axis, as {"seed": range(5)}.')
 
     def grid(self) -> list[Point]:
-        """Every trial, seeds fastest."""
-        if self.ranges:
-            names = [
-                name
-                for part in self.parts
-                for name, values in part.items()
-                if isinstance(values, Between)
-            ]
-            raise ValueError(
-                f"axis {names[0]!r} is a range: say how many points are to be drawn "
-                "(trials=50, or --trials 50), or list its values."
-            )
+        """Every trial, seeds fastest; ValueError where an axis is a range."""
+        axes = itertools.chain(*(part.items() for part in self.parts))
+        for name, values in axes:
+            if isinstance(values, Between):
+                raise ValueError(
+                    f"axis {name!r} is a range: say how many points are to be drawn "
+                    "(trials=50, or --trials 50), or list its values."
+                )
         return self._points(
             itertools.product(*map(_labels, part.values()))
             for part in map(_without_seed, self.parts)
@@ -141,10 +137,16 @@ class Space:
     def draw(self, n: int, seed: int = 0) -> list[Point]:
         """`n` points drawn from the space, each with every seed: random search."""
         random, drawn = np.random.default_rng(seed), [[] for _ in self.parts]
+
+        def pick(axis):
+            if isinstance(axis, Between):
+                return axis.draw(random.uniform())
+            return _labels(axis)[random.integers(len(_labels(axis)))]
+
         for i in range(n):
             part = i % len(self.parts)
             axes = _without_seed(self.parts[part]).values()
-            drawn[part].append(tuple(_pick(axis, random) for axis in axes))
+            drawn[part].append([pick(axis) for axis in axes])
         return self._points(drawn)
 
     def _points(self, products):
@@ -153,9 +155,7 @@ class Space:
             names = list(_without_seed(part))
             for chosen, seed in itertools.product(product, part.get(SEED, [0])):
                 both = dict(zip(names, chosen, strict=True))
-                static = {k: v for k, v in both.items() if isinstance(part[k], Static)}
-                values = {k: v for k, v in both.items() if k not in static}
-                points.append(Point(len(points), values, static, seed))
+                points.append(as_point(part, len(points), both, seed))
         return points
 
     def jobs(self, points: Sequence[Point], chunk: int | None = None) -> list[Job]:
@@ -176,12 +176,12 @@ class Space:
     def static_values(self, point: Point) -> dict[str, Any]:
         """The objects that a point's static labels stand for."""
         for part in self.parts:
-            if set(part) - {SEED} == set(point.static) | set(point.values):
-                try:
-                    return {k: part[k].values[v] for k, v in point.static.items()}  # pyright: ignore[reportAttributeAccessIssue]
-                except (KeyError, AttributeError):
-                    continue
-        raise ValueError(f"the space has no point {dict(point.row)}.")
+            axes = {k: v.values for k, v in part.items() if isinstance(v, Static)}
+            traced = set(part) - {SEED, *axes}
+            if axes.keys() == point.static.keys() and traced == set(point.values):
+                if all(label in axes[k] for k, label in point.static.items()):
+                    return {k: axes[k][label] for k, label in point.static.items()}
+        raise ValueError(f"the space has no point {point.row}.")
 
     def describe(self) -> Any:
         """The space as plain JSON, for the identity of a sweep."""
@@ -190,6 +190,13 @@ class Space:
             return {"static": values.values} if isinstance(values, Static) else values
 
         return describe([{k: plain(v) for k, v in p.items()} for p in self.parts])
+
+
+def as_point(part: Mapping, number: int, chosen: Mapping, seed: int) -> Point:
+    """The point of a part of a space with the `chosen` values, labels where static."""
+    static = {k: v for k, v in chosen.items() if isinstance(part[k], Static)}
+    values = {k: v for k, v in chosen.items() if k not in static}
+    return Point(number, values, static, seed)
 
 
 def _axis(name, values):
@@ -205,7 +212,7 @@ def _axis(name, values):
                 "belongs into the base config."
             )
         values = [v.item() if isinstance(v, np.generic) else v for v in values]
-        odd = [v for v in values if not _is_number(v)]
+        odd = [v for v in values if not is_number(v)]
         if odd:
             raise ValueError(
                 f"axis {name!r} holds {odd[0]!r:.60}, which cannot be traced: make the "
@@ -224,19 +231,8 @@ def _axis(name, values):
     return values
 
 
-def _is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 def _labels(axis):
     return list(axis.values) if isinstance(axis, Static) else axis
-
-
-def _pick(axis, random):
-    if isinstance(axis, Between):
-        return axis.draw(random.uniform())
-    options = _labels(axis)
-    return options[random.integers(len(options))]
 
 
 def _without_seed(part):
@@ -244,36 +240,38 @@ def _without_seed(part):
 
 
 def _label(value):
-    name = getattr(value, "__name__", None)
-    if name is None:
-        plain = isinstance(value, str | numbers.Number)
-        name = str(value) if plain else type(value).__name__
-    return name
+    """A class or a function by its name, plain values by their text."""
+    if isinstance(value, str | numbers.Number):
+        return str(value)
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def override(config: Any, values: Mapping[str, Any]) -> Any:
     """`config` with the fields that dotted names lead to replaced.
 
-    `override(config, {"optimizer.learning_rate": 1e-3})`; values may be traced.
+    **Arguments:**
+    - `config`: a dataclass.
+    - `values`: as {"optimizer.learning_rate": 1e-3}; may be traced.
     """
     # Shorter names first: an optimiser, then its rate.
     for name in sorted(values, key=lambda name: name.count(".")):
-        config = _replace(config, name.split("."), values[name], name)
+        config = _replace(config, name, values[name], name)
     return config
 
 
-def _replace(config, parts, value, name):
+def _replace(config, path, value, name):
+    first, _, rest = path.partition(".")
     if not dataclasses.is_dataclass(config):
         raise ValueError(
-            f"axis {name!r}: {parts[0]!r} is looked for in {config!r:.60}, which has "
-            "no fields."
+            f"axis {name!r}: {first!r} is looked for in {config!r:.60}, which has no "
+            "fields."
         )
     known = [field.name for field in dataclasses.fields(config)]
-    if parts[0] not in known:
+    if first not in known:
         raise ValueError(
-            f"axis {name!r}: {type(config).__name__} has no field {parts[0]!r}; it has "
+            f"axis {name!r}: {type(config).__name__} has no field {first!r}; it has "
             f"{', '.join(known)}."
         )
-    if len(parts) > 1:
-        value = _replace(getattr(config, parts[0]), parts[1:], value, name)
-    return dataclasses.replace(config, **{parts[0]: value})
+    if rest:
+        value = _replace(getattr(config, first), rest, value, name)
+    return dataclasses.replace(config, **{first: value})

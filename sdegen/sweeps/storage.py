@@ -5,15 +5,16 @@ import random
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .._compat import need
+from ..runs.recorder import first_line
 
 SAMPLERS = ("tpe", "random")
 RETRIES = 10
 """How often a job is given to another worker: the job may be what kills them."""
-
-
 _RACES = ("already exists", "UNIQUE constraint", "UniqueViolation", "is locked")
 """Errors of a database whose tables two workers make at the same time."""
 
@@ -22,6 +23,15 @@ def load_optuna() -> Any:
     """Optuna, or a sentence about where it comes from."""
     hint = "Without it a static grid runs anywhere: --shard 0/4 to --shard 3/4."
     return need("optuna", "a worker", extra="sweep", hint=hint)
+
+
+@contextmanager
+def _experimental() -> Iterator[Any]:
+    """Optuna, without its warnings of what is experimental there."""
+    optuna = load_optuna()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield optuna
 
 
 def make_sampler(optuna: Any, name: str | None) -> Any:
@@ -34,19 +44,19 @@ def make_sampler(optuna: Any, name: str | None) -> Any:
 
 def fail_stale(study: Any) -> None:
     """Fail the trials without heartbeats; a copy of each waits in its place."""
-    optuna = load_optuna()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with _experimental() as optuna:
         optuna.storages.fail_stale_trials(study)
 
 
 def open_storage(url: str, heartbeat: int, grace: int) -> Any:
-    """The storage; waits while other workers make its tables."""
-    optuna = load_optuna()
+    """The storage; waits while other workers make its tables.
+
+    **Arguments:**
+    - `url`, `heartbeat`, `grace`: see `work`.
+    """
     for attempt in itertools.count():
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            with _experimental() as optuna:
                 callback = optuna.storages.RetryHeartbeatStaleTrialCallback(
                     max_retry=RETRIES, inherit_intermediate_values=True
                 )
@@ -66,9 +76,9 @@ def open_storage(url: str, heartbeat: int, grace: int) -> Any:
                 time.sleep(random.uniform(0.2, 1.0))
                 continue
             raise ValueError(
-                f"the storage {_hidden(url)} cannot be used: "
-                f"{str(error).splitlines()[0]:.200}. Expected an Optuna URL such as "
-                "sqlite:///sweep.db or postgresql+psycopg://user@host/database."
+                f"the storage {_hidden(url)} cannot be used: {first_line(error)}. "
+                "Expected an Optuna URL such as sqlite:///sweep.db or "
+                "postgresql+psycopg://user@host/database."
             ) from error
 
 
@@ -79,40 +89,22 @@ def _hidden(url: str) -> str:
 
 
 class Life:
-    """A thread that sends heartbeats for the claimed trials."""
+    """A thread that sends heartbeats for the trials in `ids`, which may change."""
 
-    def __init__(self, storage, interval):
-        self._storage, self._interval = storage, interval
-        self._ids: set[int] = set()
-        self._lock, self._end = threading.Lock(), threading.Event()
+    def __init__(self, storage, interval, ids):
+        self._storage, self._interval, self._ids = storage, interval, ids
+        self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
 
     def _beat(self):
         while not self._end.wait(self._interval):
-            with self._lock:
-                ids = list(self._ids)
-            for id_ in ids:
+            for id_ in tuple(self._ids):
                 try:
                     self._storage.record_heartbeat(id_)
                 except Exception as error:  # a server that is restarted, say
                     warnings.warn(f"no heartbeat: {error!s:.200}", stacklevel=2)
         self._storage.remove_session()
-
-    def add(self, id_: int) -> None:
-        """Send heartbeats for this trial, too."""
-        with self._lock:
-            self._ids.add(id_)
-
-    def remove(self, id_: int) -> None:
-        """Send no more for this one."""
-        with self._lock:
-            self._ids.discard(id_)
-
-    def clear(self) -> None:
-        """Send none."""
-        with self._lock:
-            self._ids.clear()
 
     def close(self) -> None:
         """End the thread."""

@@ -1,7 +1,7 @@
 """A trial: a function (key, **hyperparameters) of arrays, and what it may return.
 
-Either a dict of scalar metrics, or a `Training`, whose loop the sweep then runs, saves
-and resumes. All of it is traced once for all trials that share their static values.
+Either a dict of scalar metrics, or a `Training`, whose loop the sweep then runs. It is
+traced once for all trials that share their static values.
 """
 
 import dataclasses
@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..runs.recorder import first_line
 from ..training import Feed, Fit, fit
 from ..training.config import TrainingConfig, configured
 from ..typing import PyTree, RandomKey, is_traced
-from .space import Space, override
+from .space import SEED, Space, override
 
 
 @dataclasses.dataclass(init=False, eq=False)
@@ -27,13 +28,12 @@ class Training:
     """What a trial trains: the arguments of `fit`, and how the result is judged.
 
     The numbers in `model`, `optimizer`, `loss` and `ema` may depend on the trial's
-    hyperparameters; data, steps and batch size are the same for all trials of a
-    program. "loss", the mean over the last tenth of the steps (at a rung of `Halving`
-    over the last call), is always among the metrics.
+    hyperparameters. "loss", the mean over the last tenth of the steps (at a rung of
+    `Halving` over the last call), is always among the metrics.
 
     **Arguments:**
-
-    - `model`, `config`, `cond`, `loss`, `changes`: see `fit`; `data`, arrays.
+    - `model`, `config`, `cond`, `loss`, `changes`: see `fit`.
+    - `data`: arrays, the same for all trials of a program.
     - `evaluate`: (key, model) -> a pytree, of the averaged model, on the device, for
       all trials together; nothing by default.
     - `measure`: that pytree, of one trial -> metrics, on the host; by default
@@ -77,22 +77,15 @@ class Training:
                 "the data of a Training must be the same for all trials of a program: "
                 "make them outside of the trial, not from its key or hyperparameters."
             )
-        return functools.partial(
-            Feed,
-            self.data,
-            self.cond,
-            batch_size=self.config.batch_size,
-            seed=0,
-            mesh=None,
-            accumulate=self.config.accumulate,
-        )
+        config = self.config
+        sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
+        return functools.partial(Feed, self.data, self.cond, seed=0, mesh=None, **sizes)
 
 
 def bind(trial: Callable, config: Any, static: Mapping[str, Any]) -> Callable:
-    """(key, values) -> what `trial` returns, with the static values filled in.
+    """(key, values) -> what `trial` returns, with the `static` values filled in.
 
-    With a config the trial is called as `trial(key, config)`, with the fields that the
-    axes name replaced.
+    With a `config` the trial is called as `trial(key, config)`, its fields replaced.
     """
 
     def bound(key, values):
@@ -106,60 +99,58 @@ def bind(trial: Callable, config: Any, static: Mapping[str, Any]) -> Callable:
 
 def check_names(trial: Callable, config: Any, space: Space) -> None:
     """Refuse axes that are no parameters of the trial."""
-    for part in space.parts:
-        names = [name for name in part if name != "seed"]
+    parameters = inspect.signature(trial).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = list(parameters)[1:]
+    for name in (name for part in space.parts for name in part if name != SEED):
         if config is not None:
-            values = {n: None for n in names if "." not in n}
-            override(config, values)
-            continue
-        parameters = inspect.signature(trial).parameters
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            continue
-        known = list(parameters)[1:]
-        unknown = [name for name in names if name not in known]
-        if unknown:
+            override(config, {} if "." in name else {name: None})
+        elif not anything and name not in known:
             raise ValueError(
-                f"the trial has no parameter {unknown[0]!r}; it has "
+                f"the trial has no parameter {name!r}; it has "
                 f"{', '.join(known) or 'none but its key'}."
             )
+
+
+_UNTRACEABLE = (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError)
 
 
 def outcome(trial: Callable, values: Mapping[str, Any], metric: str | None) -> Any:
     """What `trial(key, values)` returns, as shapes: a Training, or a dict of metrics.
 
-    `values` are numbers of one trial.
+    **Arguments:**
+    - `trial`: from `bind`.
+    - `values`: numbers of one trial.
+    - `metric`: that the trials must have, or None.
 
     **Raises:** ValueError for an axis that cannot be traced, and for metrics that are
     no scalars.
     """
-    seen = []
-
-    def run(key, values):
-        result = trial(key, values)
-        seen.append(result)
-        if isinstance(result, Training):
-            return _evaluate(result, key)
-        return result
-
-    key = jax.random.key(0)
     values = {name: jnp.asarray(np.asarray(value)) for name, value in values.items()}
     try:
-        shapes = jax.eval_shape(run, key, values)
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError) as error:
-        _blame(trial, key, values, error)
+        result, shapes = _trace(trial, values)
+    except _UNTRACEABLE as error:
+        _blame(trial, values, error)
         raise
-    result = seen[-1]
-    measured = isinstance(result, Training) and result.measure is not None
-    if not measured:
-        names = _check_scalars(shapes, isinstance(result, Training))
-        check_metric(metric, names)
+    trains = isinstance(result, Training)
+    if not trains or result.measure is None:
+        check_metric(metric, _check_scalars(shapes, trains))
     return result
 
 
-def _evaluate(training, key):
-    if not callable(training.evaluate):
-        return {}
-    return training.evaluate(key, training.model)
+def _trace(trial, traced, fixed=None):
+    """What a trial of `traced` and `fixed` values returns; its metrics as shapes."""
+    seen = []
+
+    def run(key, values):
+        result = trial(key, {**(fixed or {}), **values})
+        seen.append(result)
+        if not isinstance(result, Training):
+            return result
+        return {} if result.evaluate is None else result.evaluate(key, result.model)
+
+    shapes = jax.eval_shape(run, jax.random.key(0), traced)
+    return seen[-1], shapes
 
 
 def _check_scalars(shapes, training):
@@ -169,14 +160,14 @@ def _check_scalars(shapes, training):
             f"{what} must return a dict of scalar metrics"
             f"{'' if training else ', or a Training'}, got {shapes!r:.80}."
         )
-    for name, shape in shapes.items():
-        if getattr(shape, "shape", None) != ():
+    for name, metric in shapes.items():
+        shape = getattr(metric, "shape", type(metric).__name__)
+        if shape != ():
             raise ValueError(
-                f"the metric {name!r} must be a scalar, got shape "
-                f"{getattr(shape, 'shape', type(shape).__name__)}. Reduce it, or let "
-                "`measure` of a Training do so on the host."
+                f"the metric {name!r} must be a scalar, got shape {shape}. Reduce it, "
+                "or let `measure` of a Training do so on the host."
             )
-    return [*shapes, *(["loss"] if training else [])]
+    return [*shapes, "loss"] if training else list(shapes)
 
 
 def check_metric(metric: str | None, names: Sequence[str]) -> None:
@@ -188,40 +179,34 @@ def check_metric(metric: str | None, names: Sequence[str]) -> None:
         )
 
 
-def _blame(trial, key, values, error):
+def _blame(trial, values, error):
     """Raise with the name of the axis that cannot be traced, if it is one."""
 
-    def traced(name):
-        """What is wrong if only the value of `name` (and the key) are traced."""
-        others = {k: v.item() for k, v in values.items() if k != name}
-
-        def alone(key, value):
-            result = trial(key, others if name is None else {**others, name: value})
-            training = isinstance(result, Training)
-            return _evaluate(result, key) if training else result
-
+    def wrong(name):
+        """The error if only the value of `name` (and the key) are traced, or None."""
+        fixed = {k: v.item() for k, v in values.items() if k != name}
+        traced = {k: v for k, v in values.items() if k == name}
         try:
-            jax.eval_shape(alone, key, values.get(name))
-        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError) as wrong:
-            return wrong
+            _trace(trial, traced, fixed)
+        except _UNTRACEABLE as found:
+            return found
         return None
 
-    wrong = traced(None)
-    if isinstance(wrong, jax.errors.JAXTypeError):
+    whatever = wrong(None)
+    if isinstance(whatever, jax.errors.JAXTypeError):
         raise ValueError(
-            f"the trial cannot be traced whatever its axes are ({_first_line(wrong)}): "
-            "make arrays of data outside of it, and keep to JAX on what depends on the "
-            "key."
+            "the trial cannot be traced whatever its axes are "
+            f"({_short(whatever)}): make arrays of data outside of it, and keep to JAX "
+            "on what depends on the key."
         ) from error
-    for name in values if wrong is None else ():
-        if (wrong := traced(name)) is not None:
+    for name in values if whatever is None else ():
+        if (found := wrong(name)) is not None:
             raise ValueError(
                 f"axis {name!r} cannot be traced: the trial needs its value as a "
-                f"Python number ({_first_line(wrong)}). Make the axis static, "
-                f"{name!r}: Static(...), and each of its values becomes a program of "
-                "its own."
+                f"Python number ({_short(found)}). Make the axis static, {name!r}: "
+                "Static(...), and each of its values becomes a program of its own."
             ) from error
 
 
-def _first_line(error):
-    return str(error).strip().splitlines()[0][:120].rstrip(".")
+def _short(error):
+    return first_line(error)[:120].rstrip(".")

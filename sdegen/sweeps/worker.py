@@ -1,17 +1,11 @@
 """Workers that pull jobs from an Optuna storage: a SQLite file, or a database server.
 
-Every worker is the same command, without a driver. The storage holds a waiting trial
-for each *slot*: a job of the grid, or a point that a sampler is to choose. A worker
-claims slots, which is atomic, sends heartbeats while it works, and reports the results.
-A slot whose heartbeats stop waits again, and the worker that claims it continues from
-the job's last checkpoint, because the folder is shared. The start of a worker is
-idempotent.
-
-With a sampler a worker claims several slots at once and runs their points as one
-program; the first slot holds the list of them.
+Every worker is the same command, without a driver. It claims slots of the storage (see
+`queue.py`), sends heartbeats while it works, and reports the results. The worker that
+claims a slot whose heartbeats have stopped continues from the job's last checkpoint,
+because the folder is shared.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +14,6 @@ import jax
 from jax.sharding import Mesh
 
 from .folder import Folder
-from .job import JobOptions
 from .multihost import broadcast
 from .queue import Grid
 from .results import Results
@@ -46,10 +39,9 @@ def work(
 ) -> Results:
     """Run jobs of `plan` until none is left, beside any number of other workers.
 
-    A worker may be one process or an SPMD job of many: process 0 uses the storage.
+    A worker may be an SPMD job of many processes: process 0 uses the storage.
 
     **Arguments:**
-
     - `plan`: the sweep.
     - `directory`: shared by all workers.
     - `storage`: an Optuna URL, "postgresql+psycopg://user@host/name"; by default a
@@ -62,32 +54,30 @@ def work(
     - `grace`: seconds without one until a slot is given to another worker; 120.
     - `watch`: called with the results so far after every job; none.
 
-    **Returns:** all results.
-
     **Raises:** the first error of a job's code, once all other jobs are done.
     """
     if plan.trials is None and sampler is not None:
-        raise ValueError(
-            "a sampler needs to know how many points to choose: trials=50, or "
-            "--trials 50."
-        )
+        raise ValueError("say how many points to choose: trials=50, or --trials 50.")
     if sampler not in (None, *SAMPLERS):
         raise ValueError(f"sampler is one of {', '.join(SAMPLERS)}, got {sampler!r}.")
     more = {"sampler": sampler} if sampler else {"chunk": plan.chunk}
     folder = Folder(directory, plan.identity(**more))
     url = storage or f"sqlite:///{folder.place / 'storage.db'}"
-    queue = None
+    queue: Any = None
     if jax.process_index() == 0:
         kind = Search if sampler else Grid
         queue = kind(plan, url, folder, sampler, batch, heartbeat, grace)
-    failed = []
+    options = {"mesh": mesh, "save_every": save_every, "progress": progress}
+    if sampler and plan.halving is not None:
+
+        def stop(step, values):
+            """The trials to stop, compared with those of all workers."""
+            return set(broadcast(queue.prune(step, values) if queue else None))
+
+        options["stop"] = stop
+    options, failed = plan.job_options(**options), []
     try:
         while (task := broadcast(queue.next() if queue else None)) is not None:
-            options = plan.job_options(
-                mesh=mesh, save_every=save_every, progress=progress
-            )
-            if sampler:
-                options = _compared_by_all(options, plan, queue)
             try:
                 rows = _rows(plan, folder, task, options)
             except Exception as error:
@@ -110,21 +100,9 @@ def work(
 
 def _rows(plan, folder, task, options):
     """The rows of a job, as they stand in the folder or as they are now computed."""
+    rows = broadcast(folder.finished(task["name"]))
+    if rows is not None:
+        return rows
     points = tuple(Point(**point) for point in task["points"])
     job = Job(task["number"], plan.axes.static_values(points[0]), points)
-    rows = broadcast(folder.finished(task["name"]))
-    if rows is None:
-        rows = run_and_keep(job, options, folder, task["name"], task["total"])
-    return rows
-
-
-def _compared_by_all(options: JobOptions, plan: Sweep, queue: Any) -> JobOptions:
-    """Options by which trials are compared with those of all workers."""
-    if plan.halving is None:
-        return options
-
-    def stop(step, values):
-        found = queue.prune(step, values) if queue else None
-        return set(broadcast(found))
-
-    return dataclasses.replace(options, stop=stop)
+    return run_and_keep(job, options, folder, task["name"], task["total"])

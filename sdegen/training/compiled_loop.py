@@ -1,13 +1,10 @@
 """The compiled loop: many steps to one dispatch, on one device or on a mesh.
 
-On a mesh the gradient is taken per device, under `shard_map`, so that what is
-communicated is what is written here and nothing else:
+On a mesh the gradient is taken per device, under `shard_map`. What is communicated is:
 
     "data"   one sum of the gradients over the devices;
     "fsdp"   every parameter is gathered before use, and again for the backward pass,
              and its gradient is summed and scattered in one.
-
-The update then acts on arrays as they lie, part by part.
 """
 
 import functools
@@ -49,19 +46,16 @@ def make_call(
     loss: Callable | None = None,
     **changes: Any,
 ) -> tuple[Callable, list[Array], Any]:
-    """The compiled loop of `fit`: many steps to one dispatch.
+    """The compiled loop of `fit`.
 
     **Arguments:**
-
-    - `model`: the model to train.
-    - `feed`: its data; the key of the run is that of the feed's seed.
-    - `config`, `loss`, `changes`: see `fit`.
+    - `model`, `config`, `loss`, `changes`: see `fit`.
+    - `feed`: the data, whose seed gives the key of the run.
 
     **Returns:** (call, leaves, structure). `call(leaves, fed) -> (leaves, metrics)`
     runs one step for each row of a chunk of `feed` and donates `leaves`; the state is
-    `jax.tree.unflatten(structure, leaves)`. A third argument, one number for each
-    device, comes back as its largest in metrics["stop"]. `call.lower` lowers without
-    running.
+    `jax.tree.unflatten(structure, leaves)`. A third argument, a number for each device,
+    comes back as its largest in metrics["stop"]. `call.lower` lowers without running.
     """
     config = configured(TrainingConfig, config, changes, "make_call")
     key = jax.random.key(feed.seed)
@@ -79,49 +73,45 @@ def make_call(
 
 
 def begin(
-    model: eqx.Module,
+    model: AbstractModel,
     key: RandomKey,
     config: TrainingConfig,
     loss: Callable | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[list[Array], PyTree, Any]:
-    """What `advance` needs for a run: (leaves, extras, static).
+    """What `advance` needs for a run: (leaves of the state, extras, static).
 
-    The leaves are those of the state: a flat list crosses the jit boundary far faster
-    than a tree of objects. Without a mesh this is a pure function of the arrays in its
-    arguments: under `vmap` it begins many runs, and `advance` under `vmap` goes on with
-    them. `key` gives the noise of the steps and, apart from it, their augmentation.
+    A flat list crosses the jit boundary far faster than a tree of objects. Without a
+    mesh this and `advance` are pure: `vmap` makes them those of many runs.
+
+    **Arguments:**
+    - `model`, `config`, `loss`, `mesh`: see `fit`.
+    - `key`: of the noise of the steps and, apart from it, of their augmentation.
     """
     check_model(model)
     optimizer, averages = as_optimizer(config.optimizer), as_averages(config.ema)
     transform, trained = optimizer.transform(config.steps), model.trained
-    extras = (
-        without_trained(model),
-        optimizer,
-        loss or own_loss,
-        averages,
-        config.augment,
-        key,
-    )
+    loss = loss or own_loss
+    extras = (without_trained(model), optimizer, loss, averages, config.augment, key)
+
+    def init(trained):
+        return init_state(trained, transform, averages=len(averages))
+
     if mesh is None:
-        state = init_state(trained, transform, averages=len(averages))
+        state = init(trained)
     else:
         _warn_of_whole_arrays(trained, mesh)
         trained = place(trained, parameter_sharding(trained, mesh))
         extras = place(extras, jax.tree.map(lambda _: replicated(mesh), extras))
         arrays, rest = eqx.partition(trained, eqx.is_array)
-
-        def init(arrays):
-            full = eqx.combine(arrays, rest)
-            state = init_state(full, transform, averages=len(averages))
-            return eqx.filter(state, eqx.is_array)
-
-        shape = jax.eval_shape(init, arrays)
-        born = jax.jit(init, out_shardings=parameter_sharding(shape, mesh))(arrays)
-        like = eqx.filter_eval_shape(
-            lambda: init_state(trained, transform, averages=len(averages))
-        )
-        state = eqx.combine(born, eqx.filter(like, _is_static))
+        shapes = eqx.filter_eval_shape(init, trained)
+        is_shape = lambda a: isinstance(a, jax.ShapeDtypeStruct)  # noqa: E731
+        shapes, static = eqx.partition(shapes, is_shape)
+        born = jax.jit(
+            lambda arrays: eqx.filter(init(eqx.combine(arrays, rest)), eqx.is_array),
+            out_shardings=parameter_sharding(shapes, mesh),
+        )(arrays)
+        state = eqx.combine(born, static)
     leaves, structure = jax.tree.flatten(state)
     extras, static = eqx.partition(extras, eqx.is_array)
     static, inner = jax.tree.flatten(static)
@@ -130,11 +120,7 @@ def begin(
 
 
 class _Static:
-    """What a program depends on besides arrays; its hash is taken once, not per call.
-
-    The structure of a network has hundreds of nodes: hashing it took most of the
-    host's time for a step.
-    """
+    """What a program depends on besides arrays; hashed once, not at every step."""
 
     def __init__(self, *parts):
         self.parts, self._hash = parts, hash(parts)
@@ -167,10 +153,6 @@ def _warn_of_whole_arrays(trained, mesh):
         )
 
 
-def _is_static(leaf):
-    return not isinstance(leaf, jax.ShapeDtypeStruct)
-
-
 @functools.partial(jax.jit, static_argnums=(4,), donate_argnums=(0,))
 def _run(leaves, arrays, fed, flags, static):
     leaves, metrics = advance(leaves, arrays, fed, static)
@@ -191,12 +173,9 @@ def advance(leaves, arrays, fed, static):
 
     def body(leaves, fed):
         state = jax.tree.unflatten(structure, leaves)
-        arguments = (state.trained, given, fed, state.step)
-        if mesh is None:
-            found = _part(*arguments, accumulate=accumulate)
-        else:
-            found = _on_mesh(*arguments, mesh=mesh, accumulate=accumulate)
-        value, grads, aux = found
+        value, grads, aux = _gradients(
+            state.trained, given, fed, state.step, mesh=mesh, accumulate=accumulate
+        )
         state, metrics = apply_gradients(state, value, grads, transform, averages, aux)
         leaves = jax.tree.leaves(state)
         if mesh is not None:
@@ -274,14 +253,8 @@ def _gathering(loss, dims):
 
 def _keep(primitive, *_, **__):
     """What is kept for the backward pass: all but whole parameters, in any guise."""
-    return primitive.name not in (
-        "all_gather",
-        "convert_element_type",
-        "transpose",
-        "reshape",
-        "broadcast_in_dim",
-        "squeeze",
-    )
+    guises = "convert_element_type transpose reshape broadcast_in_dim squeeze"
+    return primitive.name not in ("all_gather", *guises.split())
 
 
 def _dimensions(trained, mesh):
@@ -294,8 +267,10 @@ def _dimensions(trained, mesh):
     return jax.tree.map(dimension, parameter_sharding(trained, mesh))
 
 
-def _on_mesh(trained, given, fed, step, *, mesh, accumulate):
-    """`_part` on every device; the gradients averaged over all."""
+def _gradients(trained, given, fed, step, *, mesh, accumulate):
+    """`_part` on every device of a mesh; the gradients averaged over all."""
+    if mesh is None:
+        return _part(trained, given, fed, step, accumulate=accumulate)
     axes, spread = batch_axes(mesh), mesh.shape.get("fsdp", 1)
     others = tuple(a for a in axes if a != "fsdp")
     arrays, static = eqx.partition((trained, given), eqx.is_array)
@@ -313,16 +288,14 @@ def _on_mesh(trained, given, fed, step, *, mesh, accumulate):
         return (jax.lax.pmean(g, others) if others else g) / spread
 
     def per_device(arrays, fed, step):
-        trained, given = eqx.combine(arrays, static)
-        value, grads, aux = _part(
-            trained, given, fed, step, accumulate=accumulate, axes=axes, dims=dims
-        )
+        arguments = *eqx.combine(arrays, static), fed, step
+        options = {"accumulate": accumulate, "axes": axes, "dims": dims}
+        value, grads, aux = _part(*arguments, **options)
         return value, jax.tree.map(average, grads, param_dims), aux
 
-    return jax.shard_map(
-        per_device,
-        mesh=mesh,
-        in_specs=((specs(arrays[0]), P()), P(axes), P()),
-        out_specs=(P(), specs(params), P()),
-        check_vma=False,
-    )(arrays, fed, step)
+    ins = (specs(arrays[0]), P()), P(axes), P()
+    outs = P(), specs(params), P()
+    split = jax.shard_map(
+        per_device, mesh=mesh, in_specs=ins, out_specs=outs, check_vma=False
+    )
+    return split(arrays, fed, step)

@@ -109,20 +109,16 @@ def update(
         share = average.share(n)
 
         def step(a, b):
-            return a + share.astype(a.dtype) * (b - a) if is_averaged(a) else b
+            inexact = eqx.is_inexact_array(a)
+            return a + share.astype(a.dtype) * (b - a) if inexact else b
 
         return jax.tree.map(step, tree, new)
 
     return tuple(one(a, tree) for a, tree in zip(averages, old, strict=True))
 
 
-def is_averaged(leaf) -> bool:
-    """Whether a leaf is a floating-point array."""
-    return eqx.is_inexact_array(leaf)
-
-
 def posthoc_weights(
-    steps: Sequence[int] | Sequence[float],
+    steps: Sequence[int | float],
     stds: Sequence[float],
     target_step: int | float,
     target_std: float,
@@ -130,24 +126,21 @@ def posthoc_weights(
     """The sum of saved averages that is nearest to another one, by (3) in float64.
 
     **Arguments:**
-
-    - `steps`, `stds`: of each saved average the step at which it was saved, and its
-      sigma_rel.
+    - `steps`, `stds`: the step at which each average was saved, and its sigma_rel.
     - `target_step`, `target_std`: those of the average that is wanted.
 
     **Returns:** (weights, error), `error` what is left of the wanted profile, relative
     to its norm.
     """
-    steps = np.append(np.asarray(steps, np.float64), target_step)
-    g = np.array([float(_exponent64(s)) for s in (*stds, target_std)])
+    ends = np.append(np.asarray(steps, np.float64), target_step)
+    # The largest root of the cubic of `exponent`.
+    inverse = 1 / np.array([*stds, target_std], np.float64) ** 2
+    g = np.array([max(np.roots([1.0, 7.0, 16 - i, 12 - i]).real) for i in inverse])
     total = g[:, None] + g[None, :] + 1
-    log_ratio = total * np.log(np.minimum.outer(steps, steps))
-    log_own = (g + 1) * np.log(steps)
-    products = (
-        np.outer(g + 1, g + 1)
-        / total
-        * np.exp(log_ratio - log_own[:, None] - log_own[None, :])
-    )
+    log_ratio = total * np.log(np.minimum.outer(ends, ends))
+    log_own = (g + 1) * np.log(ends)
+    ratio = np.exp(log_ratio - log_own[:, None] - log_own[None, :])
+    products = np.outer(g + 1, g + 1) / total * ratio
     # Rows and columns are scaled to a unit diagonal: late profiles are small numbers.
     scale = np.sqrt(np.diag(products))
     products = products / np.outer(scale, scale)
@@ -155,8 +148,3 @@ def posthoc_weights(
     weights = np.linalg.lstsq(among, wanted, rcond=1e-12)[0]
     left = 1 - 2 * weights @ wanted + weights @ among @ weights
     return weights * scale[-1] / scale[:-1], float(np.sqrt(max(left, 0.0)))
-
-
-def _exponent64(std):
-    inverse = 1 / float(std) ** 2
-    return max(np.roots([1.0, 7.0, 16 - inverse, 12 - inverse]).real)

@@ -1,12 +1,11 @@
 """The batch of step n as a function of (seed, n), on any mesh.
 
-Data that fit on a device stay there, and a step gets the numbers of its rows; an
-`AbstractStream` is read and sent ahead by a thread. Both reach the compiled loop in
-chunks of several steps.
+Arrays stay on the device, and a step gets the numbers of its rows; an `AbstractStream`
+is read ahead by a thread. Both reach the compiled loop in chunks of several steps.
 """
 
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -22,14 +21,11 @@ from ..typing import PyTree
 
 
 class Feed:
-    """The data of a run: arrays on the device, or a stream.
+    """The data of a run: `arrays`, (x, cond) on the device, or a stream.
 
     **Arguments:**
-
     - `data`, `cond`, `mesh`: see `fit`.
     - `batch_size`, `seed`, `accumulate`: see `TrainingConfig`.
-
-    `arrays` is (x, cond) on the device, or None for a stream.
     """
 
     def __init__(
@@ -44,21 +40,20 @@ class Feed:
     ):
         check_batch(batch_size, mesh, accumulate)
         self.batch_size, self.seed, self.mesh = batch_size, seed, mesh
-        self.stream = data if isinstance(data, AbstractStream) else None
-        self.length = len(data)
-        if self.stream is None:
-            data = check_data(data, cond)
+        self.length, self.stream, self.arrays = len(data), None, None
+        if isinstance(data, AbstractStream):
+            if cond is not None:
+                raise ValueError(
+                    "a stream brings its conditions with it: leave out cond, or give "
+                    "it to the stream."
+                )
+            self.stream = data
+        else:
+            check_data(data, cond)
             self.arrays = (jnp.asarray(data), jax.tree.map(jnp.asarray, cond))
             if mesh is not None:
                 whole = jax.tree.map(lambda _: replicated(mesh), self.arrays)
                 self.arrays = place(self.arrays, whole)
-        elif cond is not None:
-            raise ValueError(
-                "a stream brings its conditions with it: leave out cond, or give it to "
-                "the stream."
-            )
-        else:
-            self.arrays = None
 
     def chunks(self, start: int, counts: Iterator[int]):
         """A context of an iterator over what each call of `counts` steps needs.
@@ -66,28 +61,21 @@ class Feed:
         That is rows (count, batch) of `arrays`, or batches (count, batch, ...).
         """
         if self.stream is None:
-            return nullcontext(self._rows(start, counts))
-        return closing(prefetch(self._batches(start, counts), self._put))
+            return closing(self._rows(start, counts))
+        batches = self.stream.batches(
+            self.seed, start, batch_size=self.batch_size, rows=self._my_rows()
+        )
+        return closing(prefetch(_stacked(batches, counts), self._put))
 
     def _rows(self, step, counts):
+        sizes = {"n": self.length, "batch_size": self.batch_size}
         for count in counts:
-            rows = batch_indices(
-                self.seed, step, count, n=self.length, batch_size=self.batch_size
-            )
+            rows = batch_indices(self.seed, step, count, **sizes)
             step += count
             if self.mesh is None:
                 yield jnp.asarray(rows)
             else:
                 yield place(rows, batch_sharding(self.mesh, axis=1))
-
-    def _batches(self, step, counts):
-        mine = self._my_rows()
-        batches = self.stream.batches(
-            self.seed, step, batch_size=self.batch_size, rows=mine
-        )
-        for count in counts:
-            several = [next(batches) for _ in range(count)]
-            yield jax.tree.map(lambda *a: np.stack(a), *several)
 
     def _put(self, chunk):
         if self.mesh is None:
@@ -104,29 +92,31 @@ class Feed:
         """The rows of a global batch that this process's devices hold, contiguous."""
         if self.mesh is None:
             return slice(0, self.batch_size)
-        index = batch_sharding(self.mesh).addressable_devices_indices_map(
-            (self.batch_size,)
-        )
-        spans = [s[0].indices(self.batch_size)[:2] for s in index.values()]
+        size, sharding = self.batch_size, batch_sharding(self.mesh)
+        index = sharding.addressable_devices_indices_map((size,)).values()
+        spans = [span[0].indices(size)[:2] for span in index if span is not None]
         return slice(min(a for a, _ in spans), max(b for _, b in spans))
+
+
+def _stacked(batches, counts):
+    """The next `count` of `batches` as one, for each count."""
+    for count in counts:
+        several = [next(batches) for _ in range(count)]
+        yield jax.tree.map(lambda *a: np.stack(a), *several)
 
 
 def take(arrays: PyTree, fed: PyTree) -> tuple[Any, PyTree]:
     """(x, cond) of one step from its part of a chunk."""
-    if arrays is None:
-        return fed
-    return jax.tree.map(lambda a: a[fed], arrays)
+    return fed if arrays is None else jax.tree.map(lambda a: a[fed], arrays)
 
 
 def as_float(x):
     """Bytes 0 .. 255 as float32 in [-1, 1]; floating-point data as they are."""
-    if x.dtype != jnp.uint8:
-        return x
-    return x.astype(jnp.float32) / 127.5 - 1
+    return x if x.dtype != jnp.uint8 else x.astype(jnp.float32) / 127.5 - 1
 
 
 def check_batch(batch_size: int, mesh: Mesh | None, accumulate: int) -> None:
-    """Refuse a batch that the mesh, or accumulation, cannot divide."""
+    """Refuse a batch that the mesh, or `accumulate`, cannot divide."""
     if mesh is not None and not batch_axes(mesh):
         raise ValueError(
             'fit needs a mesh with an axis "data" or "fsdp", got axes '
@@ -141,7 +131,7 @@ def check_batch(batch_size: int, mesh: Mesh | None, accumulate: int) -> None:
         )
 
 
-def check_data(data, cond) -> np.ndarray | jax.Array:
+def check_data(data: Any, cond: PyTree) -> None:
     """Refuse arrays that cannot be trained on, with a sentence."""
     host = np.asarray(data)
     image = host.dtype == np.uint8 and host.ndim >= 3
@@ -167,4 +157,3 @@ def check_data(data, cond) -> np.ndarray | jax.Array:
             )
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
             raise ValueError("cond must be finite, but it holds NaN or infinity.")
-    return data

@@ -1,16 +1,16 @@
 """`fit`: the loop that trains, saves, resumes, handles preemption and logs.
 
 Every quantity of step n is a function of (seed, n), and every compiled call starts at a
-multiple of `steps_per_call`, interrupted or not: a run that was killed and started
-again runs the same programs on the same numbers, and ends in the same bits.
+multiple of `steps_per_call`: a run that was killed and started again runs the same
+programs on the same numbers, and ends in the same bits.
 """
 
 import dataclasses
 import time
 import warnings
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ _AHEAD = 2  # calls in flight; more can deadlock collectives on simulated device
 class NonFiniteError(FloatingPointError):
     """Training met a loss or a gradient that is not finite.
 
-    `step` is the first such step; `state` is the state just before it, all finite;
-    `checkpoint` is where it was saved, or None.
+    `step` is the first such step, `state` the state just before it, all finite, and
+    `checkpoint` where it was saved, or None.
     """
 
     def __init__(self, message: str, step: int, state: TrainState, path: Path | None):
@@ -53,7 +53,7 @@ class NonFiniteError(FloatingPointError):
 class Fit:
     """What `fit` returns.
 
-    `model` is the trained one, by the first of its averages; `state` is the last;
+    `model` is the trained one, by the first of its averages, `state` the last one, and
     `losses` are those of the steps from `start` on, at which this process began.
     """
 
@@ -86,7 +86,6 @@ def fit(
     """Train a model: `fit(Denoiser(network, VP()), data, steps=500)`.
 
     **Arguments:**
-
     - `model`: an `AbstractModel`. What `model.trainable` names is trained.
     - `data`: floating-point data (n, ...) or uint8 images (n, h, w, c), which become
       [-1, 1], kept on the device; or an `AbstractStream`, see `sdegen.data`.
@@ -113,14 +112,8 @@ def fit(
     """
     config = configured(TrainingConfig, config, changes, "fit")
     check_model(model)
-    feed = Feed(
-        data,
-        cond,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        mesh=mesh,
-        accumulate=config.accumulate,
-    )
+    sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
+    feed = Feed(data, cond, seed=config.seed, mesh=mesh, **sizes)
     run = Run(model, feed, config, loss)
     with RunDirectory(directory, run, data) as folder:
         loop = _Loop(run, folder, recorder, watch)
@@ -131,13 +124,13 @@ class UnsolvedPlans:
     """The share of the plans of a coupling that did not reach their tolerance."""
 
     def __init__(self):
-        self._shares: dict[str, list[float]] = {}
+        self._shares = defaultdict(list)
 
     def add(self, metrics: Mapping[str, np.ndarray]) -> None:
         """Count the columns of `metrics` whose names end in "_unsolved"."""
         for name, values in metrics.items():
             if name.endswith("_unsolved"):
-                self._shares.setdefault(name, []).append(float(np.mean(values)))
+                self._shares[name].append(float(np.mean(values)))
 
     def warn(self) -> None:
         """Warn if there were any."""
@@ -169,16 +162,14 @@ class _Loop:
 
     def train(self, profile, progress) -> Fit:
         run, folder = self.run, self.folder
-        counts = run.counts(run.done, run.steps)
-        chunks = run.feed.chunks(run.done, run.counts(run.done, run.steps))
         guard = Preemption(run.feed.mesh) if folder.active else nullcontext()
         with (
             guard as preemption,
             progress_bar(run.steps, progress, run.done) as self.bar,
-            chunks as fed_chunks,
+            closing(run.calls(run.steps)) as calls,
             Trace(profile) as trace,
         ):
-            for fed, count in zip(fed_chunks, counts, strict=False):
+            for fed, count in calls:
                 first = run.done == self.start
                 if first and (self.recorder is not None or progress):
                     self.speed.flops = run.flops(fed)
@@ -196,9 +187,8 @@ class _Loop:
         """What is due after a call of `count` steps."""
         run, folder = self.run, self.folder
         save, snap = folder.due(count)
-        look = self.watch is not None and (
-            run.crossed(self.watch_every, count) or run.done == run.steps
-        )
+        due = run.crossed(self.watch_every, count) or run.done == run.steps
+        look = self.watch if due else None
         now = time.perf_counter()
         copy = self.good is not None and now - self.copied > _COPY_EVERY
         # What is kept or shown is known to be finite first.
@@ -219,8 +209,8 @@ class _Loop:
                 f"{folder.place}; the same command continues from there.",
                 run.done,
             )
-        if look:
-            self.watch(run.done, run.averaged(copy=True))
+        if look is not None:
+            look(run.done, run.averaged(copy=True))
 
     def _settle(self, left):
         """Wait for the oldest calls, until `left` are in flight, and record them."""
@@ -247,7 +237,7 @@ class _Loop:
     def _fail(self, step, value):
         """Return to a good state, advance to the one before `step`, and raise."""
         run, folder, saved = self.run, self.folder, None
-        if folder.active:
+        if self.good is None:
             folder.checkpoints.wait()
             folder.restore()
         else:
@@ -255,9 +245,7 @@ class _Loop:
         run.replay(step)
         if folder.active:
             saved = checkpoint.save(folder.place / "last_good", run.state, replace=True)
-        place = (
-            "it is in this error's `state`" if saved is None else f"saved in {saved}"
-        )
+        place = f"saved in {saved}" if saved else "it is in this error's `state`"
         raise NonFiniteError(
             f"step {step} gave a loss of {value}, or a gradient or update that is not "
             f"finite; training stopped there. The last good state, after {step} steps, "

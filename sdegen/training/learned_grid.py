@@ -1,19 +1,18 @@
 """Learning where to step: the grid, and the solver's weights, for one model.
 
-A solve of N steps is a differentiable function of its N + 1 times and of the weights
-with which a multistep solver combines its predictions. Both are fitted so that it ends
-where a fine solve of the same model from the same noise ends:
+The times of a solve, and the weights with which a multistep solver combines its
+predictions, are fitted so that it ends where a fine solve from the same noise ends:
 
     minimise  log E |e|^2 / 2 + E log |e| / 2,     e = x_N - x_fine                  (1)
 
 The first term is the error of the worst samples, the second that of the typical one; as
-logarithms they count alike at any number of steps. The path, the network and the two
-ends stay as they are, so the result costs nothing at sampling time.
+logarithms they count alike at any number of steps.
 """
 
 import dataclasses
 import functools
 import json
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from jaxtyping import Array, Float
 from ..models.denoiser import AbstractDenoiser
 from ..processes.path import basis_of, logsnr_span
 from ..processes.prediction import Prediction, velocity
-from ..runs.recorder import progress_bar
+from ..runs.recorder import json_lines, progress_bar
 from ..sampling.sample import sample
 from ..solvers import DEIS, AbstractSemilinearSolver, UniPC, Weights
 from ..solvers import evaluations as count
@@ -37,14 +36,11 @@ from ..typing import PyTree, RandomKey, float_array
 from .config import configured
 from .optimizer import global_norm
 
-_CALLS = 20  # updates of the progress bar
-
 
 class LearnedGrid(AbstractGrid):
     """Times at learned log-SNRs, with the solver that they were learned for.
 
-    `sample(..., grid=grid)` uses `grid.solver` unless another is given. `losses` are
-    the values of (1), one for each iteration.
+    `sample` uses `solver` unless another is given; `losses` are (1) by iteration.
     """
 
     steps: int = eqx.field(static=True)
@@ -56,33 +52,27 @@ class LearnedGrid(AbstractGrid):
     def __call__(self, path):
         """The times for `path`, both ends included."""
         inner = jax.vmap(path.inverse())(jax.nn.softplus(self.half_logsnr))
-        ends = float_array(path.t_max)[None], float_array(path.t_min)[None]
-        return jnp.concatenate([ends[0], inner, ends[1]])
+        first, last = (float_array(end)[None] for end in (path.t_max, path.t_min))
+        return jnp.concatenate([first, inner, last])
 
     def save(self, file: str | Path) -> Path:
-        """Write the log-SNRs and weights as JSON, for `load_grid`."""
-        learned = isinstance(self.solver, UniPC | DEIS)
-        weights = self.solver.weights if learned else None
-        content = {
-            "solver": _name(self.solver),
-            "steps": self.steps,
-            "denoise": self.denoise,
-            "half_logsnr": np.asarray(self.half_logsnr).tolist(),
-            "weights": weights
-            and [
-                np.asarray(w).tolist() for w in (weights.predictor, weights.corrector)
-            ],
-        }
-        file = Path(file)
+        """Write the log-SNRs and weights to `file` as JSON, for `load_grid`."""
+        solver, weights, file = self.solver, None, Path(file)
+        if isinstance(solver, UniPC | DEIS) and solver.weights is not None:
+            weights = [solver.weights.predictor, solver.weights.corrector]
+        names = ("steps", "denoise", "half_logsnr")
+        content = {"solver": _name(solver)} | {n: getattr(self, n) for n in names}
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content) + "\n")
+        file.write_text(json_lines([content | {"weights": weights}]))
         return file
 
 
 def load_grid(file: str | Path, solver: dfx.AbstractSolver) -> LearnedGrid:
-    """The grid saved in `file`; `solver` is the one it was learned for.
+    """The grid saved in `file`.
 
-    **Raises:** ValueError for another solver.
+    **Arguments:**
+    - `file`: of `LearnedGrid.save`.
+    - `solver`: the one it was learned for; ValueError for another.
     """
     content = json.loads(Path(file).read_text())
     if content["solver"] != _name(solver):
@@ -91,26 +81,23 @@ def load_grid(file: str | Path, solver: dfx.AbstractSolver) -> LearnedGrid:
             "with the solver it was learned for."
         )
     if content["weights"] is not None:
-        arrays = [float_array(np.asarray(w)) for w in content["weights"]]
-        solver = _with_weights(solver, Weights(*arrays))
+        weights = Weights(*(float_array(np.asarray(w)) for w in content["weights"]))
+        solver = _replaced(solver, "weights", weights)
     nodes = float_array(np.asarray(content["half_logsnr"]))
     return LearnedGrid(content["steps"], nodes, solver, content["denoise"])
 
 
 def _name(solver) -> str:
     """The class and what it is made with, but for numbers."""
-    fields = {k: v for k, v in vars(solver).items() if isinstance(v, int | Prediction)}
-    return (
-        f"{type(solver).__name__}({', '.join(f'{k}={v}' for k, v in fields.items())})"
-    )
+    fields = vars(solver).items()
+    fixed = (f"{k}={v}" for k, v in fields if isinstance(v, int | Prediction))
+    return f"{type(solver).__name__}({', '.join(fixed)})"
 
 
-def _with_weights(solver, weights):
-    if weights is None:
-        return solver
-    return eqx.tree_at(
-        lambda s: s.weights, solver, weights, is_leaf=lambda x: x is None
-    )
+def _replaced(module, name, value):
+    """`module` with another `value` of a field, which may be None."""
+    where = operator.attrgetter(name)
+    return eqx.tree_at(where, module, value, is_leaf=lambda x: x is None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,10 +134,9 @@ def learn_grid(
     """Fit the times, and the weights, of a solve of `evaluations` by equation (1).
 
     **Arguments:**
-
     - `key`: a typed random key.
     - `model`: a denoiser.
-    - `solver`: one with a fixed number of evaluations a step; `UniPC(2)` in velocity.
+    - `solver`: with a fixed number of evaluations a step; `UniPC(2)` in velocity.
     - `evaluations`: network evaluations of one solve; 8.
     - `config`: the optimisation; `GridConfig()`.
     - `shape`: the shape of one sample, from whose noise `draws` starts are drawn; or
@@ -161,7 +147,7 @@ def learn_grid(
     - `progress`: whether to show a progress bar; yes.
     - `changes`: fields of `config` by name, which replace those of `config`.
 
-    **Returns:** a grid to sample with: `sample(key, model, shape, grid=grid)`.
+    **Returns:** a grid for `sample(key, model, shape, grid=grid)`.
 
     **Raises:** ValueError for what does not fit, and where a solve fails.
 
@@ -192,7 +178,9 @@ def learn_grid(
 
     def build(parameters):
         share = jnp.cumsum(jax.nn.softmax(parameters["gaps"]))[:-1]
-        chosen = _with_weights(solver, parameters.get("weights"))
+        chosen = solver
+        if "weights" in parameters:
+            chosen = _replaced(solver, "weights", parameters["weights"])
         return LearnedGrid(steps, low + (high - low) * share, chosen, bool(denoise))
 
     def loss(parameters, model, options, target):
@@ -203,26 +191,20 @@ def learn_grid(
         typical = jnp.sum(share * jnp.log(square + tiny))
         return worst / 2 + typical / 4
 
-    best, losses = _descend(
-        loss, parameters, (model, options, target), config, progress
-    )
-    losses = jnp.asarray(losses, start.dtype)
-    none = lambda x: x is None  # noqa: E731
-    return eqx.tree_at(lambda g: g.losses, build(best), losses, is_leaf=none)
+    given = model, options, target
+    best, losses = _descend(loss, parameters, given, config, progress)
+    return _replaced(build(best), "losses", jnp.asarray(losses, start.dtype))
 
 
 def _steps(solver, evaluations, denoise):
     """The steps that so many evaluations are; refuses what cannot be learned."""
-    name = type(solver).__name__
+    name, first = type(solver).__name__, 0
     if isinstance(solver, AbstractSemilinearSolver):
-        if solver.draws:
-            raise ValueError(
-                f"a grid is learned along the flow, and {name} adds noise."
-            )
         calls, first = solver.calls, solver.calls_first
+        if solver.draws:
+            raise ValueError(f"a grid is learned on the flow, and {name} adds noise.")
     else:
         calls, two = (int(count(solver, jnp.asarray(n))) for n in (1, 2))
-        first = 0
         if calls < 1 or two != 2 * calls:
             raise ValueError(
                 "learn_grid needs a solver with a fixed number of evaluations a step, "
@@ -240,32 +222,27 @@ def _steps(solver, evaluations, denoise):
 def _starts(key, path, shape, start, cond, draws):
     """x at t_max, as it was given or drawn."""
     dtype = float_array(path.t_min).dtype
-    if start is not None and shape is not None:
-        raise ValueError("give learn_grid shape, or start, which has one: not both.")
+    if (start is None) == (shape is None):
+        raise ValueError(
+            "learn_grid needs the shape of one sample, shape=(2,), or starts at t_max, "
+            "start=x of shape (draws, ...), and not both."
+        )
     if start is None:
-        if shape is None:
-            raise ValueError(
-                "learn_grid needs the shape of one sample, shape=(2,), or starts at "
-                "t_max, start=x of shape (draws, ...)."
-            )
         scale, keys = path.sigma(path.t_max), jax.random.split(key, draws)
         start = scale * jax.vmap(lambda k: path.noise.sample(k, shape, dtype))(keys)
         start = basis_of(path).data(start)
     start = jnp.asarray(start, dtype)
     odd = [c.shape for c in jax.tree.leaves(cond) if c.shape[:1] != start.shape[:1]]
     if odd:
-        raise ValueError(
-            f"cond needs one row for each of the {len(start)} starts, got the shape "
-            f"{odd[0]}."
-        )
+        raise ValueError(f"cond needs {len(start)} rows, as start, got shape {odd[0]}.")
     return start
 
 
 def _fine_and_stock(key, model, solver, steps, options, tolerance):
     """Where a fine solve ends, and where `solver` does on a stock grid."""
-    shape, dtype = options["start"].shape, options["start"].dtype
+    shape, double = options["start"].shape, options["start"].dtype == jnp.float64
     if tolerance is None:
-        tolerance = 1e-9 if dtype == jnp.float64 else 1e-5
+        tolerance = 1e-9 if double else 1e-5
     adaptive = Adaptive(tolerance, tolerance)
     fine = sample(key, model, shape, solver=dfx.Tsit5(), grid=adaptive, **options)
     if not bool(fine.ok):
@@ -276,7 +253,7 @@ def _fine_and_stock(key, model, solver, steps, options, tolerance):
 
 def _descend(loss, parameters, arguments, config, progress):
     """(the best parameters, the loss of every iteration)."""
-    chunk = max(1, -(-config.iterations // _CALLS))
+    chunk = max(1, -(-config.iterations // 20))  # 20 updates of the progress bar
     total = chunk * -(-config.iterations // chunk)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -288,15 +265,12 @@ def _descend(loss, parameters, arguments, config, progress):
         def update(carry, _):
             parameters, state, best = carry
             value, slope = jax.value_and_grad(loss)(parameters, *arguments)
-            best = jax.tree.map(
-                functools.partial(jnp.where, value < best[0]), (value, parameters), best
-            )
+            best = _where(value < best[0], (value, parameters), best)
             # A step that is not finite is not taken.
             ok = jnp.isfinite(value) & jnp.isfinite(global_norm(slope))
             change, new = optimizer.update(slope, state)
-            state = jax.tree.map(functools.partial(jnp.where, ok), new, state)
-            change = jax.tree.map(lambda c: jnp.where(ok, c, 0.0), change)
-            return (optax.apply_updates(parameters, change), state, best), value
+            moved = optax.apply_updates(parameters, change)
+            return (*_where(ok, (moved, new), (parameters, state)), best), value
 
         return jax.lax.scan(update, carry, None, length=chunk)
 
@@ -313,6 +287,10 @@ def _descend(loss, parameters, arguments, config, progress):
     return carry[2][1], losses
 
 
+def _where(condition, new, old):
+    return jax.tree.map(functools.partial(jnp.where, condition), new, old)
+
+
 def _square(x, target) -> Float[Array, " draws"]:
     """The mean square error of each sample."""
     return jnp.mean((x - target) ** 2, axis=tuple(range(1, x.ndim)))
@@ -321,8 +299,8 @@ def _square(x, target) -> Float[Array, " draws"]:
 def _hardest(key, error, kept):
     """(`kept` indices, their shares): half the largest errors, half of the rest.
 
-    Few samples decide the mean square error, those near the border between two modes.
-    Each of them stands for itself, the others for all that were left out.
+    The few samples that decide the error, near the border between two modes, stand for
+    themselves, the others for all that were left out.
     """
     total = len(error)
     if kept >= total:

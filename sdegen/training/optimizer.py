@@ -1,10 +1,9 @@
 """Optimisers from Optax as modules: their numbers are arrays, so no value retraces.
 
 Lion's update is a sign, so every coordinate moves by the full learning rate: take it 3
-to 10 times smaller than AdamW's and, because decay acts as learning rate times weight
-decay, the weight decay 3 to 10 times larger (Chen et al. 2023, "Symbolic discovery of
-optimization algorithms", section 5). It likes batches of 64 and more. Its state is one
-moment per parameter, half of AdamW's.
+to 10 times smaller than AdamW's, the weight decay as much larger, and batches of 64 or
+more (Chen et al. 2023, "Symbolic discovery of optimization algorithms", section 5). Its
+state is one moment per parameter, half of AdamW's.
 """
 
 import abc
@@ -25,22 +24,32 @@ class AbstractOptimizer(eqx.Module):
         """Clipping, the update rule, and its schedule over `steps` steps."""
 
 
-def _schedule(learning_rate, warmup, decay, steps):
-    """Linear warm-up, then constant or a half cosine down to zero at `steps`."""
-    shape = optax.constant_schedule(1.0)
-    if decay:
+def _scheduled(rule, numbers, steps):
+    """Clipping, then `rule` with its `numbers`, an `AdamW` or a `Lion`.
+
+    The rate rises linearly, then is constant or falls to zero at `steps`.
+    """
+    warmup, shape = numbers.warmup, optax.constant_schedule(1.0)
+    if numbers.decay:
         shape = optax.cosine_decay_schedule(1.0, max(steps - warmup, 1))
     if warmup:
         ramp = optax.linear_schedule(1 / (warmup + 1), 1.0, warmup)
         shape = optax.join_schedules([ramp, shape], [warmup])
-    return lambda count: learning_rate * shape(count)
+    return optax.chain(
+        optax.clip_by_global_norm(numbers.clip),
+        rule(
+            lambda count: numbers.learning_rate * shape(count),
+            numbers.b1,
+            numbers.b2,
+            weight_decay=numbers.weight_decay,
+        ),
+    )
 
 
 class AdamW(AbstractOptimizer):
     """Adam with decoupled weight decay. Loshchilov and Hutter 2019.
 
     **Arguments:**
-
     - `learning_rate`, `weight_decay`, `b1`, `b2`: numbers of the update rule.
     - `clip`: the largest global norm of a gradient.
     - `warmup`: steps of linear warm-up.
@@ -57,18 +66,13 @@ class AdamW(AbstractOptimizer):
 
     def transform(self, steps):
         """Clipping, the update rule, and its schedule over `steps` steps."""
-        rate = _schedule(self.learning_rate, self.warmup, self.decay, steps)
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
-            optax.adamw(rate, self.b1, self.b2, weight_decay=self.weight_decay),
-        )
+        return _scheduled(optax.adamw, self, steps)
 
 
 class Lion(AbstractOptimizer):
     """u = sign(b1 m + (1 - b1) g), then m = b2 m + (1 - b2) g. Chen et al. 2023.
 
-    The arguments are those of `AdamW`; the default rate is 5 times smaller than there
-    and the default weight decay 5 times larger.
+    The arguments are those of `AdamW`, with a 5 times smaller rate and larger decay.
     """
 
     learning_rate: Scalar = number(2e-4)
@@ -81,11 +85,7 @@ class Lion(AbstractOptimizer):
 
     def transform(self, steps):
         """Clipping, the update rule, and its schedule over `steps` steps."""
-        rate = _schedule(self.learning_rate, self.warmup, self.decay, steps)
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
-            optax.lion(rate, self.b1, self.b2, weight_decay=self.weight_decay),
-        )
+        return _scheduled(optax.lion, self, steps)
 
 
 class Given(AbstractOptimizer):
@@ -101,10 +101,7 @@ class Given(AbstractOptimizer):
 def as_optimizer(
     optimizer: AbstractOptimizer | optax.GradientTransformation,
 ) -> AbstractOptimizer:
-    """An optimiser from what a user may give.
-
-    **Raises:** ValueError for what is neither an optimiser nor an Optax transformation.
-    """
+    """An optimiser from what a user may give; ValueError for what is none."""
     if isinstance(optimizer, optax.GradientTransformation):
         optimizer = Given(optimizer)
     if not isinstance(optimizer, AbstractOptimizer):
@@ -117,7 +114,5 @@ def as_optimizer(
 
 def global_norm(tree) -> Scalar:
     """The norm of all the arrays of `tree` together, in float32."""
-    squares = (
-        jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(tree)
-    )
-    return jnp.sqrt(sum(squares))
+    wide = (jnp.asarray(g, jnp.float32) for g in jax.tree.leaves(tree))
+    return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in wide))

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..mesh import to_host
+from ..runs.recorder import write_whole
 
 
 def _checksum(held) -> int:
-    """A checksum of arrays and numbers."""
+    """Of arrays and numbers."""
     leaves = jax.tree.leaves(held)
     crc = zlib.crc32(str([leaf for leaf in leaves if np.isscalar(leaf)]).encode())
     for leaf in leaves:
@@ -34,9 +35,7 @@ class Log:
         self.done = done
         if self.file is not None:
             content = {"done": done, "evaluations": self.evaluations, **self.what}
-            new = self.file.with_suffix(".new")
-            new.write_text(json.dumps(content) + "\n")
-            new.replace(self.file)
+            write_whole(self.file, json.dumps(content) + "\n")
 
 
 def open_pairs(directory, key, n, shape, batch_size, held):
@@ -68,13 +67,6 @@ def open_pairs(directory, key, n, shape, batch_size, held):
                 f"{directory} holds pairs of another call: {name} was {old.get(name)}, "
                 f"now {what[name]}. Give another directory, or remove it."
             )
-    arrays = [
-        np.lib.format.open_memmap(
-            directory / f"{name}.npy",
-            mode="r+" if old else "w+",
-            dtype=dtype,
-            shape=(n, *shape),
-        )
-        for name in ("x0", "x1")
-    ]
-    return *arrays, log
+    options = {"mode": "r+" if old else "w+", "dtype": dtype, "shape": (n, *shape)}
+    files = (directory / f"{name}.npy" for name in ("x0", "x1"))
+    return *(np.lib.format.open_memmap(file, **options) for file in files), log

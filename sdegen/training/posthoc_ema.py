@@ -1,7 +1,5 @@
 """Averages of any length after training, from the snapshots of a run.
 
-    sdegen ema RUN --std 0.05 0.10 0.15
-
 `fit(ema=[Power(0.05), Power(0.10)], directory=RUN)` leaves snapshots of its averages;
 this finds the weighted sum of them that is closest to an average of another relative
 width `std`, at the last step or at `--step`, and writes it as a checkpoint of the
@@ -14,24 +12,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from ..runs import checkpoint
-from .ema import is_averaged, posthoc_weights
+from .ema import posthoc_weights
 
 
 def snapshots(run: str | Path) -> tuple[list[int], list[float]]:
-    """(steps, stds): the steps of the snapshots of `run`, the widths at each."""
-    place = Path(run).absolute() / "averages"
-    kept = checkpoint.Checkpoints(place, keep=None)
+    """The steps of the snapshots of `run`, a directory, and the widths at each."""
+    kept = _kept(run)
     steps = kept.steps()
     if not steps:
         raise FileNotFoundError(
-            f"no snapshots of averages in {place}: train with fit(ema=[sdegen.ema."
-            "Power(0.05), sdegen.ema.Power(0.10)], directory=...)."
+            f"no snapshots of averages in {kept.directory}: train with fit(ema="
+            "[sdegen.ema.Power(0.05), sdegen.ema.Power(0.10)], directory=...)."
         )
     return steps, kept.metadata(steps[-1])["identity"]["stds"]
+
+
+def _kept(run):
+    return checkpoint.Checkpoints(Path(run) / "averages", keep=None)
 
 
 def reconstruct(
@@ -40,12 +42,11 @@ def reconstruct(
     """The network averaged with relative width `std`.
 
     **Arguments:**
-
     - `run`: the directory of the run.
     - `std`: the width of the average relative to the time of training, below 0.28.
     - `like`: what was trained, or its shape, whose shardings the result takes; by
       default the result is a dictionary of arrays by their place.
-    - `step`: the last step of the average; the last snapshot.
+    - `step`: the last step of the average; that of the last snapshot by default.
 
     **Returns:** (network, error), `error` the part of the profile that the snapshots
     cannot express, relative to its norm.
@@ -65,26 +66,22 @@ def reconstruct(
             f"snapshot, got {step}."
         )
     used = [n for n in steps if n <= step]
-    pairs = [(n, j) for n in used for j in range(len(stds))]
-    weights, error = posthoc_weights(
-        [n for n, _ in pairs], [stds[j] for _, j in pairs], step, std
-    )
-    kept = checkpoint.Checkpoints(Path(run).absolute() / "averages", keep=None)
-    wanted, total = None if like is None else checkpoint.named(like), None
-    layout = None
-    if like is not None:
-        every = range(len(stds))
-        layout = {f"{j}{name}": a for j in every for name, a in wanted.items()}
-    for (n, j), share in zip(pairs, weights, strict=True):
-        if j == 0:
-            arrays = kept.read(n, layout)
-        part = _part(arrays, j)
-        total = _add(total, part, share)
+    every = [n for n in used for _ in stds]
+    weights, error = posthoc_weights(every, stds * len(used), step, std)
+    wanted = {} if like is None else checkpoint.named(like)
+    layout = {f"{j}{name}": a for j in range(len(stds)) for name, a in wanted.items()}
+    kept, total = _kept(run), {}
+    for n, shares in zip(used, weights.reshape(len(used), -1), strict=True):
+        arrays = kept.read(n, layout or None)
+        for j, share in enumerate(shares):
+            part = _part(arrays, j)
+            for name, array in part.items():
+                total[name] = _add(total.get(name), array, share)
     total = {name: a.astype(part[name].dtype) for name, a in total.items()}
-    if like is not None:
-        leaves = [total[name] for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), error
-    return total, error
+    if like is None:
+        return total, error
+    leaves = [total[name] for name in wanted]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), error
 
 
 def _part(arrays, j):
@@ -93,29 +90,20 @@ def _part(arrays, j):
     return {p: arrays[n] for n, p in places.items() if n == f"{j}{p}"}
 
 
-def _add(total, part, share):
-    """total + share * part; whole numbers (counters) are those of the last snapshot."""
-
-    def one(name, array):
-        if not is_averaged(array):
-            return array
-        wide = jnp.promote_types(array.dtype, jnp.float32)
-        scaled = float(share) * array.astype(wide)
-        return scaled if total is None else total[name] + scaled
-
-    return {name: one(name, array) for name, array in part.items()}
+def _add(total, array, share):
+    """total + share * array; whole numbers are those of the last snapshot."""
+    if not eqx.is_inexact_array(array):
+        return array
+    scaled = float(share) * array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return scaled if total is None else total + scaled
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="sdegen ema",
-        description="Averages of any length, from the snapshots of a run.",
-    )
+    parser = argparse.ArgumentParser(description="Averages, from a run's snapshots.")
     parser.add_argument("run", type=Path, help="directory of the run")
-    parser.add_argument(
-        "--std", type=float, nargs="+", required=True, help="relative widths, e.g. 0.1"
-    )
+    stds = {"type": float, "nargs": "+", "required": True}
+    parser.add_argument("--std", **stds, help="relative widths, e.g. 0.1")
     parser.add_argument("--step", type=int, help="last step of the average")
     parser.add_argument("--out", type=Path, help="default RUN/posthoc")
     arguments = parser.parse_args(argv)
@@ -132,10 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{place}  (the profile is met to {error:.1e})")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(
-        "Read one with sdegen.checkpoint.restore(place, like=network), a network of "
-        "the same structure."
-    )
+    print("Read one with sdegen.checkpoint.restore(place, like=network).")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Preemption:
     """A context that notes SIGTERM; a second signal acts at once.
 
     Of several processes each gives its flag to the compiled call, which returns the
-    largest: all of them stop after the same call, and none waits for another.
+    largest: all stop after the same call.
     """
 
     def __init__(self, mesh: Mesh | None):

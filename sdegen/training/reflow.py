@@ -1,15 +1,13 @@
 """Pairs from a model's own flow, and training on them, round after round.
 
-A flow joins every start to one end: Z_1 -> Z_0. Trained on these pairs in place of the
-coupling that made it, the next flow has the same distributions at both ends, paths that
-cross less, and costs E|Z_1 - Z_0|^2 that never rise (Liu et al. 2023, "Flow straight
-and fast", theorems 3.3, 3.5); its straightness S = int E|(Z_1 - Z_0) - dZ/dt|^2 dt
-falls to 0, and with it the number of steps that sampling needs. Straight is not
-optimal: the coupling need not be that of optimal transport.
+A flow joins every start to one end: Z_1 -> Z_0. Trained on these pairs, the next flow
+has the same distributions at both ends, paths that cross less, and costs E|Z_1 - Z_0|^2
+that never rise (Liu et al. 2023, "Flow straight and fast", theorems 3.3, 3.5); its
+straightness S = int E|(Z_1 - Z_0) - dZ/dt|^2 dt falls to 0, and with it the number of
+steps that sampling needs. The coupling need not become that of optimal transport.
 
-With noise, `stochasticity=1` of a `SchroedingerBridge`, up and down in turn, the same
-rounds are iterative Markovian fitting (Shi et al. 2023), whose coupling becomes that of
-the Schroedinger bridge.
+With noise, `stochasticity=1` of a `SchroedingerBridge`, up and down in turn, this is
+iterative Markovian fitting (Shi et al. 2023), and leads to the Schroedinger bridge.
 """
 
 import dataclasses
@@ -55,8 +53,8 @@ class Reflow:
     `x0` and `x1`, (n, ...), are the data end and the noise end of each pair; `cond` the
     condition of each, or None. `transport_cost` is E|x1 - x0|^2 and `straightness` S
     (nan with noise), both in (units of the data)^2, summed over coordinates, with
-    standard errors; on a path that is not the rectified flow they are those of x /
-    (alpha + sigma). `evaluations` of the network were made for each pair.
+    standard errors; but for rectified flows they are those of x / (alpha + sigma).
+    `evaluations` of the network were made for each pair.
     """
 
     x0: Float[np.ndarray, "n ..."]
@@ -92,7 +90,6 @@ def reflow(
     """Pairs (start, end) of the flow of `model`, for the next round of training.
 
     **Arguments:**
-
     - `key`: a typed random key.
     - `model`: a denoiser, or a generator such as `VelocityModel` or `Forward`.
     - `shape`: (n, ...), for n pairs.
@@ -112,8 +109,10 @@ def reflow(
     """
     shape = _checked(shape, start, cond)
     n, shape = shape[0], shape[1:]
-    sharding = None if mesh is None else batch_sharding(mesh)
-    parts = 1 if mesh is None else len(sharding.device_set)
+    sharding, parts = None, 1
+    if mesh is not None:
+        sharding = batch_sharding(mesh)
+        parts = len(sharding.device_set)
     batch_size = -(-min(batch_size, n) // parts) * parts
     options = {"solver": solver, "grid": grid, "stochasticity": stochasticity}
     held = (model, start, cond, options)
@@ -127,27 +126,21 @@ def reflow(
 
     with progress_bar(n, progress, log.done) as bar:
         while log.done < n:
-            rows = slice(log.done, min(log.done + batch_size, n))
-            first, ends, some = begin(
-                np.resize(np.arange(rows.start, rows.stop), batch_size)
-            )
-            out = sample(
-                jax.random.fold_in(key, rows.start),
-                model,
-                (batch_size, *shape),
-                start=first,
-                cond=some,
-                sharding=sharding,
-                **options,
-            )
+            rows = np.arange(log.done, min(log.done + batch_size, n))
+            first, ends, some = begin(np.resize(rows, batch_size))
+            given = {"start": first, "cond": some, "sharding": sharding, **options}
+            here = jax.random.fold_in(key, log.done)
+            out = sample(here, model, (batch_size, *shape), **given)
             _keep(out, ends, rows, (x0, x1), isinstance(model, Forward))
             log.evaluations = int(out.evaluations)
-            log.finish(rows.stop)
-            bar.update(rows.stop - rows.start)
+            log.finish(log.done + len(rows))
+            bar.update(len(rows))
     bent = (float("nan"),) * 2
     if not is_traced(stochasticity) and float(stochasticity) == 0:
         first, _, some = begin(np.arange(min(_WATCHED, n)))
-        bent = _straightness(key, model, first, some, solver, grid)
+        given = {"start": first, "cond": some, "solver": solver, "grid": grid}
+        out = sample(key, model, first.shape, trajectory=True, **given)
+        bent = _straightness(out, model)
     return Reflow(x0, x1, cond, *_cost(x0, x1), *bent, log.evaluations)
 
 
@@ -160,28 +153,25 @@ def _checked(shape, start, cond):
         )
     if start is not None and np.shape(start) != shape:
         raise ValueError(f"start must have the shape {shape}, got {np.shape(start)}.")
-    for leaf in jax.tree.leaves(cond):
-        if np.shape(leaf)[:1] != shape[:1]:
+    for found in map(np.shape, jax.tree.leaves(cond)):
+        if found[:1] != shape[:1]:
             raise ValueError(
-                f"cond needs one row for each of the {shape[0]} pairs, got "
-                f"{np.shape(leaf)}."
+                f"cond needs one row for each of the {shape[0]} pairs, got {found}."
             )
     return shape
 
 
 def _keep(out, ends, rows, pairs, up):
     """Write the pairs of a solve to their rows."""
-    count = rows.stop - rows.start
-    ends, found = to_host(ends)[:count], to_host(out.x)[:count]
+    ends, found = (to_host(x)[: len(rows)] for x in (ends, out.x))
     if not bool(out.ok) or not np.isfinite(found).all():
         raise ValueError(
-            f"the flow of pairs {rows.start} to {rows.stop - 1} did not reach its end, "
-            "or is not finite there. Give a finer grid, or look at the model."
+            f"the flow of pairs {rows[0]} to {rows[-1]} did not reach its end, or is "
+            "not finite there. Give a finer grid, or look at the model."
         )
-    for place, values in zip(
-        pairs, (ends, found) if up else (found, ends), strict=True
-    ):
-        place[rows] = values
+    values = (ends, found) if up else (found, ends)
+    for place, some in zip(pairs, values, strict=True):
+        place[rows] = some
         if isinstance(place, np.memmap):
             place.flush()  # the log must not be ahead of the pairs
 
@@ -201,8 +191,7 @@ def _starts(key, model, index, shape, given):
         if given is None:
             given = jax.vmap(lambda k: model.start(k, shape))(keys)
         return given, given
-    path = model.path
-    basis = basis_of(path)
+    path, basis = model.path, basis_of(model.path)
     if given is None:
         z = jax.vmap(lambda k: path.noise.sample(k, shape))(keys)
     else:
@@ -210,22 +199,11 @@ def _starts(key, model, index, shape, given):
     return basis.data(path.sigma(path.t_max) * z), basis.data(z)
 
 
-def _straightness(key, model, start, cond, solver, grid):
-    """(S, its standard error) of the paths from these starts."""
-    out = sample(
-        key,
-        model,
-        start.shape,
-        start=start,
-        cond=cond,
-        solver=solver,
-        grid=grid,
-        trajectory=True,
-    )
+def _straightness(out, model):
+    """(S, its standard error) of the trajectories of a solve."""
     frames, times = np.asarray(out.trajectory), np.asarray(out.times)
     if isinstance(model, AbstractDenoiser):
-        path = model.path
-        alpha, sigma = (np.asarray(a) for a in jax.vmap(path.level)(out.times))
+        alpha, sigma = (np.asarray(a) for a in jax.vmap(model.path.level)(out.times))
         size = (alpha + sigma).reshape(-1, *[1] * (frames.ndim - 1))
         frames, times = frames / size, sigma / (alpha + sigma)
     each = [straightness(frames[:, i : i + 1], times) for i in range(frames.shape[1])]
@@ -257,10 +235,9 @@ def rectify(
 ) -> Iterator[Round]:
     """Train, let the flow make pairs, train on those, and so on: k-rectified flow.
 
-    Yields a `Round` after each; each goes on from the averaged model of the last.
+    Yields a `Round` after each, which goes on from the averaged model of the last.
 
     **Arguments:**
-
     - `key`: a typed random key, of the pairs.
     - `model`: a `Denoiser`, a `VelocityModel` or a `SchroedingerBridge`.
     - `x0`: data, (samples, ...).
@@ -271,8 +248,7 @@ def rectify(
     - `loss`: with a parameter `coupling`, which all rounds but the first replace, such
       as `eqx.Partial(velocity_loss, coupling=ExactOT())`; that of the model's class.
     - `both_ways`: go up from the data and down from x1 in turn, which keeps both
-      distributions from drifting; no. For a `SchroedingerBridge` with
-      `pairs={"stochasticity": 1.0}` this is iterative Markovian fitting.
+      distributions from drifting, as in iterative Markovian fitting; no.
     - `pairs`: `solver`, `grid`, `stochasticity` and `batch_size` of `reflow`.
     - `directory`: a folder for each round, from which the same call continues, in the
       training or the pairs, wherever it was stopped; none.
@@ -289,45 +265,23 @@ def rectify(
     changes = {name: options.pop(name) for name in names}
     config = configured(TrainingConfig, config, changes, "rectify")
     shared = {k: options[k] for k in ("mesh", "progress") if k in options}
-    source = data, cond
+    x0, given, shape = data, cond, (n, *data.shape[1:])
     for k in range(rounds):
-        place = None if directory is None else Path(directory) / f"round-{k + 1}"
-        places = [None if place is None else place / part for part in _PARTS]
+        training = pairs_in = None
+        if directory is not None:
+            place = Path(directory) / f"round-{k + 1}"
+            training, pairs_in = place / "training", place / "pairs"
         now = dataclasses.replace(config, seed=config.seed + k)
-        done = fit(
-            model,
-            source[0],
-            now,
-            cond=source[1],
-            loss=loss,
-            directory=places[0],
-            **options,
-        )
-        model = done.model
+        options |= {"cond": given, "loss": loss, "directory": training}
+        model = fit(model, x0, now, **options).model
         mover, start = model, None
         if both_ways and k % 2 == 0:
-            mover = Forward(model, Empirical(data))
-            start = np.resize(data, (n, *data.shape[1:]))
-        made = reflow(
-            jax.random.fold_in(key, k),
-            mover,
-            (n, *data.shape[1:]),
-            start=start,
-            cond=cond,
-            directory=places[1],
-            **dict(pairs or {}) | shared,
-        )
+            mover, start = Forward(model, Empirical(data)), np.resize(data, shape)
+        ends = {"start": start, "cond": cond, "directory": pairs_in}
+        here = jax.random.fold_in(key, k)
+        made = reflow(here, mover, shape, **ends, **dict(pairs or {}) | shared)
         yield Round(k + 1, model, made)
-        source = made.x0, PairedData(made.x1, cond)
-        loss = _with_pairs(loss)
-
-
-_PARTS = ("training", "pairs")
-_LOSSES = {
-    AbstractDenoiser: denoising_loss,
-    VelocityModel: velocity_loss,
-    SchroedingerBridge: bridge_loss,
-}
+        x0, given, loss = made.x0, PairedData(made.x1, cond), _with_pairs(loss)
 
 
 def _with_pairs(loss):
@@ -340,7 +294,11 @@ def _with_pairs(loss):
 
 def _loss_of(model):
     """The loss of a model that takes a coupling."""
-    for kind, loss in _LOSSES.items():
+    for kind, loss in (
+        (AbstractDenoiser, denoising_loss),
+        (VelocityModel, velocity_loss),
+        (SchroedingerBridge, bridge_loss),
+    ):
         if isinstance(model, kind):
             return loss
     raise ValueError(

@@ -2,13 +2,13 @@
 
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..data.stream import AbstractStream
 from ..runs import checkpoint
 from ..runs.recorder import describe
 from .compiled_loop import make_call
@@ -32,13 +32,14 @@ class Run:
         )
         self.done = 0
 
-    def counts(self, start: int, end: int) -> Iterator[int]:
-        """Steps of each call from `start` to `end`, at multiples of steps_per_call."""
-        size = self.config.steps_per_call
-        while start < end:
-            count = min(size - start % size, end - start)
-            yield count
-            start += count
+    def calls(self, end: int) -> Iterator[tuple[Any, int]]:
+        """(data, steps) of each call to step `end`, at multiples of steps_per_call."""
+        size, starts = self.config.steps_per_call, [self.done]
+        while starts[-1] < end:
+            starts.append(min(starts[-1] - starts[-1] % size + size, end))
+        counts = [int(count) for count in np.diff(starts)]
+        with self.feed.chunks(self.done, iter(counts)) as chunks:
+            yield from zip(chunks, counts, strict=False)
 
     def advance(self, fed, count, flags=None):
         """`count` steps; their metrics, perhaps still being computed."""
@@ -48,9 +49,8 @@ class Run:
 
     def replay(self, step: int) -> None:
         """Advance to `step` without logging."""
-        with self.feed.chunks(self.done, self.counts(self.done, step)) as chunks:
-            for fed, count in zip(chunks, self.counts(self.done, step), strict=False):
-                jax.block_until_ready(self.advance(fed, count))
+        for fed, count in self.calls(step):
+            jax.block_until_ready(self.advance(fed, count))
 
     @property
     def state(self) -> TrainState:
@@ -80,17 +80,16 @@ class Run:
 
     def identity(self, data):
         """What the numbers of the run depend on, as plain JSON, without the mesh."""
-        config = self.config
-        size = np.shape(data) if not isinstance(data, AbstractStream) else len(data)
+        config, own = self.config, {"size": len(data)}
+        if self.feed.stream is None:
+            held = [np.ascontiguousarray(a) for a in jax.tree.leaves(self.feed.arrays)]
+            own = {"size": np.shape(data), "crc32": [zlib.crc32(a) for a in held]}
         names = ("steps", "batch_size", "steps_per_call", "seed", "augment")
         what = {name: getattr(config, name) for name in (*names, "accumulate")} | {
-            "data": {"size": size},
+            "data": own,
             "model": self.model.with_trained(None),
             "optimizer": as_optimizer(config.optimizer),
             "loss": self.loss,
             "ema": as_averages(config.ema),
         }
-        if self.feed.stream is None:
-            held = [np.asarray(a) for a in jax.tree.leaves(self.feed.arrays)]
-            what["data"]["crc32"] = [zlib.crc32(np.ascontiguousarray(a)) for a in held]
         return describe(what)

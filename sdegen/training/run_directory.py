@@ -11,33 +11,29 @@ class RunDirectory:
     """The directory of a run and what is saved in it; not `active` without one."""
 
     def __init__(self, directory, run, data):
-        self.active, self.run = directory is not None, run
+        self.active, self.run, self.snapshots = directory is not None, run, None
         if not self.active:
             return
         self.place, config = Path(directory).absolute(), run.config
         self.save_every = config.save_every or max(run.steps // 20, 1)
-        identity = run.identity(data)
-        self.checkpoints = Checkpoints(
-            self.place / "checkpoints", keep=config.keep, identity=identity
-        )
+        self.snapshot_every = config.snapshot_every or max(run.steps // 32, 1)
+        what = run.identity(data)
+        kept = {"keep": config.keep, "identity": what}
+        self.checkpoints = Checkpoints(self.place / "checkpoints", **kept)
         averages = enumerate(as_averages(config.ema))
         self.stds = {i: float(a.std) for i, a in averages if isinstance(a, Power)}
-        self.snapshots = None
         if self.stds:
-            self.snapshot_every = config.snapshot_every or max(run.steps // 32, 1)
-            self.snapshots = Checkpoints(
-                self.place / "averages",
-                keep=None,
-                identity=identity | {"stds": list(self.stds.values())},
-            )
+            what = what | {"stds": list(self.stds.values())}
+            kept = {"keep": None, "identity": what}
+            self.snapshots = Checkpoints(self.place / "averages", **kept)
         self.restore()
 
     def restore(self):
         """The last checkpoint, or the state of step 0."""
         found = self.checkpoints.latest(self.run.named())
         if found is not None:
-            self.run.leaves = list(found.arrays.values())
-            self.run.done = found.step
+            self.run.done, arrays = found
+            self.run.leaves = list(arrays.values())
         elif self.run.done:
             self.run.begin()
 
@@ -53,11 +49,12 @@ class RunDirectory:
         return save, snap
 
     def snapshot(self):
-        """Write the power-function averages."""
-        averages = self.run.state.averages
-        arrays = (checkpoint.named(averages[i]) for i in self.stds)
-        flat = {f"{j}{k}": v for j, part in enumerate(arrays) for k, v in part.items()}
-        self.snapshots.save(self.run.done, flat)
+        """Write the power-function averages, if there are any."""
+        if self.snapshots is not None:
+            averages = self.run.state.averages
+            parts = enumerate(checkpoint.named(averages[i]) for i in self.stds)
+            flat = {f"{j}{k}": v for j, part in parts for k, v in part.items()}
+            self.snapshots.save(self.run.done, flat)
 
     def save(self):
         """Write a checkpoint."""

@@ -1,8 +1,7 @@
 """The state of training and the pure step that changes it.
 
-The batch, the noise and the times of step n are functions of the seed and n alone.
-`train_step` is pure: jit it, scan it, or run it under `jax.pmap` or `shard_map` given
-the axis name (our convolutions, and Diffrax, need `shard_map(check_vma=False)`).
+The batch, the noise and the times of step n are functions of the seed and n alone. Our
+convolutions, and Diffrax, need `shard_map(check_vma=False)`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,21 +36,21 @@ def init_state(
     """The state before the first step; every moving average starts at `trained`.
 
     **Arguments:**
-
     - `trained`: `model.trained`.
     - `transform`: an Optax transformation.
     - `averages`: how many moving averages are kept; 1.
     """
     params = eqx.filter(trained, eqx.is_inexact_array)
 
-    # a copy: the state's buffers are donated, the model's stay the caller's
-    def own(tree):
-        return jax.tree.map(lambda a: jnp.copy(a) if eqx.is_array(a) else a, tree)
-
     if not jax.tree.leaves(params):
         raise ValueError("the network has no floating-point arrays: nothing to train.")
-    copies = tuple(own(trained) for _ in range(averages))
-    return TrainState(own(trained), copies, transform.init(params), jnp.array(0))
+
+    # The state's buffers are donated, the model's stay the caller's.
+    def copy():
+        return jax.tree.map(lambda a: jnp.copy(a) if eqx.is_array(a) else a, trained)
+
+    copies = tuple(copy() for _ in range(averages))
+    return TrainState(copy(), copies, transform.init(params), jnp.array(0))
 
 
 def own_loss(model, key, x0, cond=None, *, axis_name=None):
@@ -70,11 +69,13 @@ def check_model(model: Any) -> None:
 
 def without_trained(model: AbstractModel) -> AbstractModel:
     """The model without the arrays that training changes; `with_trained` adds them."""
+
+    def fields(model):
+        return [getattr(model, name) for name in model.trainable]
+
     # Only arrays become None: the rest still knows what of it is trained.
-    fields = [getattr(model, name) for name in model.trainable]
-    static = eqx.filter(fields, eqx.is_array, inverse=True)
-    where = lambda m: [getattr(m, name) for name in m.trainable]  # noqa: E731
-    return eqx.tree_at(where, model, static)
+    static = eqx.filter(fields(model), eqx.is_array, inverse=True)
+    return eqx.tree_at(fields, model, static)
 
 
 def gradients(
@@ -91,7 +92,6 @@ def gradients(
     """The loss on a batch and its gradient.
 
     **Arguments:**
-
     - `trained`: what training changes, in the place of `model.trained`.
     - `model`: the model, or what `without_trained` leaves of it.
     - `x0`, `cond`: data (batch, ...), and conditions or None.
@@ -149,13 +149,9 @@ def apply_gradients(
     trained = eqx.apply_updates(state.trained, updates)
     n = (state.step + 1).astype(jnp.float32)
     moving = ema.update(averages, state.averages, trained, n)
+    norms = {"grad_norm": global_norm(grads), "update_norm": global_norm(updates)}
     new = TrainState(trained, moving, opt_state, state.step + 1)
-    return new, {
-        "loss": value,
-        "grad_norm": global_norm(grads),
-        "update_norm": global_norm(updates),
-        **aux,
-    }
+    return new, {"loss": value, **norms, **aux}
 
 
 def train_step(
@@ -171,10 +167,9 @@ def train_step(
     axis_name: AxisName | None = None,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Scalar]]:
-    """One step: (state, batch) -> (state, metrics). Pure; jit it, or scan it.
+    """One step, pure: (state, batch) -> (state, metrics).
 
     **Arguments:**
-
     - `state`: of `init_state`, or of the step before.
     - `model`: the model, whose trained part is replaced by the state's.
     - `transform`: the Optax transformation of the state.
@@ -183,19 +178,11 @@ def train_step(
     - `ema`: a decay or an average of `sdegen.ema`, or as many as the state has.
 
     **Returns:** the next state, and a dict of `loss`, `grad_norm`, `update_norm` and
-    the `aux` of the coupling. Nothing raises: look at these on the host.
+    the `aux` of the coupling.
     """
-    value, grads, aux = gradients(
-        state.trained,
-        model,
-        x0,
-        cond,
-        jax.random.fold_in(key, state.step),
-        loss=loss,
-        axis_name=axis_name,
-        accumulate=accumulate,
-    )
+    here = jax.random.fold_in(key, state.step)
+    options = {"loss": loss, "axis_name": axis_name, "accumulate": accumulate}
+    value, grads, aux = gradients(state.trained, model, x0, cond, here, **options)
     if axis_name is not None:
         grads = jax.lax.pmean(grads, axis_name)
-    averages = as_averages(ema)
-    return apply_gradients(state, value, grads, transform, averages, aux)
+    return apply_gradients(state, value, grads, transform, as_averages(ema), aux)
