@@ -19,10 +19,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
+from .moment_table import MomentTable, solve_moments
 from .momentum import AbstractBlockSDE, lower, solve_lower, transition, transition_nodes
 from .noise import AbstractNoise, Gaussian
 from .path import check_times
-from .sde import both, solve_moments
+from .sde import both
 
 
 class BlockSDE(AbstractBlockSDE):
@@ -53,7 +54,7 @@ class BlockSDE(AbstractBlockSDE):
     t_min: Scalar
     t_max: Scalar
     noise: AbstractNoise
-    table: dfx.DenseInterpolation
+    table: MomentTable
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class BlockSDE(AbstractBlockSDE):
 
     def moments(self, t):
         """a and L, equation (2)."""
-        return _unpack(self.table.evaluate(jnp.log(float_array(t))))
+        return _unpack(self.table(float_array(t)))
 
 
 _LANGEVIN = (
@@ -194,10 +195,11 @@ def _integrate(F, G, params, auxiliary, t_min, t_max):
     tol, widest = (1e-12, None) if dtype == jnp.float64 else (1e-6, 0.1)
     control = dfx.PIDController(rtol=tol, atol=tol / 100, dtmax=widest)
     y, times = _pack(moved[:, 0], start), (t_min, t_max)
-    solution = solve_moments(rate, y, times, dfx.Dopri8(), control, steps=1024)
+    solver = dfx.Dopri8()
+    table, solution = solve_moments(rate, y, times, solver, control, 1024, degree=6)
     a, factor = _unpack(solution.ys[-1])  # pyright: ignore[reportOptionalSubscript]
     snr = jnp.sum(solve_lower(factor, a) ** 2)
     seen = jax.vmap(at)(jnp.linspace(t_min, t_max, 9))
     finite = jnp.stack([jnp.isfinite(v).all() for v in seen]).all()
     good = solution.result == dfx.RESULTS.successful
-    return solution.interpolation, good, start, snr, finite
+    return table, good, start, snr, finite

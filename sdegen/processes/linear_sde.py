@@ -8,7 +8,6 @@ SDEs", appendix B)
     (log alpha)' = f,    (log sigma^2)' = 2 f + g^2 / sigma^2                      (1)
 """
 
-import math
 from collections.abc import Callable
 
 import diffrax as dfx
@@ -16,13 +15,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
 from .basis import PIXELS, AbstractBasis
+from .moment_table import MomentTable, solve_moments
 from .noise import AbstractNoise, Gaussian
 from .path import check_times
-from .sde import AbstractLinearSDE, both, solve_moments
+from .sde import AbstractLinearSDE, both
 
 _GONE = -80.0  # of log alpha
 
@@ -55,7 +54,7 @@ class LinearSDE(AbstractLinearSDE):
     t_max: Scalar
     noise: AbstractNoise
     basis: AbstractBasis
-    moments: dfx.DenseInterpolation
+    moments: MomentTable
 
     def __init__(
         self,
@@ -123,7 +122,7 @@ def _coefficients(f, g, params, t):
 
 def _solve_moments(f, g, params, t_min, t_max):
     """Solve (1) for (log alpha, log sigma^2) as a function of log t."""
-    solution = _integrate(f, g, params, t_min, t_max)
+    table, solution = _integrate(f, g, params, t_min, t_max)
     ok = solution.result == dfx.RESULTS.successful
     if not is_traced(ok) and not bool(ok):
         if bool(solution.result == dfx.RESULTS.max_steps_reached):
@@ -137,7 +136,7 @@ def _solve_moments(f, g, params, t_min, t_max):
             "LinearSDE could not solve its moment equations between t_min and t_max: f "
             "or g is not finite or not smooth there. Keep t_max away from such a time."
         )
-    return solution.interpolation
+    return table
 
 
 @eqx.filter_jit
@@ -167,32 +166,14 @@ def _integrate(f, g, params, t_min, t_max):
     tol = 1e-11 if start.dtype == jnp.float64 else 1e-6
     steps = min(max(2**21 // start.size, 256), 4096)  # so that the table stays small
     control = dfx.PIDController(rtol=tol, atol=tol)
-    return solve_moments(rate, start, (t_min, t_max), dfx.Tsit5(), control, steps)
-
-
-@eqx.filter_jit
-def evaluate(table: dfx.DenseInterpolation, t: ScalarLike) -> Float[Array, "..."]:
-    """`table.evaluate(t)`, NaN outside of its range, without a loop or a branch.
-
-    XLA fuses neither of them: samplers would become twice as large.
-    """
-    ts, count = table.ts, table.ts_size
-    # Two counts, in strides and in one stride; times beyond `count` are infinite.
-    stride = math.isqrt(len(ts))
-    first = stride * jnp.sum(ts[stride::stride] < t)
-    first = jnp.minimum(first, len(ts) - 1 - stride)
-    near = jax.lax.dynamic_slice_in_dim(ts, first + 1, stride)
-    i = jnp.clip(first + jnp.sum(near < t), 0, count - 2)
-    pieces = jax.tree.map(lambda a: a[i], table.infos)
-    piece = table.interpolation_cls(t0=ts[i], t1=ts[i + 1], **pieces)
-    inside = (t >= ts[0]) & (t <= ts[count - 1])
-    return jnp.where(inside, piece.evaluate(t), jnp.nan)
+    times, solver = (t_min, t_max), dfx.Tsit5()
+    return solve_moments(rate, start, times, solver, control, steps, degree=4)
 
 
 @eqx.filter_custom_jvp
 def _evaluate(t, moments, coefficients):
     """(log alpha, log sigma^2) at time t; the derivative in t is (1) itself."""
-    return evaluate(moments, jnp.log(t))
+    return moments(t)
 
 
 @_evaluate.def_jvp
@@ -205,7 +186,7 @@ def _evaluate_jvp(primals, tangents):
         f, g = coefficients(t)
         out_dot += t_dot * jnp.stack([f, 2 * f + g**2 * jnp.exp(-out[1])])
     if jax.tree.leaves(moments_dot):
-        at = lambda m: evaluate(m, jnp.log(t))  # noqa: E731
+        at = lambda m: m(t)  # noqa: E731
         dense = eqx.filter_jvp(at, (moments,), (moments_dot,))[1]
         out_dot += 0 if dense is None else dense
     return out, out_dot

@@ -9,7 +9,6 @@ coefficients follow by autodiff:
 """
 
 import abc
-from collections.abc import Callable
 
 import diffrax as dfx
 import equinox as eqx
@@ -100,23 +99,3 @@ def noise_depends_on_state(sde: AbstractSDE, t: ScalarLike, x: Array) -> bool:
         lambda x: sde.diffusion(float_array(t), x), (x,), (jnp.ones_like(x),)
     )[1]
     return len(jax.tree.leaves(tangent)) > 0
-
-
-def solve_moments(
-    rate: Callable,
-    y: Array,
-    times: tuple[Scalar, Scalar],
-    solver: dfx.AbstractSolver,
-    control: dfx.PIDController,
-    steps: int,
-) -> dfx.Solution:
-    """y' = rate(t, y) between two times, solved in log t, with dense output."""
-
-    def rhs(log_t, y, args):
-        t = jnp.exp(log_t)
-        return t * rate(t, y)
-
-    t0, t1 = (jnp.log(t) for t in times)
-    options = {"saveat": dfx.SaveAt(dense=True, t1=True), "max_steps": steps}
-    options |= {"stepsize_controller": control, "throw": False}
-    return dfx.diffeqsolve(dfx.ODETerm(rhs), solver, t0, t1, 0.01, y, **options)
