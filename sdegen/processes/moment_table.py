@@ -21,11 +21,13 @@ from ..typing import Scalar, ScalarLike
 class MomentTable(eqx.Module):
     """y(t) between the first and the last of `ts`, of which `count` are in use.
 
-    The times are logarithms; those beyond `count` are infinite. `series` has the
-    coefficients of the Chebyshev polynomials of each step.
+    The times are logarithms; those beyond `count` are infinite. y is `start`, that at
+    the first time of a step, and the Chebyshev polynomials with the coefficients
+    `series`, which are small: rounding is that of y alone.
     """
 
     ts: Float[Array, " times"]
+    start: Float[Array, "steps ..."]
     series: Float[Array, "steps degree ..."]
     count: Int[Array, ""]
 
@@ -43,7 +45,7 @@ class MomentTable(eqx.Module):
         two, beyond = 2 * place, jnp.zeros_like(above)
         for c in rest[:0:-1]:  # Clenshaw's recurrence
             above, beyond = c + two * above - beyond, above
-        y = rest[0] + place * above - beyond
+        y = self.start[i] + (rest[0] + place * above - beyond)
         inside = (t >= ts[0]) & (t <= ts[self.count - 1])
         return jnp.where(inside, y, jnp.nan)
 
@@ -60,13 +62,14 @@ def tabulated(dense: dfx.DenseInterpolation, degree: int) -> MomentTable:
     place = jnp.where(used, jnp.arange(len(used)), 0)
 
     def points(i):
-        start, stop = dense.ts[i], dense.ts[i + 1]
+        # On the unit interval, so that rounding of the time does no harm.
         infos = jax.tree.map(lambda a: a[i], dense.infos)
-        piece = dense.interpolation_cls(t0=start, t1=stop, **infos)
-        return jax.vmap(piece.evaluate)(start + nodes * (stop - start))
+        piece = dense.interpolation_cls(t0=0 * nodes[0], t1=1 + 0 * nodes[0], **infos)
+        return piece.y0, jax.vmap(piece.evaluate)(nodes) - piece.y0
 
-    series = jnp.tensordot(jax.vmap(points)(place), values.astype(nodes.dtype), (1, 1))
-    return MomentTable(dense.ts, jnp.moveaxis(series, -1, 1), dense.ts_size)
+    start, points = jax.vmap(points)(place)
+    series = jnp.tensordot(points, values.astype(nodes.dtype), (1, 1))
+    return MomentTable(dense.ts, start, jnp.moveaxis(series, -1, 1), dense.ts_size)
 
 
 def solve_moments(

@@ -120,15 +120,11 @@ class Adams:
         rule, dtype = splitting(self.prediction), nodes.a.dtype
         xi = rule.variable(nodes.a, nodes.tau, self.sigma_data.astype(dtype))
         step, start, stop = jnp.arange(len(xi) - 1), xi[:-1], xi[1:]
-        orders = (
-            [self.predictor, self.corrector] if self.corrector else [self.predictor]
-        )
+        orders = np.array([n for n in (self.predictor, self.corrector) if n])
         # How many steps before the start each node is; a corrector knows the end, too.
         back = np.arange(orders.max())
         back = np.stack([back, np.r_[0, -1, back[1:-1]][: len(back)]][: len(orders)])
-        known = jnp.minimum(
-            step[:, None] + 1 + np.arange(len(orders)), np.array(orders)
-        )
+        known = jnp.minimum(step[:, None] + 1 + np.arange(len(orders)), orders)
         places = jnp.maximum(step[:, None, None] - back, 0)
 
         def weigh(args):
