@@ -20,7 +20,7 @@ from ..typing import PyTree, Scalar, ScalarLike, float_array, is_traced
 from .basis import PIXELS, AbstractBasis
 from .moment_table import MomentTable, solve_moments
 from .noise import AbstractNoise, Gaussian
-from .path import check_times
+from .path import check_times, mean_clock
 from .sde import AbstractLinearSDE, both
 
 _GONE = -80.0  # of log alpha
@@ -100,12 +100,23 @@ class LinearSDE(AbstractLinearSDE):
     def scales(self, t):
         """(alpha, sigma), from one look at the table."""
         coefficients = eqx.Partial(_coefficients, self.f, self.g, self.params)
-        log_alpha, log_variance = _evaluate(float_array(t), self.moments, coefficients)
-        if log_alpha.ndim:
-            # A floor for fast coordinates keeps alpha' / alpha = f at all times.
-            lift = jnp.maximum(log_alpha, _GONE) - log_alpha
-            log_alpha = log_alpha + jax.lax.stop_gradient(lift)
-        return jnp.exp(log_alpha), jnp.exp(0.5 * log_variance)
+        return _scales(_evaluate(float_array(t), self.moments, coefficients))
+
+    def levels(self):
+        """Those of the nodes of the table, which need no look at it."""
+        ts, moments = self.moments.nodes()
+        hs = jax.vmap(lambda y: mean_clock(*_scales(y)))(moments)
+        return jnp.clip(ts, self.t_min, self.t_max), hs
+
+
+def _scales(moments):
+    """(alpha, sigma) from their logarithms."""
+    log_alpha, log_variance = moments
+    if log_alpha.ndim:
+        # A floor for fast coordinates keeps alpha' / alpha = f at all times.
+        lift = jnp.maximum(log_alpha, _GONE) - log_alpha
+        log_alpha = log_alpha + jax.lax.stop_gradient(lift)
+    return jnp.exp(log_alpha), jnp.exp(0.5 * log_variance)
 
 
 _OU = (

@@ -1,8 +1,8 @@
-"""Moment equations, solved once and kept as a table: a Chebyshev series on each step.
+"""Moment equations, solved once and kept as a table: a polynomial on each step.
 
 Diffrax's dense output finds its step in a loop and evaluates the solver's own
-interpolation. Both are large programs, and a sampler holds several of them; a series
-and two counts are small ones, and as exact.
+interpolation. Both are large programs, and a sampler holds several of them; two counts
+and a polynomial are small ones, and as exact.
 """
 
 import math
@@ -21,15 +21,16 @@ from ..typing import Scalar, ScalarLike
 class MomentTable(eqx.Module):
     """y(t) between the first and the last of `ts`, of which `count` are in use.
 
-    The times are logarithms; those beyond `count` are infinite. y is `start`, that at
-    the first time of a step, and the Chebyshev polynomials with the coefficients
-    `series`, which are small: rounding is that of y alone.
+    The times are logarithms; those beyond `count` are infinite. Each step has a row: 2
+    over its length, y at its start, and a polynomial in the place from -1 to 1 for what
+    y gains from there. That is small: rounding is that of y alone. Rows that are not in
+    use have y at the last time.
     """
 
     ts: Float[Array, " times"]
-    start: Float[Array, "steps ..."]
-    series: Float[Array, "steps degree ..."]
+    rows: Float[Array, "steps row"]
     count: Int[Array, ""]
+    shape: tuple[int, ...] = eqx.field(static=True)
 
     def __call__(self, t: ScalarLike) -> Float[Array, "..."]:
         """y at time t; NaN outside of the range."""
@@ -40,36 +41,44 @@ class MomentTable(eqx.Module):
         first = jnp.minimum(first, len(ts) - 1 - stride)
         near = jax.lax.dynamic_slice_in_dim(ts, first + 1, stride)
         i = jnp.clip(first + jnp.sum(near < t), 0, self.count - 2)
-        place = 2 * (t - ts[i]) / (ts[i + 1] - ts[i]) - 1
-        *rest, above = self.series[i]
-        two, beyond = 2 * place, jnp.zeros_like(above)
-        for c in rest[:0:-1]:  # Clenshaw's recurrence
-            above, beyond = c + two * above - beyond, above
-        y = self.start[i] + (rest[0] + place * above - beyond)
+        row = jax.lax.dynamic_index_in_dim(self.rows, i, keepdims=False)
+        place = (t - row[0]) * row[1] - 1
+        y, *series = row[2:].reshape(-1, math.prod(self.shape))
+        gained = series[-1]
+        for c in series[-2::-1]:
+            gained = c + place * gained
         inside = (t >= ts[0]) & (t <= ts[self.count - 1])
-        return jnp.where(inside, y, jnp.nan)
+        return jnp.where(inside, y + gained, jnp.nan).reshape(self.shape)
+
+    def nodes(self) -> tuple[Array, Array]:
+        """(times, y) at the start of every step, then the last ones again and again."""
+        ts = jnp.exp(jnp.minimum(self.ts[:-1], self.ts[self.count - 1]))
+        y = self.rows[:, 2 : 2 + math.prod(self.shape)]
+        return ts, y.reshape(-1, *self.shape)
 
 
 def tabulated(dense: dfx.DenseInterpolation, degree: int) -> MomentTable:
     """Diffrax's dense output of a solver whose interpolation has this degree."""
-    n = degree + 1
-    angles = np.pi * (np.arange(n) + 0.5) / n
-    nodes = jnp.asarray((1 + np.cos(angles)) / 2, dense.ts.dtype)
-    values = np.cos(np.outer(np.arange(n), angles)) * (2 / n)  # points to series
-    values[0] /= 2
-    # Steps that are not in use have no numbers: take those of the first.
-    used = jnp.arange(len(dense.ts) - 1) < dense.ts_size - 1
-    place = jnp.where(used, jnp.arange(len(used)), 0)
+    # Through Chebyshev's points, for these degrees a sum of powers is well conditioned.
+    points = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
+    powers = np.linalg.inv(np.vander(points, increasing=True))
+    dtype, last = dense.ts.dtype, dense.ts_size - 2
 
-    def points(i):
+    def row(place):
+        i = jnp.minimum(place, last)  # beyond the last step there are no numbers
         # On the unit interval, so that rounding of the time does no harm.
         infos = jax.tree.map(lambda a: a[i], dense.infos)
-        piece = dense.interpolation_cls(t0=0 * nodes[0], t1=1 + 0 * nodes[0], **infos)
-        return piece.y0, jax.vmap(piece.evaluate)(nodes) - piece.y0
+        unit = {"t0": jnp.zeros((), dtype), "t1": jnp.ones((), dtype)}
+        piece = dense.interpolation_cls(**unit, **infos)
+        gained = jax.vmap(piece.evaluate)(jnp.asarray((points + 1) / 2, dtype))
+        series = jnp.tensordot(powers.astype(dtype), gained - piece.y0, 1)
+        time = jnp.stack([dense.ts[i], 2 / (dense.ts[i + 1] - dense.ts[i])])
+        y = jnp.where(place > last, piece.evaluate(unit["t1"]), piece.y0)
+        return jnp.concatenate([time, y.ravel(), series.ravel()])
 
-    start, points = jax.vmap(points)(place)
-    series = jnp.tensordot(points, values.astype(nodes.dtype), (1, 1))
-    return MomentTable(dense.ts, start, jnp.moveaxis(series, -1, 1), dense.ts_size)
+    shape = dense.infos["y0"].shape[1:]
+    rows = jax.vmap(row)(jnp.arange(len(dense.ts) - 1))
+    return MomentTable(dense.ts, rows, dense.ts_size, shape)
 
 
 def solve_moments(

@@ -98,6 +98,12 @@ class AbstractPath(eqx.Module):
         """The time with -log tau = h, where a final has a formula for it."""
         return None
 
+    def levels(self) -> tuple[Array, Array]:
+        """(times from t_min to t_max, -log tau there): brackets for the inverse."""
+        t_min, t_max = float_array(self.t_min), float_array(self.t_max)
+        ts = t_min + (t_max - t_min) * jnp.asarray(_NODES, t_min.dtype)
+        return ts, jax.vmap(lambda t: _clock(self, t))(ts)
+
     def inverse(self) -> "NoiseInverse":
         """The inverse of (4), tabulated: make it once and call it many times."""
         return NoiseInverse(self)
@@ -221,10 +227,7 @@ class NoiseInverse(eqx.Module):
         self.path, self.ts, self.hs = path, None, None
         if path.closed_inverse(jnp.ones(())) is not None:
             return
-        t_min, t_max = float_array(path.t_min), float_array(path.t_max)
-        ts = t_min + (t_max - t_min) * jnp.asarray(_NODES, t_min.dtype)
-        self.ts = jax.lax.stop_gradient(ts)
-        self.hs = jax.lax.stop_gradient(jax.vmap(lambda t: _clock(path, t))(ts))
+        self.ts, self.hs = jax.lax.stop_gradient(path.levels())
 
     def __call__(self, h: ScalarLike) -> Scalar:
         """The time t in [t_min, t_max] with -log tau(t) = h."""
@@ -253,16 +256,19 @@ class NoiseInverse(eqx.Module):
         return slope / jnp.mean(slope)
 
 
-def _clock(path, t):
+def mean_clock(alpha: Array, sigma: Array) -> Scalar:
     """(4): the mean of -log tau over the coordinates."""
-    alpha, sigma = path.scales(t)
     h = jnp.log1p(alpha / sigma)
     return h if h.ndim == 0 else jnp.mean(h)
 
 
+def _clock(path, t):
+    return mean_clock(*path.scales(t))
+
+
 @eqx.filter_custom_jvp
 def _inverted(h, path, ts, hs):
-    i = jnp.clip(jnp.sum(hs > h), 1, len(_NODES) - 1)
+    i = jnp.clip(jnp.sum(hs > h), 1, len(hs) - 1)
     lo, hi, h_lo, h_hi = ts[i - 1], ts[i], hs[i - 1], hs[i]
     gap = jnp.where(h_lo > h_hi, h_lo - h_hi, 1.0)
     t = lo + (hi - lo) * jnp.clip((h_lo - h) / gap, 0.0, 1.0)
