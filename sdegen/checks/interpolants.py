@@ -65,7 +65,7 @@ def _carry(flow, high, low, probes):
     term, times = dfx.ODETerm(flow), (high, low, None)
     options = {"stepsize_controller": control, "throw": False}
     solved = dfx.diffeqsolve(term, dfx.Tsit5(), *times, start, **options)
-    return flow.cdf(low, solved.ys[-1])  # pyright: ignore[reportOptionalSubscript]
+    return flow.cdf(low, solved.ys[-1])
 
 
 def check_interpolant(case: Case) -> list[Row]:

@@ -132,7 +132,7 @@ def _forward(case):
     mean, var = map(float, data().moments())
     errors = {}
     for i in np.linspace(_STEPS // 20, _STEPS, 5).astype(int):
-        t, u = solved.times[i], np.asarray(solved.trajectory[i])[..., 0]  # pyright: ignore[reportOptionalSubscript]
+        t, u = solved.times[i], np.asarray(solved.trajectory[i])[..., 0]
         a, factor = (np.asarray(v) for v in _moments_at(process, t))
         cov = factor @ factor.T + var * np.outer(a, a)
         gap = u - mean * a

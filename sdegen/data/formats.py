@@ -81,7 +81,7 @@ def read_cifar_archive(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         for member in archive:
             name = Path(member.name).name
             if name in CIFAR_BATCHES[split] and member.isfile():
-                found[name] = archive.extractfile(member).read()  # pyright: ignore[reportOptionalMemberAccess]
+                found[name] = archive.extractfile(member).read()
     return _cifar(path, split, found)
 
 

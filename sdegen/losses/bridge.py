@@ -29,7 +29,7 @@ def bridge_loss(
     check_model("bridge_loss", HasDrifts, model)
     batch = draw_batch(model, key, x0, cond, **options)
     t, x, x0, x1, z, cond = batch.t, batch.x_t, batch.x0, batch.x1, batch.z, batch.cond
-    x_ = jax.vmap(model.interpolant.point)(t, x0, x1, -z).astype(x0.dtype)  # pyright: ignore[reportOptionalOperand]
+    x_ = jax.vmap(model.interpolant.point)(t, x0, x1, -z).astype(x0.dtype)
     to_x0, to_x1 = bridge_noise(model.sigma, t, z)
     gap = x0 - x1  # pyright: ignore[reportOperatorIssue]
     down = antithetic_square(

@@ -45,10 +45,10 @@ def velocity_loss(
     if path.gamma(path.t_max) is None or not antithetic:
         return with_aux(jnp.mean((b - v) ** 2) + jnp.mean(square), batch.aux)
     x_, v_ = (
-        jax.vmap(f)(t, *ends, -batch.z).astype(x.dtype)  # pyright: ignore[reportOptionalOperand]
+        jax.vmap(f)(t, *ends, -batch.z).astype(x.dtype)
         for f in (path.point, path.velocity)
     )
-    b_, square_ = model.velocity(t, x_, batch.cond), miss(x_, -batch.z) ** 2  # pyright: ignore[reportOptionalOperand]
+    b_, square_ = model.velocity(t, x_, batch.cond), miss(x_, -batch.z) ** 2
     mean, odd = (v + v_) / 2, (v - v_) / 2  # dI/dt and gamma' z
     loss = antithetic_square(b, b_, mean, odd) + (square + square_) / 2
     return with_aux(jnp.mean(loss), batch.aux)

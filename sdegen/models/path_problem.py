@@ -87,7 +87,7 @@ class PathProblem(AbstractProblem):
         if self.semilinear:
             nodes = jax.vmap(lambda t: Node.at(path, t))(ts)
             c = nodes.clock
-            rows = (nodes, self.solver.rows(nodes))
+            rows = (nodes, self.solver.rows(nodes))  # pyright: ignore[reportAttributeAccessIssue]
             return Table(c.mean(tuple(range(1, c.ndim))), ts, rows)
         alpha, sigma = jax.vmap(path.level)(ts)
         if self.stochasticity is None:
@@ -196,7 +196,7 @@ class _Field(eqx.Module):
 
     def noise(self, l, y, args):
         row, stochasticity = self._row(l, args), self.problem.stochasticity
-        scale = stochasticity.astype(l.dtype) * row.tau  # pyright: ignore[reportOperatorIssue, reportOptionalMemberAccess]
+        scale = stochasticity.astype(l.dtype) * row.tau  # pyright: ignore[reportOperatorIssue]
         return scale * jnp.sqrt(2 * row.rate).astype(l.dtype)
 
     def _row(self, u, args):

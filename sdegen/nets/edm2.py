@@ -55,7 +55,7 @@ class MPBlock(nnx.Module):
         if self.qkv is not None:
             shape = (h.shape[0], -1, 3, self.heads, h.shape[-1] // self.heads)
             qkv = normalise(self.qkv(h).reshape(shape), -1)
-            h = mp_sum(h, self.out(attend(qkv).reshape(h.shape)), _BRANCH)  # pyright: ignore[reportOptionalCall]
+            h = mp_sum(h, self.out(attend(qkv).reshape(h.shape)), _BRANCH)
         return jnp.clip(h, -_CLIP, _CLIP)
 
 
@@ -105,7 +105,7 @@ class EDM2UNet(AbstractUNet):
         """The embedding of time and condition."""
         emb = self.time(mp_fourier(t, self.features))
         if self.cond is not None:
-            emb = mp_sum(emb, self.cond(cond * math.sqrt(self.cond_dim)))  # pyright: ignore[reportOptionalOperand]
+            emb = mp_sum(emb, self.cond(cond * math.sqrt(self.cond_dim)))
         return mp_silu(emb)
 
     def predict(self, x, emb, key):

@@ -89,7 +89,7 @@ class ScoreUNet(AbstractUNet):
         else:
             e = positional(t, self.features, endpoint=True)
         if self.cond is not None:
-            e = e + self.cond(cond * math.sqrt(self.cond_dim))  # pyright: ignore[reportOptionalOperand]
+            e = e + self.cond(cond * math.sqrt(self.cond_dim))
         return nnx.silu(self.map2(nnx.silu(self.map1(e))))
 
     def predict(self, x, emb, key):

@@ -197,7 +197,7 @@ def _integrate(F, G, params, auxiliary, t_min, t_max):
     y, times = _pack(moved[:, 0], start), (t_min, t_max)
     solver = dfx.Dopri8()
     table, solution = solve_moments(rate, y, times, solver, control, 1024, degree=6)
-    a, factor = _unpack(solution.ys[-1])  # pyright: ignore[reportOptionalSubscript]
+    a, factor = _unpack(solution.ys[-1])
     snr = jnp.sum(solve_lower(factor, a) ** 2)
     seen = jax.vmap(at)(jnp.linspace(t_min, t_max, 9))
     finite = jnp.stack([jnp.isfinite(v).all() for v in seen]).all()

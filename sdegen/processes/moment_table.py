@@ -69,11 +69,11 @@ def tabulated(dense: dfx.DenseInterpolation, degree: int) -> MomentTable:
         # On the unit interval, so that rounding of the time does no harm.
         infos = jax.tree.map(lambda a: a[i], dense.infos)
         unit = {"t0": jnp.zeros((), dtype), "t1": jnp.ones((), dtype)}
-        piece = dense.interpolation_cls(**unit, **infos)
+        piece, start = dense.interpolation_cls(**unit, **infos), infos["y0"]
         gained = jax.vmap(piece.evaluate)(jnp.asarray((points + 1) / 2, dtype))
-        series = jnp.tensordot(powers.astype(dtype), gained - piece.y0, 1)
+        series = jnp.tensordot(powers.astype(dtype), gained - start, 1)
         time = jnp.stack([dense.ts[i], 2 / (dense.ts[i + 1] - dense.ts[i])])
-        y = jnp.where(place > last, piece.evaluate(unit["t1"]), piece.y0)
+        y = jnp.where(place > last, piece.evaluate(unit["t1"]), start)
         return jnp.concatenate([time, y.ravel(), series.ravel()])
 
     shape = dense.infos["y0"].shape[1:]

@@ -69,7 +69,7 @@ class EDMHeun(AbstractSemilinearSolver):
     def _churn(self, term, here, y, top):
         a, tau = here.a, here.tau
         steps = len(term.brownian.ts)
-        gamma = jnp.minimum(self.s_churn / steps, np.sqrt(2) - 1).astype(a.dtype)  # pyright: ignore[reportOptionalOperand]
+        gamma = jnp.minimum(self.s_churn / steps, np.sqrt(2) - 1).astype(a.dtype)
         r = tau / jnp.where(a > 0, a, 1)
         inside = (a > 0) & (r >= self.s_min) & (r <= self.s_max)
         raised = r * (1 + jnp.where(inside, gamma, 0))

@@ -146,12 +146,12 @@ class SemilinearTerm(dfx.AbstractTerm):
 
     def normal(self, draw: int = 0) -> Float[Array, "..."]:
         """A standard normal of the shape of y for the step, another for each `draw`."""
-        (c0, c1), brownian = self.cell, self.brownian
+        (c0, c1), brownian = self.cell, self.brownian  # pyright: ignore[reportGeneralTypeIssues]
         if draw:
             fold = jax.vmap(lambda k: jax.random.fold_in(k, 2**31 - draw))
             brownian = eqx.tree_at(lambda b: b.keys, brownian, fold(brownian.keys))
         step = jnp.where(c1 > c0, c1 - c0, 1.0)
-        return brownian.evaluate(c0, c1) / jnp.sqrt(step)
+        return brownian.evaluate(c0, c1) / jnp.sqrt(step)  # pyright: ignore[reportOperatorIssue]
 
     def vf(self, t, y, args):
         """dy/dc of the probability flow."""

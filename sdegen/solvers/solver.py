@@ -36,7 +36,9 @@ class AbstractSemilinearSolver(dfx.AbstractItoSolver):
         """The state before the first step."""
 
     @abc.abstractmethod
-    def advance(self, term: SemilinearTerm, here: Node, there: Node, y, state):
+    def advance(
+        self, term: SemilinearTerm, here: Node, there: Node, y, state
+    ) -> tuple[Array, Array | None, PyTree]:  # pyright: ignore[reportReturnType]
         """(y there, an error estimate or None, the state there) from y here."""
 
     def rows(self, nodes: Node) -> PyTree:

@@ -140,7 +140,7 @@ class SSCS(dfx.AbstractItoSolver):
         start, half, stop = (process.time(c) for c in (t0, (t0 + t1) / 2, t1))
         one = two = None
         if noisy:
-            area = term.brownian.evaluate(t0, t1, use_levy=True)  # pyright: ignore[reportOptionalMemberAccess]
+            area = term.brownian.evaluate(t0, t1, use_levy=True)
             length = jnp.sqrt(area.dt)
             one, two = area.W / length, area.H / length * np.sqrt(12.0)
 
