@@ -8,10 +8,10 @@ from ..processes.prediction import Prediction
 from ..typing import Scalar, float_array
 from . import multistep
 from .semilinear import splitting
-from .solver import AbstractSemilinearSolver, whole
+from .solver import whole
 
 
-class ExponentialAdams(AbstractSemilinearSolver, dfx.AbstractAdaptiveSolver):
+class ExponentialAdams(multistep.AbstractAdams, dfx.AbstractAdaptiveSolver):
     """Adams-Bashforth-Moulton of a splitting, for adaptive steps: one evaluation each.
 
     The predictor has order `order`, the corrector one more; what they differ by is the
@@ -24,42 +24,37 @@ class ExponentialAdams(AbstractSemilinearSolver, dfx.AbstractAdaptiveSolver):
     """
 
     points: int = eqx.field(static=True)
+    corrector: int = eqx.field(static=True)
     prediction: Prediction = eqx.field(static=True)
     sigma_data: Scalar
+    weights: None = None
 
-    family = 0.0
-    draws = False
-    calls = 1
     calls_first = 1
 
     def __init__(self, order=3, prediction=kinds.edm, sigma_data=0.5):
         """`order` 1 to 4, of the predictor."""
         self.points = whole("the order of ExponentialAdams", order, 1, 4)
+        self.corrector = self.points + 1
         splitting(prediction)
         self.prediction = prediction
         self.sigma_data = float_array(sigma_data)
-
-    def order(self, terms):
-        """The order of convergence."""
-        return self.points + 1
 
     def error_order(self, terms):
         """The local order of the error estimate."""
         return self.points + 1
 
-    @property
-    def _adams(self):
-        rule = (self.prediction, self.sigma_data)
-        return multistep.Adams(*rule, self.points, self.points + 1)
+    def rows(self, nodes):
+        """None: the steps are not known before."""
+        return None
 
     def start(self, term, here, there, y):
         """The prediction at the start."""
-        return term.posterior_means(here, y), self._adams.empty(None, y, here)
+        return term.posterior_means(here, y), super().start(term, here, there, y)
 
     def advance(self, term, here, there, y, state):
         """Predict, evaluate, correct."""
         means, history = state
-        predicted, history = self._adams.predict(None, here, there, y, means, history)
+        predicted, history = self.predict(None, here, there, y, means, history)
         means = term.posterior_means(there, predicted)
-        y1 = self._adams.correct(None, there, predicted, means, history)
+        y1 = self.correct(None, there, predicted, means, history)
         return y1, y1 - predicted, (means, history)

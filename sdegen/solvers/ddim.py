@@ -80,8 +80,6 @@ class DDIM(AbstractSemilinearSolver):
     variance: Variance | None = None
 
     family = 1.0
-    calls = 1
-    calls_first = 0
 
     @property
     def draws(self):
@@ -91,14 +89,6 @@ class DDIM(AbstractSemilinearSolver):
     def order(self, terms):
         """The order of convergence of the flow."""
         return 1
-
-    def strong_order(self, terms):
-        """The strong order for the additive noise of the reverse SDE."""
-        return 1
-
-    def start(self, term, here, there, y):
-        """No state."""
-        return None
 
     def advance(self, term, here, there, y, state):
         """One evaluation, one step."""

@@ -7,10 +7,10 @@ from ..processes.prediction import Prediction
 from ..typing import Scalar, float_array
 from . import multistep
 from .semilinear import splitting
-from .solver import AbstractSemilinearSolver, whole
+from .solver import whole
 
 
-class DEIS(AbstractSemilinearSolver):
+class DEIS(multistep.AbstractAdams):
     """Exponential Adams-Bashforth of order 1 to 4, one network evaluation a step.
 
     Zhang and Chen 2023, "Fast sampling of diffusion models with exponential
@@ -21,47 +21,21 @@ class DEIS(AbstractSemilinearSolver):
     """
 
     points: int = eqx.field(static=True)
+    corrector: int = eqx.field(static=True)
     prediction: Prediction = eqx.field(static=True)
     sigma_data: Scalar
     weights: multistep.Weights | None
 
-    family = 0.0
-    draws = False
-    calls = 1
-    calls_first = 0
-
     def __init__(self, order=3, prediction=kinds.eps, sigma_data=0.5, weights=None):
         """`weights` come from `learn_grid`."""
-        self.points = whole("the order of DEIS", order, 1, 4)
+        self.points, self.corrector = whole("the order of DEIS", order, 1, 4), 0
         splitting(prediction)
         self.prediction = prediction
         self.sigma_data = float_array(sigma_data)
         self.weights = weights
 
-    @property
-    def steps(self):
-        """The number of steps that learned weights are for, None for any."""
-        return None if self.weights is None else len(self.weights.predictor)
-
-    def order(self, terms):
-        """The order of convergence."""
-        return self.points
-
-    @property
-    def _adams(self):
-        rule = (self.prediction, self.sigma_data)
-        return multistep.Adams(*rule, self.points, learned=self.weights)
-
-    def rows(self, nodes):
-        """The weights of each step."""
-        return self._adams.rows(nodes)
-
-    def start(self, term, here, there, y):
-        """No prediction is known."""
-        return self._adams.empty(term.row, y, here)
-
     def advance(self, term, here, there, y, state):
         """One evaluation, one step."""
         means = term.posterior_means(here, y)
-        y1, state = self._adams.predict(term.row, here, there, y, means, state)
+        y1, state = self.predict(term.row, here, there, y, means, state)
         return y1, None, state

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from ..processes import prediction
 from . import multistep
+from .deis import DEIS
 from .semilinear import ddim, decay
 from .solver import AbstractSemilinearSolver, whole
 
@@ -18,18 +19,11 @@ class DPMSolver2(AbstractSemilinearSolver):
     step in eps does not exist, it is two steps of DDIM. For the flow only.
     """
 
-    family = 0.0
-    draws = False
     calls = 2
-    calls_first = 0
 
     def order(self, terms):
         """The order of convergence."""
         return 2
-
-    def start(self, term, here, there, y):
-        """No state."""
-        return None
 
     def advance(self, term, here, there, y, state):
         """Two evaluations, one step."""
@@ -59,11 +53,6 @@ class DPMSolverPP(AbstractSemilinearSolver):
 
     points: int = eqx.field(static=True)
 
-    family = 0.0
-    draws = False
-    calls = 1
-    calls_first = 0
-
     def __init__(self, order=2):
         """`order` 1, 2 or 3."""
         self.points = whole("the order of DPMSolverPP", order, 1, 3)
@@ -74,7 +63,7 @@ class DPMSolverPP(AbstractSemilinearSolver):
 
     @property
     def _adams(self):
-        return multistep.Adams(prediction.x0, jnp.ones(()), self.points)
+        return DEIS(self.points, prediction.x0)
 
     def rows(self, nodes):
         """The weights of each step of order 3."""
@@ -82,7 +71,9 @@ class DPMSolverPP(AbstractSemilinearSolver):
 
     def start(self, term, here, there, y):
         """No prediction is known."""
-        return self._adams.empty(term.row, y, here)
+        if self.points == 3:
+            return self._adams.start(term, here, there, y)
+        return multistep.empty(self.points - 1, y, here)
 
     def advance(self, term, here, there, y, state):
         """One evaluation, one step."""

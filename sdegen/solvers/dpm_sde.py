@@ -24,9 +24,6 @@ class DPMSolverSDE(AbstractSemilinearSolver):
     points: int = eqx.field(static=True)
 
     family = math.inf
-    draws = False
-    calls = 1
-    calls_first = 0
 
     def __init__(self, order=2):
         """`order` 1 or 2."""
@@ -35,10 +32,6 @@ class DPMSolverSDE(AbstractSemilinearSolver):
     def order(self, terms):
         """The order of convergence of the flow."""
         return self.points
-
-    def strong_order(self, terms):
-        """The strong order for the additive noise of the reverse SDE."""
-        return 1
 
     def start(self, term, here, there, y):
         """No prediction is known."""

@@ -24,9 +24,7 @@ class EDMHeun(AbstractSemilinearSolver):
     s_max: Scalar = number(np.inf)
     s_noise: Scalar = number(1.0)
 
-    family = 0.0
     calls = 2
-    calls_first = 0
 
     def __init__(self, s_churn=None, s_min=0.0, s_max=np.inf, s_noise=1.0):
         """Names and units are the paper's; r is its sigma."""

@@ -33,9 +33,6 @@ class ERSDE(AbstractSemilinearSolver):
     noise: Callable
 
     family = math.inf
-    draws = False
-    calls = 1
-    calls_first = 0
 
     def __init__(self, order=3, noise=fading):
         """`noise` is g, a rising function of sigma / alpha."""
@@ -45,10 +42,6 @@ class ERSDE(AbstractSemilinearSolver):
     def order(self, terms):
         """The order of convergence of the flow."""
         return self.points
-
-    def strong_order(self, terms):
-        """The strong order for the additive noise of the reverse SDE."""
-        return 1
 
     def start(self, term, here, there, y):
         """No prediction is known."""

@@ -25,7 +25,6 @@ class Langevin(AbstractSemilinearSolver):
 
     family = math.inf
     draws = True
-    calls_first = 0
 
     @property
     def calls(self):
@@ -35,14 +34,6 @@ class Langevin(AbstractSemilinearSolver):
     def order(self, terms):
         """The order of convergence of the predictor."""
         return 1
-
-    def strong_order(self, terms):
-        """The strong order of the predictor."""
-        return 1
-
-    def start(self, term, here, there, y):
-        """No state."""
-        return None
 
     def advance(self, term, here, there, y, state):
         """A step and its corrections."""

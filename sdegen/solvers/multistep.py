@@ -10,7 +10,6 @@ its end is known, with that one among the nodes; the network is not called again
 first steps have fewer predictions and a lower order.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import equinox as eqx
@@ -22,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from ..processes.prediction import Prediction, eps
 from ..typing import Scalar
 from .semilinear import FLOOR, Node, integrals, splitting
+from .solver import AbstractSemilinearSolver
 
 
 class Weights(eqx.Module):
@@ -45,8 +45,8 @@ class Combination(NamedTuple):
         total = jnp.zeros_like(values[0])
         for w, p in zip(self.weights[1:], values[1:], strict=True):
             total = total + w * (p - values[0])
-        if self.learned is not None:
-            for w, p in zip(self.learned, values, strict=True):
+        if self.weights is not None:
+            for w, p in zip(self.weights, values, strict=True):
                 total = total + w * p
         return total
 
@@ -93,34 +93,42 @@ def after(history: History, value, here: Node) -> History:
     return History(history.step + 1, (value,), here.half_logsnr[None], None)
 
 
-@dataclass(frozen=True)
-class Adams:
-    """An Adams method: its splitting, its orders and the weights that were learned.
+class AbstractAdams(AbstractSemilinearSolver):
+    """What Adams methods share.
 
-    `corrector` is 0 for a method without one.
+    `points` is the order of the predictor, `corrector` that of the corrector, 0 for
+    none; `prediction` and `sigma_data` are those of the splitting; `weights` were
+    learned, for one number of steps, or are None.
     """
 
-    prediction: Prediction
-    sigma_data: Scalar
-    predictor: int
-    corrector: int = 0
-    learned: Weights | None = None
+    points: eqx.AbstractVar[int]
+    corrector: eqx.AbstractVar[int]
+    prediction: eqx.AbstractVar[Prediction]
+    sigma_data: eqx.AbstractVar[Scalar]
+    weights: eqx.AbstractVar[Weights | None]
 
-    def empty(
-        self, row: Row | None, y: Float[Array, "batch ..."], node: Node
-    ) -> History:
-        """A history of which nothing is known yet."""
-        length = max(self.predictor, self.corrector) - 1
+    @property
+    def steps(self):
+        """The number of steps that learned weights are for, None for any."""
+        return None if self.weights is None else len(self.weights.predictor)
+
+    def order(self, terms):
+        """The order of convergence."""
+        return min(self.corrector, self.points + 1) if self.corrector else self.points
+
+    def start(self, term, here, there, y):
+        """No prediction is known."""
+        length = max(self.points, self.corrector) - 1
         linear = jnp.zeros_like(y) if self.corrector else None
-        history = empty(length, y, node)._replace(linear=linear)
-        return history if row is None else history._replace(step=None, nodes=None)
+        history = empty(length, y, here)._replace(linear=linear)
+        return history if term.row is None else history._replace(step=None, nodes=None)
 
     def rows(self, nodes: Node) -> Row:
         """The weights of every step of a grid, those of both methods at once."""
         rule, dtype = splitting(self.prediction), nodes.a.dtype
         xi = rule.variable(nodes.a, nodes.tau, self.sigma_data.astype(dtype))
         step, start, stop = jnp.arange(len(xi) - 1), xi[:-1], xi[1:]
-        orders = np.array([n for n in (self.predictor, self.corrector) if n])
+        orders = np.array([n for n in (self.points, self.corrector) if n])
         # How many steps before the start each node is; a corrector knows the end, too.
         back = np.arange(orders.max())
         back = np.stack([back, np.r_[0, -1, back[1:-1]][: len(back)]][: len(orders)])
@@ -137,8 +145,8 @@ class Adams:
         weights = many(weigh, (places, known, start, stop))
         unit = self._unit(start, stop)
         learned = (None, None)
-        if self.learned is not None:
-            learned = (self.learned.predictor, self.learned.corrector)
+        if self.weights is not None:
+            learned = (self.weights.predictor, self.weights.corrector)
         ahead, *behind = (
             jax.vmap(self._combination)(
                 weights[:, i, :n], known[:, i], unit, learned[i]
@@ -185,7 +193,7 @@ class Adams:
     def predict(
         self, row: Row | None, here: Node, there: Node, y, means, history: History
     ) -> tuple[Float[Array, "batch ..."], History]:
-        """(y there, the history from there) by (1) with at most `predictor` nodes."""
+        """(y there, the history from there) by (1) with at most `points` nodes."""
         rule, s = splitting(self.prediction), self.sigma_data.astype(y.dtype)
         start, stop = (here.a, here.tau, s), (there.a, there.tau, s)
         values, step, nodes = (rule.value(*means, *start), *history.values), None, None
@@ -195,17 +203,17 @@ class Adams:
             nodes = jnp.concatenate([node[None], history.nodes])
         corrects = history.linear is not None
         y1 = linear = rule.linear(here, there, y, *means, s, corrects)
-        if self.predictor > 1 or self.learned is not None:
+        if self.points > 1 or self.weights is not None:
             if row is None:
-                known = jnp.minimum(step, self.predictor)
+                known = jnp.minimum(step, self.points)
                 end, learned = rule.variable(*stop), None
-                if self.learned is not None:
-                    learned = self.learned.predictor[history.step]
-                used = nodes[: self.predictor]
+                if self.weights is not None:
+                    learned = self.weights.predictor[history.step]
+                used = nodes[: self.points]
                 change = self._weigh(used, known, node, end, learned)
             else:
                 change = row.predictor
-            y1 = linear + rule.scale(*stop) * change(values[: self.predictor])
+            y1 = linear + rule.scale(*stop) * change(values[: self.points])
         if row is None:
             nodes = nodes[:length]
         return y1, History(step, values[:length], nodes, linear if corrects else None)
@@ -226,8 +234,8 @@ class Adams:
             start, node = history.nodes[0], rule.variable(*place)
             nodes = jnp.concatenate([jnp.stack([start, node]), history.nodes[older]])
             known, learned = jnp.minimum(history.step + 1, self.corrector), None
-            if self.learned is not None:
-                learned = self.learned.corrector[jnp.maximum(history.step - 1, 0)]
+            if self.weights is not None:
+                learned = self.weights.corrector[jnp.maximum(history.step - 1, 0)]
             change = self._weigh(nodes, known, start, node, learned)
             usable = self._usable(history.step, start)
         else:

@@ -4,7 +4,6 @@ import abc
 import dataclasses
 
 import diffrax as dfx
-import equinox as eqx
 from jaxtyping import Array, Int
 
 from ..typing import PyTree
@@ -14,26 +13,31 @@ from .semilinear import Node, SemilinearTerm
 class AbstractSemilinearSolver(dfx.AbstractItoSolver):
     """A Diffrax solver of a `SemilinearTerm`, on its rising clock.
 
-    A solver writes `start` and `advance`, which are given the nodes `here` and `there`
-    at both ends of a step. On a fixed grid Diffrax's `args` are two rows of a table
-    that was made outside of the loop, each a node and what `rows` has for it
-    (`term.row`); else the nodes are found from the clock. `family`: the largest
-    stochasticity of the reverse SDE that it follows, 0 for the flow alone. `draws`: it
-    adds noise even to the flow. `calls`: network evaluations of a step; `calls_first`:
-    before the first.
+    A solver writes `advance`, and `start` if it has a state; they are given the nodes
+    `here` and `there` at both ends of a step. On a fixed grid Diffrax's `args` are two
+    rows of a table that was made outside of the loop, each a node and what `rows` has
+    for it (`term.row`); else the nodes are found from the clock.
+
+    `family`: the largest stochasticity of the reverse SDE that it follows; 0, the flow
+    alone. `draws`: whether it adds noise even to the flow; no. `calls`: network
+    evaluations of a step; 1. `calls_first`: before the first; 0.
     """
 
     term_structure = SemilinearTerm
     interpolation_cls = dfx.LocalLinearInterpolation
 
-    family: eqx.AbstractClassVar[float]
-    draws: eqx.AbstractVar[bool]
-    calls: eqx.AbstractVar[int]
-    calls_first: eqx.AbstractClassVar[int]
+    family = 0.0
+    draws = False
+    calls = 1
+    calls_first = 0
 
-    @abc.abstractmethod
-    def start(self, term: SemilinearTerm, here: Node, there: Node, y):
-        """The state before the first step."""
+    def start(self, term, here, there, y) -> PyTree:
+        """The state before the first step; none."""
+        return None
+
+    def strong_order(self, terms):
+        """The strong order for the additive noise of the reverse SDE."""
+        return 1
 
     @abc.abstractmethod
     def advance(

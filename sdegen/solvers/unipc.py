@@ -7,10 +7,10 @@ from ..processes.prediction import Prediction
 from ..typing import Scalar, float_array
 from . import multistep
 from .semilinear import splitting
-from .solver import AbstractSemilinearSolver, whole
+from .solver import whole
 
 
-class UniPC(AbstractSemilinearSolver):
+class UniPC(multistep.AbstractAdams):
     """Exponential Adams predictor and corrector, one network evaluation a step.
 
     Zhao et al. 2023, "UniPC: a unified predictor-corrector framework", algorithm 1:
@@ -27,11 +27,6 @@ class UniPC(AbstractSemilinearSolver):
     prediction: Prediction = eqx.field(static=True)
     sigma_data: Scalar
     weights: multistep.Weights | None
-
-    family = 0.0
-    draws = False
-    calls = 1
-    calls_first = 0
 
     def __init__(
         self,
@@ -50,31 +45,9 @@ class UniPC(AbstractSemilinearSolver):
         self.sigma_data = float_array(sigma_data)
         self.weights = weights
 
-    @property
-    def steps(self):
-        """The number of steps that learned weights are for, None for any."""
-        return None if self.weights is None else len(self.weights.predictor)
-
-    def order(self, terms):
-        """The order of convergence."""
-        return min(self.corrector, self.points + 1)
-
-    @property
-    def _adams(self):
-        rule = (self.prediction, self.sigma_data)
-        return multistep.Adams(*rule, self.points, self.corrector, self.weights)
-
-    def rows(self, nodes):
-        """The weights of each step."""
-        return self._adams.rows(nodes)
-
-    def start(self, term, here, there, y):
-        """No prediction is known."""
-        return self._adams.empty(term.row, y, here)
-
     def advance(self, term, here, there, y, state):
         """One evaluation: correct y, then predict."""
         means = term.posterior_means(here, y)
-        y = self._adams.correct(term.row, here, y, means, state)
-        y1, state = self._adams.predict(term.row, here, there, y, means, state)
+        y = self.correct(term.row, here, y, means, state)
+        y1, state = self.predict(term.row, here, there, y, means, state)
         return y1, None, state
