@@ -45,8 +45,8 @@ class Combination(NamedTuple):
         total = jnp.zeros_like(values[0])
         for w, p in zip(self.weights[1:], values[1:], strict=True):
             total = total + w * (p - values[0])
-        if self.weights is not None:
-            for w, p in zip(self.weights, values, strict=True):
+        if self.learned is not None:
+            for w, p in zip(self.learned, values, strict=True):
                 total = total + w * p
         return total
 
