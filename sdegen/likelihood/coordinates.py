@@ -1,6 +1,5 @@
 """The flows of models, in coordinates and on a clock that suit a solver.
 
-A denoiser is solved in coordinates in which noise stands still, and Gaussian data too.
 For data of standard deviation s every path is a rotation from data to noise:
 
     scale(t) = hypot(sigma, alpha s),   xi(t) = arctan(sigma / (alpha s))          (1)
@@ -8,15 +7,11 @@ For data of standard deviation s every path is a rotation from data to noise:
     du/dxi = cos(xi) z_hat - sin(xi) x0_hat / s                                    (3)
 
 (3) is the probability flow. u has unit size, xi runs over at most [0, pi/2], nothing is
-divided by alpha or sigma, and on N(0, s^2 I) the right-hand side is zero: what a solver
-sees is only by how much the data are not Gaussian. The same holds for the divergence of
-(3), so a likelihood computed here starts from the exact one of that Gaussian.
-
-The reverse process of stochasticity lambda has, on the same clock, the drift
+divided by alpha or sigma, and on N(0, s^2 I) the right-hand side and its divergence are
+zero: a solver sees only by how much the data are not Gaussian. Read from data to noise,
+the reverse process of stochasticity lambda has on the same clock the drift
 
     cos(xi) z_hat - sin(xi) x0_hat / s + lambda^2 z_hat / cos(xi)                  (4)
-
-when it is read from data to noise (from noise to data its sign is the opposite).
 
 Where alpha, sigma or s are arrays, every coordinate has an angle of its own, and moves
 by (3) times dxi_i / dxi. The clock xi is that of the mean noise level r = alpha / sigma
@@ -36,7 +31,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..models.denoiser import AbstractDenoiser
-from ..models.model import AbstractModel
+from ..models.model import AbstractModel, Points
 from ..models.velocity import AbstractVelocityModel
 from ..processes.path import AbstractPath, NoiseInverse, basis_of, noise_slope
 from ..solvers.grids import check_grid
@@ -80,12 +75,12 @@ class Angle(eqx.Module):
         alpha, sigma = self.path.scales(t)
         if alpha.ndim == 0 and self.size.ndim == 0:
             return jnp.cos(xi), jnp.sin(xi), 1.0
-        scaled, scale = alpha * self.size, self.scale(t)
-        slope = self.size * noise_slope(self.path, t) * (alpha + sigma) / scale**2
-        ratio, whole = jnp.cos(xi) / (self._whole * jnp.sin(xi)), self._whole
-        level = jnp.mean(noise_slope(self.path, t)) * whole * (1 + ratio)
+        fall, scale, whole = noise_slope(self.path, t), self.scale(t), self._whole
+        slope = self.size * fall * (alpha + sigma) / scale**2
+        ratio = jnp.cos(xi) / (whole * jnp.sin(xi))
+        level = jnp.mean(fall) * whole * (1 + ratio)
         rate = slope * sigma * (1 + (ratio * whole) ** 2) / level  # (5)
-        return scaled / scale, sigma / scale, rate
+        return alpha * self.size / scale, sigma / scale, rate
 
 
 class AngleFlow(eqx.Module):
@@ -101,9 +96,7 @@ class AngleFlow(eqx.Module):
         """The path of the denoiser."""
         return self.denoiser.path
 
-    def __call__(
-        self, c: Scalar, u: Float[Array, "batch ..."]
-    ) -> Float[Array, "batch ..."]:
+    def __call__(self, c: Scalar, u: Points) -> Points:
         """du/dxi at the angle c: one evaluation of the denoiser."""
         t = self.angle.time(c)
         x0, z = self.denoiser.posterior_means(t, self.angle.scale(t) * u, self.cond)
@@ -113,7 +106,7 @@ class AngleFlow(eqx.Module):
             flow = flow + self.stochasticity**2 / cos * z
         return rate * flow
 
-    def grid(self, grid, shape):
+    def grid(self, grid):
         """Any grid of a path, checked."""
         return check_grid(grid, self.process)
 
@@ -126,10 +119,7 @@ class AngleFlow(eqx.Module):
         return basis_of(self.process).coordinates(x) / self.angle.scale(t)
 
     def leave(self, u, first, last, log_prior):
-        """(x at `last`, log p(x) + log |dx / du|, the latter relative to `first`).
-
-        p is that of `log_prior`, or of sigma z, from which `sample` starts.
-        """
+        """(x at `last`, log p(x) + log |dx / du|, the latter relative to `first`)."""
         path, shape, scale = self.process, u.shape[1:], self.angle.scale(last)
         x = basis_of(path).data(u * scale)
         if log_prior is None:
@@ -169,11 +159,10 @@ class InterpolantFlow(eqx.Module):
         """The velocity at time c."""
         return self.model.velocity(c, u, self.cond)
 
-    def grid(self, grid, shape):
+    def grid(self, grid):
         """An array of times, checked as `sample` does it."""
-        options = dict(solver=None, stochasticity=None, denoise=None, refinable=False)
-        options |= {"cond": self.cond, "start": None}
-        return self.model.problem(shape, grid=grid, **options).table().times
+        clock = self.model.steps(grid, jnp.result_type(float))
+        return jax.vmap(self.model.time)(clock)
 
     def clock(self, t):
         """t itself."""
@@ -202,9 +191,9 @@ def flow_of(model: AbstractModel, cond: PyTree, what: str) -> Flow:
     if isinstance(model, AbstractVelocityModel):
         return InterpolantFlow(model, cond)
     raise ValueError(
-        f"{what} needs the velocity of a flow from data to noise, which a denoiser or "
-        f"an AbstractVelocityModel has, such as VelocityModel; {type(model).__name__} "
-        "declares none. Of Augmented take its denoiser, of Forward its model."
+        f"{what} needs the velocity of a flow from data to noise, as of a denoiser or "
+        f"an AbstractVelocityModel; {type(model).__name__} declares none. Of Augmented "
+        "take its denoiser, of Forward its model."
     )
 
 
@@ -230,6 +219,17 @@ def check_end(flow: Flow, shape: tuple[int, ...]) -> None:
             "latent noise. Take a t_max where it is x1, or give log_prior, the "
             "log-density of x at t_max for one sample."
         )
+
+
+def sum_per_sample(x: Points) -> Float[Array, " batch"]:
+    """The sum over all axes but the first."""
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)))
+
+
+def unit_vectors(shape, dtype) -> Float[Array, "d 1 ..."]:
+    """The standard basis of samples of a shape, each a batch of one."""
+    size = math.prod(shape)
+    return jnp.eye(size, dtype=dtype).reshape(size, 1, *shape)
 
 
 def angle_of(denoiser: AbstractDenoiser) -> Angle:

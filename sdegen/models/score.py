@@ -3,15 +3,15 @@
     s(t, x) = -(x - m) / S^2 + F(log((t - t_min) / T) / 4, (x - m) / S) / sigma     (1)
 
 with F the network, and m, S^2 the mean and the variance of x_t, sigma^2 the mean
-variance of x_t given x_0, per coordinate and measured once by simulation. So F sees
-inputs of unit size; its best output is at most about of unit size too, as sigma s is
-E[-z given x_t]; and zero is the score of independent Gaussians of the right size. On a
-linear SDE (1) is the scaling of Karras et al. 2022 (table 1), but for a factor.
+variance of x_t given x_0, per coordinate and measured once by simulation. So inputs and
+outputs of F are of unit size, and 0 is the score of independent Gaussians of the right
+size. On a linear SDE (1) is the scaling of Karras et al. 2022 (table 1), but for a
+factor.
 
 A drift that confines, such as -x^3, explodes when time runs backwards, unless the score
-is right; and nothing is learned where no path has been. So F, and the coefficients of
-the reversed equation, are evaluated at the nearest state within the range that was seen
-in simulation at that time; the first term of (1) is not, and pulls back.
+is right. So F, and the coefficients of the reversed equation, are evaluated at the
+nearest state within the range that was seen in simulation at that time; the first term
+of (1) is not, and pulls back.
 """
 
 from collections.abc import Callable
@@ -25,16 +25,11 @@ from jaxtyping import Array, Float
 from ..losses.score_matching import simulated_score_loss
 from ..losses.simulated_paths import best_weights, chain, square_clock
 from ..processes.noise import AbstractNoise
-from ..processes.reverse import (
-    clock_of_time,
-    probability_flow,
-    reverse,
-    time_of_clock,
-)
+from ..processes.reverse import clock_of_time, time_of_clock
 from ..processes.sde import AbstractSDE
 from ..typing import PyTree, RandomKey, Scalar, ScalarLike, Time, float_array, is_traced
-from .generator import AbstractGenerator
-from .model import call_network
+from .generator import AbstractGenerator, backward_of
+from .model import Points, call_network, floating_batch, of_one
 
 _PILOT = 1024  # data points that are simulated, twice each, to measure the scales
 _LARGEST = 32  # coordinates for which M and its derivative are formed
@@ -42,10 +37,16 @@ _APART = 0.2  # by which the law at t_max may miss `prior`, in standard deviatio
 
 
 class SimulatedPrior(AbstractNoise):
-    """The law of x at t_max, exactly: a point of `data` carried there by the SDE.
+    """The law of x at t_max, exactly: a point of the data carried there by the SDE.
 
     For processes that do not forget their data, or forget them for a law that has no
-    formula, such as that of a strange attractor. `steps` as in `ScoreModel.from_data`.
+    formula, such as that of a strange attractor.
+
+    **Arguments:**
+
+    - `sde`: the process.
+    - `points`: the data, (n, ...).
+    - `steps`: as in `ScoreModel.from_data`; 100.
     """
 
     sde: AbstractSDE
@@ -73,8 +74,7 @@ class SimulatedPrior(AbstractNoise):
 class ScoreModel(AbstractGenerator):
     """A network as the score of an SDE, equation (1); made by `from_data`.
 
-    `fit(model, data, loss=simulated_score_loss)` trains it, `sample(key, model, shape,
-    stochasticity=1)` runs it backwards from `prior`. The state at t_min is the data.
+    `sample(key, model, shape, stochasticity=1)` runs it backwards from `prior`.
     """
 
     network: Any
@@ -87,9 +87,7 @@ class ScoreModel(AbstractGenerator):
     high: Float[Array, "times ..."]
     weights: Float[Array, "steps ..."] | None
 
-    def loss(self, key, x0, cond=None, *, axis_name=None):
-        """`simulated_score_loss` with its defaults."""
-        return simulated_score_loss(self, key, x0, cond, axis_name=axis_name)
+    loss = simulated_score_loss  # pyright: ignore[reportAssignmentType]
 
     @classmethod
     def from_data(
@@ -105,21 +103,23 @@ class ScoreModel(AbstractGenerator):
     ) -> "ScoreModel":
         """The model with its scales measured on paths from `data`.
 
-        **Arguments:** `network`, a callable pytree (time, x, cond) on batches; `data`,
-        (n, ...); `steps`, of Euler-Maruyama in training, equal in sqrt(t); `prior`,
-        the law of the state at t_max (default: `sde.base`; or a `SimulatedPrior`);
-        `pathwise`, train on the targets (4) of `paths`, whose variance is small (they
-        need d^2 numbers per step for d coordinates; else the local ones, (2)).
+        **Arguments:**
 
-        **Raises:** `ValueError` if the simulated law at t_max is not `prior`, by mean
+        - `network`: a callable pytree (time, x, cond) on batches.
+        - `sde`: the process.
+        - `data`: (n, ...).
+        - `key`: a random key.
+        - `steps`: of Euler-Maruyama in training, equal in sqrt(t); 100.
+        - `prior`: the law of the state at t_max, such as a `SimulatedPrior`;
+          `sde.noise`.
+        - `pathwise`: train on the targets (4) of `losses.simulated_paths`, of small
+          variance, which need d^2 numbers per step for d coordinates, and not on the
+          local ones, (2); True.
+
+        **Raises:** a ValueError if the simulated law at t_max is not `prior`, by mean
         and std.
         """
-        data = jnp.asarray(data)
-        if data.ndim < 2 or not jnp.issubdtype(data.dtype, jnp.floating):
-            raise ValueError(
-                "ScoreModel takes floating-point data of shape (n, ...) with at least "
-                f"two axes, got {data.dtype} of shape {data.shape}."
-            )
+        data = floating_batch(data, "ScoreModel")
         if steps < 2:
             raise ValueError(f"ScoreModel needs at least two steps, got {steps}.")
         if pathwise and data[0].size > _LARGEST:
@@ -128,8 +128,11 @@ class ScoreModel(AbstractGenerator):
                 f"numbers for every step and sample; {_LARGEST} is the largest size. "
                 "Use pathwise=False."
             )
-        if not is_traced(sde):
-            _check_noise(sde, data[0])
+        if not is_traced(sde) and not sde.diffusion(sde.t_min, data[0]).all():
+            raise ValueError(
+                "a score needs noise in every coordinate, but this diffusion is 0 at "
+                "t_min and the first row of the data."
+            )
         prior = sde.noise if prior is None else prior
         *scales, weights, ends, drawn = _measure(sde, prior, data, key, steps, pathwise)
         if not is_traced(drawn):
@@ -156,9 +159,7 @@ class ScoreModel(AbstractGenerator):
             (1 - share) * table[i] + share * table[i + 1] for table in tables
         )
 
-    def score(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> Float[Array, "batch ..."]:
+    def score(self, t: Time, x: Points, cond: PyTree = None) -> Points:
         """The score (1) at times t, () or (batch,)."""
         t = jnp.broadcast_to(float_array(t), x.shape[:1])
         time, *scales = jax.vmap(self.scales)(t)
@@ -171,8 +172,7 @@ class ScoreModel(AbstractGenerator):
         self, t: ScalarLike, x: Float[Array, "..."], cond: PyTree = None
     ) -> Float[Array, "..."]:
         """The score for one sample, as `reverse` and `probability_flow` take it."""
-        cond = jax.tree.map(lambda c: c[None], cond)
-        return self.score(t, x[None], cond)[0]
+        return of_one(self.score, t, x, cond)
 
     def start(self, key, shape, dtype=None):
         """A draw of `prior`."""
@@ -182,9 +182,7 @@ class ScoreModel(AbstractGenerator):
         """The reverse SDE, or for None the probability flow."""
         score = eqx.Partial(self.sample_score, cond=cond)
         sde = _Within(self, self.sde.t_min, self.sde.t_max, self.prior)
-        if stochasticity is None:
-            return probability_flow(sde, score)
-        return reverse(sde, score, stochasticity)
+        return backward_of(sde, score, stochasticity)
 
     def time(self, s):
         """The time of the process at clock s."""
@@ -193,10 +191,6 @@ class ScoreModel(AbstractGenerator):
     def clock_of(self, t):
         """The clock at time t."""
         return clock_of_time(self.sde, t)
-
-    def data(self, state):
-        """The state itself."""
-        return state
 
 
 class _Within(AbstractSDE):
@@ -235,29 +229,22 @@ def _measure(sde, prior, data, key, steps, pathwise):
     return *scales, weights, both[-1], drawn
 
 
-def _check_noise(sde, x):
-    g = sde.diffusion(sde.t_min, x)
-    if not bool(jnp.all(g != 0)):
-        raise ValueError(
-            "a score needs noise in every coordinate, but this diffusion is 0 at "
-            "t_min and the first row of the data."
-        )
-
-
 def _check_prior(prior, ends, drawn):
     if not bool(jnp.isfinite(ends).all()):
         raise ValueError(
             "the simulated paths are not finite at t_max: the steps are too large for "
             "this drift. Take more steps (steps=...), or scale x or t."
         )
-    gap = jnp.abs(ends.mean(0) - drawn.mean(0)) / drawn.std(0)
-    ratio = ends.std(0) / drawn.std(0)
-    if bool((gap > _APART).any() | (jnp.abs(jnp.log(ratio)) > _APART).any()):
-        i = int(jnp.argmax(gap + jnp.abs(jnp.log(ratio))))
+    mean, std = ends.mean(0), ends.std(0)
+    gap = jnp.abs(mean - drawn.mean(0)) / drawn.std(0)
+    ratio = jnp.abs(jnp.log(std / drawn.std(0)))
+    if bool((gap > _APART).any() | (ratio > _APART).any()):
+        i = int(jnp.argmax(gap + ratio))
+        found = (a.ravel()[i] for a in (mean, std, drawn.mean(0), drawn.std(0)))
+        mean, std, mean_of_prior, std_of_prior = map(float, found)
         raise ValueError(
-            f"at t_max the paths have mean {float(ends.mean(0).ravel()[i]):.3g} and "
-            f"standard deviation {float(ends.std(0).ravel()[i]):.3g} in coordinate "
-            f"{i}, but {type(prior).__name__} has {float(drawn.mean(0).ravel()[i]):.3g}"
-            f" and {float(drawn.std(0).ravel()[i]):.3g}. Take a larger t_max, or "
+            f"at t_max the paths have mean {mean:.3g} and standard deviation {std:.3g} "
+            f"in coordinate {i}, but {type(prior).__name__} has {mean_of_prior:.3g} "
+            f"and {std_of_prior:.3g}. Take a larger t_max, or "
             "prior=sdegen.SimulatedPrior(sde, data)."
         )

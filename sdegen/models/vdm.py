@@ -30,14 +30,8 @@ class VDM(AbstractDenoiser):
     prediction: Prediction = eqx.field(default=prediction.edm, static=True)
     sigma_data: Scalar = number(0.5)
 
-    @property
-    def trainable(self):
-        """The network and the schedule."""
-        return ("network", "gamma")
-
-    def loss(self, key, x0, cond=None, *, axis_name=None):
-        """`vdm_loss` with its defaults."""
-        return vdm_loss(self, key, x0, cond, axis_name=axis_name)
+    trainable = ("network", "gamma")
+    loss = vdm_loss  # pyright: ignore[reportAssignmentType]
 
     @property
     def data_scale(self):

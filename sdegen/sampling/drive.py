@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, Num
 
+from ..losses import per_sample
 from ..models.problem import AbstractProblem
 from ..solvers.solve import Solution, checked, evaluations, solve, spread
 from ..typing import PyTree, RandomKey
@@ -74,18 +75,14 @@ def sample_keys(
     key: RandomKey, batch: int, sharding: jax.sharding.Sharding | None = None
 ) -> Key[Array, " batch"]:
     """One key per sample, which depends on (key, i) alone."""
-    index = constrain(jnp.arange(batch), sharding)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    return per_sample.sample_keys(key, constrain(jnp.arange(batch), sharding))
 
 
 def split_keys(
     key: RandomKey, batch: int, sharding: jax.sharding.Sharding | None = None
 ) -> Key[Array, "2 batch"]:
-    """Two keys for each sample, `split(fold_in(key, i))`.
-
-    split folds in 0 and 1, so that both are one cipher in a loop: the program of
-    random numbers is half as long to compile.
-    """
+    """Two keys for each sample, `split(fold_in(key, i))`."""
+    # split folds in 0 and 1: both are one cipher in a loop, which halves the program.
     index = constrain(jnp.arange(batch), sharding)
     halves = jnp.broadcast_to(jnp.arange(2)[:, None], (2, batch))
 
