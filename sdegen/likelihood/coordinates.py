@@ -69,7 +69,7 @@ class Angle(eqx.Module):
         ratio = jnp.maximum(jnp.cos(xi), 0.0) / (self._whole * jnp.sin(xi))
         return self.inverse(jnp.log1p(ratio))
 
-    def local(self, xi: ScalarLike):
+    def local(self, xi: ScalarLike) -> tuple:
         """(cos(xi_i), sin(xi_i), dxi_i / dxi) in every coordinate."""
         t = self.time(xi)
         alpha, sigma = self.path.scales(t)
@@ -123,9 +123,8 @@ class AngleFlow(eqx.Module):
         path, shape, scale = self.process, u.shape[1:], self.angle.scale(last)
         x = basis_of(path).data(u * scale)
         if log_prior is None:
-            sigma = path.sigma(last)
-            log_p = jax.vmap(path.noise.log_prob)(u * scale / sigma)
-            log_p = log_p - _log_det(sigma, shape)
+            sigma, density = path.sigma(last), jax.vmap(path.noise.log_prob)
+            log_p = density(u * scale / sigma) - _log_det(sigma, shape)  # pyright: ignore[reportOptionalOperand]
         else:
             log_p = jax.vmap(log_prior)(x)
         return x, log_p + _log_det(scale / self.angle.scale(first), shape)
@@ -144,7 +143,7 @@ def _log_det(scale, shape):
     return jnp.sum(jnp.broadcast_to(log, shape)) if log.ndim else math.prod(shape) * log
 
 
-class InterpolantFlow(eqx.Module):
+class _InterpolantFlow(eqx.Module):
     """dx/dt = b(t, x) of a model on an interpolant, in x and t themselves."""
 
     model: AbstractVelocityModel
@@ -152,36 +151,29 @@ class InterpolantFlow(eqx.Module):
 
     @property
     def process(self):
-        """The interpolant of the model."""
         return self.model.interpolant
 
     def __call__(self, c, u):
-        """The velocity at time c."""
         return self.model.velocity(c, u, self.cond)
 
     def grid(self, grid):
-        """An array of times, checked as `sample` does it."""
         clock = self.model.steps(grid, jnp.result_type(float))
         return jax.vmap(self.model.time)(clock)
 
     def clock(self, t):
-        """t itself."""
         return float_array(t)
 
     def enter(self, x, t):
-        """x itself."""
         return x
 
     def leave(self, u, first, last, log_prior):
-        """(u itself, log p(u)); without `log_prior` p is that of x1."""
         return u, jax.vmap(log_prior or self.process.noise.log_prob)(u)
 
     def score(self, c, u, slope):
-        """None: how x0 and x1 were coupled in training is not known."""
-        return None
+        return None  # how x0 and x1 were coupled in training is not known
 
 
-Flow: TypeAlias = AngleFlow | InterpolantFlow
+Flow: TypeAlias = AngleFlow | _InterpolantFlow
 
 
 def flow_of(model: AbstractModel, cond: PyTree, what: str) -> Flow:
@@ -189,7 +181,7 @@ def flow_of(model: AbstractModel, cond: PyTree, what: str) -> Flow:
     if isinstance(model, AbstractDenoiser):
         return AngleFlow(model, angle_of(model), cond)
     if isinstance(model, AbstractVelocityModel):
-        return InterpolantFlow(model, cond)
+        return _InterpolantFlow(model, cond)
     raise ValueError(
         f"{what} needs the velocity of a flow from data to noise, as of a denoiser or "
         f"an AbstractVelocityModel; {type(model).__name__} declares none. Of Augmented "

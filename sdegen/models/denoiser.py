@@ -85,9 +85,7 @@ class AbstractDenoiser(AbstractModel):
         sigma = batched(self.path.sigma, float_array(t), x)
         return -self.posterior_means(t, x, cond)[1] / sigma
 
-    def sample_score(
-        self, t: ScalarLike, x: Float[Array, "..."], cond: PyTree = None
-    ) -> Float[Array, "..."]:
+    def sample_score(self, t: ScalarLike, x: Array, cond: PyTree = None) -> Array:
         """The score for one sample, as `reverse` and `probability_flow` take it."""
         return of_one(self.score, float_array(t), x, cond)
 
@@ -99,7 +97,7 @@ class AbstractDenoiser(AbstractModel):
 
 
 class PosteriorMean(AbstractDenoiser):
-    """A denoiser from a function `mean`, (t, x, cond) -> E[x0 given x_t] on batches."""
+    """A denoiser on `path` from `mean`, (t, x, cond) -> E[x0 given x_t] on batches."""
 
     mean: Callable
     path: AbstractPath
@@ -183,12 +181,10 @@ class Denoiser(AbstractDenoiser):
                 "A process without alpha and sigma is reversed by `sdegen.reverse`."
             )
         if not isinstance(self.prediction, Prediction):
-            known = ", ".join(
-                k for k, o in vars(prediction).items() if type(o) is Prediction
-            )
+            rows = (k for k, o in vars(prediction).items() if type(o) is Prediction)
             raise ValueError(
-                f"prediction must be a row of sdegen.prediction ({known}), got "
-                f"{self.prediction!r}. For example: sdegen.prediction.velocity."
+                f"prediction must be a row of sdegen.prediction ({', '.join(rows)}), "
+                f"got {self.prediction!r}. For example: sdegen.prediction.velocity."
             )
         # Refuses a score on a base that is not Gaussian, before anything is traced.
         jax.eval_shape(self.prediction.row, self.path, self.path.t_min, self.sigma_data)

@@ -84,7 +84,7 @@ class AbstractGenerator(AbstractModel):
             grid = self.steps(grid, dtype)
         one = jax.tree.map(lambda c: c[0], cond)
         check_equation(self.backward(stochasticity, one), stochasticity, solver, state)
-        return EquationProblem(self, solver, grid, stochasticity, jnp.zeros((), dtype))
+        return _EquationProblem(self, solver, grid, stochasticity, jnp.zeros((), dtype))
 
     def steps(self, grid: Any, dtype) -> Float[Array, " points"]:
         """The clock of a number of steps (200 for None) or of an array of times."""
@@ -118,7 +118,7 @@ class AbstractGenerator(AbstractModel):
         return jnp.clip(clock, 0, 1)
 
 
-class EquationProblem(AbstractProblem):
+class _EquationProblem(AbstractProblem):
     """The equation of a generator, for a batch."""
 
     generator: AbstractGenerator
@@ -129,26 +129,21 @@ class EquationProblem(AbstractProblem):
     draws_start: ClassVar = True
 
     def table(self):
-        """The steps on the clock from 0 to 1."""
         clock = self.grid
         if self.adaptive is not None:
             clock = jnp.array([0.0, 1.0], self.zero.dtype)
         return Table(clock, self.times(clock))
 
     def start(self, table, key, shape):
-        """A draw of the generator."""
         return self.generator.start(key, shape, table.clock.dtype)
 
     def times(self, clock):
-        """The times of the generator."""
         return jax.vmap(self.generator.time)(clock)
 
     def decode(self, t, y):
-        """The data of each state."""
         return jax.vmap(self.generator.data)(y)
 
     def equation(self, table, keys, cond, shape, refinable):
-        """Drift and noise of the batch, or the whole equation for a splitting."""
         noisy = self.stochasticity is not None
         process = lambda c: self.generator.backward(self.stochasticity, c)  # noqa: E731
         if self.solver.term_structure is not BackwardTerm:

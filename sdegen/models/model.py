@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ..losses.coupling.pairs import Loss
 from ..processes.path import AbstractPath
-from ..typing import AxisName, PyTree, RandomKey, Scalar, ScalarLike, Time
+from ..typing import PyTree, ScalarLike, Time
 from .problem import AbstractProblem
 
 Points: TypeAlias = Float[Array, "batch ..."]
@@ -57,11 +57,10 @@ def check_gaussian(path: AbstractPath, what: str, advice: str = "") -> None:
 
 
 class AbstractModel(eqx.Module):
-    """A network with its process.
+    """A network with its process: what is trained of it, by which loss by default.
 
-    A final says what of it is trained (`trainable`) and by which loss (`loss`). What
-    else it can do its class declares: an `AbstractDenoiser` has posterior means on a
-    path, an `AbstractGenerator` an equation of its own.
+    An `AbstractDenoiser` has posterior means on a path, an `AbstractGenerator` an
+    equation of its own.
     """
 
     trainable: ClassVar = ("network",)
@@ -87,16 +86,7 @@ class AbstractModel(eqx.Module):
         return dataclasses.replace(self, **dict(zip(names, values, strict=True)))
 
     def problem(
-        self,
-        shape: tuple[int, ...],
-        *,
-        solver: Any,
-        grid: Any,
-        stochasticity: Scalar | None,
-        denoise: bool | None,
-        refinable: bool,
-        cond: PyTree,
-        start: Any,
+        self, shape, *, solver, grid, stochasticity, denoise, refinable, cond, start
     ) -> AbstractProblem:
         """How `sample` draws from the model; the arguments are those of `sample`.
 
@@ -106,14 +96,7 @@ class AbstractModel(eqx.Module):
             f"{type(self).__name__} cannot be sampled: its class defines no `problem`."
         )
 
-    def loss(
-        self,
-        key: RandomKey,
-        x0: Any,
-        cond: PyTree = None,
-        *,
-        axis_name: AxisName | None = None,
-    ) -> Loss:
+    def loss(self, key, x0, cond=None, *, axis_name=None) -> Loss:
         """The default loss on a batch; the arguments are those of `denoising_loss`."""
         raise ValueError(
             f"{type(self).__name__} has no loss of its own: give fit a loss=, or "

@@ -33,13 +33,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..processes import prediction
-from ..processes.path import (
-    LOGSNR_FLOOR,
-    NoiseInverse,
-    basis_of,
-    check_sample,
-    noise_slope,
-)
+from ..processes.path import LOGSNR_FLOOR, basis_of, check_sample, noise_slope
 from ..processes.prediction import PosteriorMeans
 from ..solvers.adams import ExponentialAdams
 from ..solvers.grids import Adaptive, CosineGrid, FlowTimeGrid, LogSNRGrid, check_grid
@@ -53,33 +47,37 @@ from .model import check_gaussian
 from .problem import AbstractProblem, Table
 
 
-class PathProblem(AbstractProblem):
+class _PathProblem(AbstractProblem):
     """Equation (1), or (2), of a denoiser, from t_max to t_min."""
 
     denoiser: PosteriorMeans
-    solver: dfx.AbstractSolver
+    solver: Any  # of Diffrax, or one of `sdegen.solvers`
     grid: Any
-    stochasticity: Scalar | None
+    stochasticity: Any  # a number, or None for the flow
     denoise: bool = eqx.field(static=True)
     draws_start: ClassVar = True
 
     @property
-    def semilinear(self) -> bool:
-        """Whether the solver takes the equation apart itself."""
+    def semilinear(self):
         return isinstance(self.solver, AbstractSemilinearSolver)
 
     def table(self):
-        """The steps in the clock of the solver."""
         path = self.denoiser.path
         if self.adaptive is not None:
             ts = jnp.stack([float_array(path.t_max), float_array(path.t_min)])
         else:
             ts = self.grid(path) if callable(self.grid) else self.grid
-            _check_steps(self.solver, len(ts) - 1)
+            steps = len(ts) - 1
+            if self.semilinear and self.solver.steps not in (None, steps):
+                raise ValueError(
+                    f"the weights of this {type(self.solver).__name__} were learned "
+                    f"for {self.solver.steps} steps, got a grid of {steps} steps. Use "
+                    "the grid that they were learned with."
+                )
         if self.semilinear:
             nodes = jax.vmap(lambda t: Node.at(path, t))(ts)
             c = nodes.clock
-            rows = (nodes, self.solver.rows(nodes))  # pyright: ignore[reportAttributeAccessIssue]
+            rows = (nodes, self.solver.rows(nodes))
             return Table(c.mean(tuple(range(1, c.ndim))), ts, rows)
         alpha, sigma = jax.vmap(path.level)(ts)
         if self.stochasticity is None:
@@ -93,7 +91,6 @@ class PathProblem(AbstractProblem):
         return Table(clock, ts, jax.vmap(self._row)(times, clock))
 
     def start(self, table, key, shape):
-        """Noise of the level at the start of the clock, in the path's coordinates."""
         noise = self.denoiser.path.noise.sample(key, shape, table.clock.dtype)
         return self._nodes(table).tau[0] * noise
 
@@ -101,33 +98,28 @@ class PathProblem(AbstractProblem):
         return table.rows[0] if self.semilinear else table.rows
 
     def encode(self, table, x):
-        """y of given x at the first time."""
         path = self.denoiser.path
         return basis_of(path).coordinates(x) / sum(path.scales(table.times[0]))
 
     def equation(self, table, keys, cond, shape, refinable):
-        """The term of a solver of `sdegen.solvers`, or slope and noise."""
         denoiser, inverse = self.denoiser, self.denoiser.path.inverse()
         level, brownian = self.stochasticity, None
         if not self.semilinear:
             field = _Field(self, inverse, cond)
             return field, None if level is None else field.noise
-        if level is not None or self.solver.draws:  # pyright: ignore[reportAttributeAccessIssue]
+        if level is not None or self.solver.draws:
             brownian = brownian_path(table.clock, keys, shape, refinable=refinable)
         return SemilinearTerm(denoiser, inverse, cond, level, brownian), None
 
     def times(self, clock):
-        """The times at points of the clock."""
         inverse = self.denoiser.path.inverse()
         return jax.vmap(lambda u: inverse(self._c(u)))(clock)
 
     def decode(self, t, y):
-        """x = (alpha + sigma) y, in the basis of the data."""
         path = self.denoiser.path
         return basis_of(path).data(sum(path.scales(t)) * y)
 
     def finish(self, table, y, cond):
-        """x at the last time, or the posterior mean there."""
         x = self._nodes(table).scale[-1] * y
         if self.denoise:
             x = self.denoiser.posterior_means(table.times[-1], x, cond)[0]
@@ -168,8 +160,8 @@ class _Row(NamedTuple):
 class _Field(eqx.Module):
     """The right-hand side of (1) in the clock u, or of (2) in the clock l."""
 
-    problem: PathProblem
-    inverse: NoiseInverse
+    problem: _PathProblem
+    inverse: Any
     cond: PyTree
 
     def __call__(self, u, y, args):
@@ -177,12 +169,12 @@ class _Field(eqx.Module):
         x0, z = self.problem.denoiser.posterior_means(row.t, row.scale * y, self.cond)
         if stochasticity is None:
             return row.rate * (x0 - z)
-        pull = (1 - row.tau) * (x0 - z) - stochasticity.astype(u.dtype) ** 2 * z  # pyright: ignore[reportOperatorIssue]
-        return row.rate * row.tau * pull  # pyright: ignore[reportOperatorIssue]
+        pull = (1 - row.tau) * (x0 - z) - stochasticity.astype(u.dtype) ** 2 * z
+        return row.rate * row.tau * pull
 
     def noise(self, l, y, args):
         row, stochasticity = self._row(l, args), self.problem.stochasticity
-        scale = stochasticity.astype(l.dtype) * row.tau  # pyright: ignore[reportOperatorIssue]
+        scale = stochasticity.astype(l.dtype) * row.tau
         return scale * jnp.sqrt(2 * row.rate).astype(l.dtype)
 
     def _row(self, u, args):
@@ -193,8 +185,8 @@ class _Field(eqx.Module):
 
 def path_problem(
     denoiser, shape, *, solver, grid, stochasticity, denoise, refinable
-) -> PathProblem:
-    """The problem of a denoiser, checked; arguments as of `AbstractModel.problem`."""
+) -> AbstractProblem:
+    """The problem of a denoiser; arguments as of `AbstractModel.problem`."""
     path, flow = denoiser.path, stochasticity is None
     check_sample(path, shape[1:])
     if solver is None:
@@ -232,18 +224,9 @@ def path_problem(
             grid = (FlowTimeGrid if flow else LogSNRGrid)(steps)
     if denoise is None:
         denoise = getattr(grid, "denoise", False)
-    return PathProblem(denoiser, solver, check_grid(grid, path), stochasticity, denoise)
-
-
-def _check_steps(solver, steps):
-    """Learned weights are for one number of steps."""
-    semilinear = isinstance(solver, AbstractSemilinearSolver)
-    if semilinear and solver.steps not in (None, steps):
-        raise ValueError(
-            f"the weights of this {type(solver).__name__} were learned for "
-            f"{solver.steps} steps, got a grid of {steps} steps. Use the grid that "
-            "they were learned with."
-        )
+    return _PathProblem(
+        denoiser, solver, check_grid(grid, path), stochasticity, denoise
+    )
 
 
 def _default(grid, flow, denoiser) -> dfx.AbstractSolver:

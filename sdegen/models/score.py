@@ -5,8 +5,7 @@
 with F the network, and m, S^2 the mean and the variance of x_t, sigma^2 the mean
 variance of x_t given x_0, per coordinate and measured once by simulation. So inputs and
 outputs of F are of unit size, and 0 is the score of independent Gaussians of the right
-size. On a linear SDE (1) is the scaling of Karras et al. 2022 (table 1), but for a
-factor.
+size. On a linear SDE (1) is, but for a factor, the scaling of Karras et al. 2022.
 
 A drift that confines, such as -x^3, explodes when time runs backwards, unless the score
 is right. So F, and the coefficients of the reversed equation, are evaluated at the
@@ -116,8 +115,7 @@ class ScoreModel(AbstractGenerator):
           variance, which need d^2 numbers per step for d coordinates, and not on the
           local ones, (2); True.
 
-        **Raises:** a ValueError if the simulated law at t_max is not `prior`, by mean
-        and std.
+        **Raises:** a ValueError if the simulated law at t_max is not `prior`.
         """
         data = floating_batch(data, "ScoreModel")
         if steps < 2:
@@ -128,7 +126,7 @@ class ScoreModel(AbstractGenerator):
                 f"numbers for every step and sample; {_LARGEST} is the largest size. "
                 "Use pathwise=False."
             )
-        if not is_traced(sde) and not sde.diffusion(sde.t_min, data[0]).all():
+        if not is_traced(sde) and not jnp.all(sde.diffusion(sde.t_min, data[0])):
             raise ValueError(
                 "a score needs noise in every coordinate, but this diffusion is 0 at "
                 "t_min and the first row of the data."
@@ -155,9 +153,8 @@ class ScoreModel(AbstractGenerator):
         i = jnp.clip(place.astype(int), 1, n - 1)
         share = jnp.clip(place - i, 0.0, 1.0)
         tables = (self.mean, self.std, self.noise, self.low, self.high)
-        return jnp.log(place / n) / 2, *(
-            (1 - share) * table[i] + share * table[i + 1] for table in tables
-        )
+        found = ((1 - share) * a[i] + share * a[i + 1] for a in tables)
+        return jnp.log(place / n) / 2, *found
 
     def score(self, t: Time, x: Points, cond: PyTree = None) -> Points:
         """The score (1) at times t, () or (batch,)."""
@@ -168,9 +165,7 @@ class ScoreModel(AbstractGenerator):
         out = call_network(self.network, time, seen, cond)
         return out / noise - (x - mean) / std**2
 
-    def sample_score(
-        self, t: ScalarLike, x: Float[Array, "..."], cond: PyTree = None
-    ) -> Float[Array, "..."]:
+    def sample_score(self, t: ScalarLike, x: Array, cond: PyTree = None) -> Array:
         """The score for one sample, as `reverse` and `probability_flow` take it."""
         return of_one(self.score, t, x, cond)
 

@@ -64,7 +64,7 @@ def simulate(
     if noisy:
         check_shape("diffusion(t, x)", process.diffusion, clock[0], x[0], scalar=True)
         check_ito(process, clock[0], x[0], solver)
-    problem = SimulationProblem(process, solver, (clock, adaptive))
+    problem = _SimulationProblem(process, solver, (clock, adaptive))
     return drive(key, problem, x.shape, start=x, trajectory=trajectory)
 
 
@@ -88,7 +88,7 @@ def _check_clock(clock, process):
         )
 
 
-class SimulationProblem(AbstractProblem):
+class _SimulationProblem(AbstractProblem):
     """A process on its own clock, from states that are given."""
 
     process: AbstractSDE | ProbabilityFlow
@@ -97,19 +97,15 @@ class SimulationProblem(AbstractProblem):
     draws_start: ClassVar = False
 
     def table(self):
-        """The steps; the clock of a process is its time."""
         return Table(self.grid[0], self.grid[0])
 
     @property
     def adaptive(self):
-        """The tolerances of adaptive steps, None for a fixed grid."""
         return self.grid[1]
 
-    def start(self, table, key, shape):
-        """Any state: it is only asked for its shape."""
+    def start(self, table, key, shape):  # for its shape alone
         return jnp.zeros(shape, table.clock.dtype)
 
     def equation(self, table, keys, cond, shape, refinable):
-        """Drift and noise of the batch."""
         noisy = isinstance(self.process, AbstractSDE)
         return batch_equation(lambda cond: self.process, cond, noisy)
