@@ -65,10 +65,9 @@ def dequantise(
 class BitsPerDim(eqx.Module):
     """Bits per dimension by (2), one per image: on average upper bounds.
 
-    `standard_error` is over draws (too small for few: intervals of two errors hold in
-    .7, .85, .95 of the cases for 2, 4, 16 draws), or for one draw over probes, blind to
-    the dequantisation; nan where neither can tell. `solver_error` is that of the
-    solves. `evaluations` are those of the whole batch; `ok`: all solves succeeded.
+    `standard_error` is over draws (intervals of two errors hold in .7, .85, .95 of the
+    cases for 2, 4, 16 draws), or for one draw over probes, blind to the dequantisation;
+    nan where neither can tell. `evaluations` are those of the whole batch.
     """
 
     value: Float[Array, " batch"]
@@ -115,8 +114,6 @@ def bits_per_dim(
       model on an interpolant, the density at t_min is taken for that of v.
     - `cond`: the condition, a pytree with leading axis batch; none.
     - `options`: any other option of `log_likelihood`.
-
-    **Returns:** a `BitsPerDim`.
 
     **Raises:** a ValueError for what are no such images, and as `log_likelihood`.
     """
@@ -172,8 +169,7 @@ def _checked_images(images, levels):
     if images.ndim < 2 or not jnp.issubdtype(images.dtype, jnp.integer):
         raise ValueError(
             f"bits_per_dim takes integer images (batch, ...) from 0 to {levels - 1}, "
-            f"got {images.dtype} of shape {images.shape}. Hand over the images before "
-            "they are scaled; it dequantises and scales them itself."
+            f"before they are scaled, got {images.dtype} of shape {images.shape}."
         )
     if images.size == 0:
         raise ValueError("bits_per_dim got no image: there is nothing to score.")
@@ -191,8 +187,7 @@ def _checked_images(images, levels):
 @eqx.filter_jit
 def _to_start(denoiser, key, v, cond):
     """x at t_min, and (3)."""
-    path = denoiser.path
-    t = float_array(path.t_min)
+    path, t = denoiser.path, float_array(denoiser.path.t_min)
     v = v.astype(t.dtype)
     keys = sample_keys(key, jnp.arange(len(v)))
     z = jax.vmap(lambda k: path.noise.sample(k, v.shape[1:], t.dtype))(keys)

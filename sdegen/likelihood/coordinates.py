@@ -19,7 +19,7 @@ by (3) times dxi_i / dxi. The clock xi is that of the mean noise level r = alpha
 
     dxi / dt = -h' s (1 + r) / (1 + (r s)^2)                                       (5)
 
-A model on an interpolant has no such angle: its flow is dx/dt = b(t, x), in x and t.
+On an interpolant the flow is dx/dt = b(t, x), in x and t.
 """
 
 import math
@@ -44,10 +44,6 @@ class Angle(eqx.Module):
     path: AbstractPath
     inverse: NoiseInverse
     size: Float[Array, "..."]
-
-    def __init__(self, path: AbstractPath, size: ScalarLike | Float[Array, "..."]):
-        self.path, self.inverse = path, path.inverse()
-        self.size = float_array(size).astype(float_array(path.t_min).dtype)
 
     @property
     def _whole(self):
@@ -91,10 +87,7 @@ class AngleFlow(eqx.Module):
     cond: PyTree = None
     stochasticity: Scalar | None = None
 
-    @property
-    def process(self):
-        """The path of the denoiser."""
-        return self.denoiser.path
+    process = property(lambda self: self.denoiser.path)
 
     def __call__(self, c: Scalar, u: Points) -> Points:
         """du/dxi at the angle c: one evaluation of the denoiser."""
@@ -149,9 +142,7 @@ class _InterpolantFlow(eqx.Module):
     model: AbstractVelocityModel
     cond: PyTree = None
 
-    @property
-    def process(self):
-        return self.model.interpolant
+    process = property(lambda self: self.model.interpolant)
 
     def __call__(self, c, u):
         return self.model.velocity(c, u, self.cond)
@@ -208,8 +199,7 @@ def check_end(flow: Flow, shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"sampling starts from x at t_max = {float(t):g}, which must be x1 for its "
             f"density to be that of {noise}; on this {name} it is another, or has "
-            "latent noise. Take a t_max where it is x1, or give log_prior, the "
-            "log-density of x at t_max for one sample."
+            "latent noise. Take a t_max where it is x1, or give log_prior."
         )
 
 
@@ -226,4 +216,6 @@ def unit_vectors(shape, dtype) -> Float[Array, "d 1 ..."]:
 
 def angle_of(denoiser: AbstractDenoiser) -> Angle:
     """The angle for the data of a denoiser."""
-    return Angle(denoiser.path, jax.lax.stop_gradient(denoiser.data_scale))
+    path, size = denoiser.path, jax.lax.stop_gradient(denoiser.data_scale)
+    size = float_array(size).astype(float_array(path.t_min).dtype)
+    return Angle(path, path.inverse(), size)

@@ -4,17 +4,16 @@ In coordinates u of unit size, on the clock xi (`coordinates`), du/dxi = F and
 
     log p(x) = log p_T(x_T) + d log(scale_T / scale_0) + int div F dxi              (1)
 
-with x at the path's t_min and x_T = scale_T u_T at t_max (instantaneous change of
-variables: Chen et al. 2018, "Neural ordinary differential equations", theorem 1; Song
-et al. 2021, "Score-based generative modeling through SDEs", appendix D.2). div F is
-exact, by the d columns of the Jacobian in forward mode, or estimated by
+with x at the path's t_min and x_T = scale_T u_T at t_max (Chen et al. 2018, "Neural
+ordinary differential equations", theorem 1; Song et al. 2021, "Score-based generative
+modeling through SDEs", appendix D.2). div F is exact, by the d columns of the Jacobian
+in forward mode, or estimated by
 
     div F = E[e^T (dF/du) e],    E[e e^T] = I                                      (2)
 
 with probes e that stay fixed along a solve (Grathwohl et al. 2019, "FFJORD", eq. 7-8).
-
-The solver's error. An error du made at xi changes (1) by grad log p_xi(u) . du: the
-adjoint of the likelihood is the score, which (u, F) already hold,
+An error du made at xi changes (1) by grad log p_xi(u) . du: the adjoint of the
+likelihood is the score, which (u, F) already hold,
 
     grad log p_xi(u) = -z_hat / sin(xi) = -(u + F cot(xi)).                        (3)
 
@@ -47,13 +46,12 @@ from .coordinates import Flow, check_end, flow_of, sum_per_sample, unit_vectors
 class Likelihood(eqx.Module):
     """Log-likelihoods of a batch, in nats per sample, and what is known of them.
 
-    `standard_error` is that of the mean over probes: 0 for the exact divergence, nan
-    for one probe. `solver_error` is an estimate of the solver's error in nats, the sum
-    over its steps: usually within a factor of ten of the true one, too large with short
+    `standard_error` is over probes: 0 for the exact divergence, nan for one probe.
+    `solver_error` is an estimate, usually within a factor of ten, too large with short
     steps and too small with long ones (1e-3 and more) and with Dopri5; without
     rounding, about 1e-6 per dimension in float32; nan where a solver has no estimate
     and where the noise is not Gaussian. `evaluations` counts velocities with their
-    divergence. `latent` is x at the noise end, (batch, ...).
+    divergence. `latent` is x at the noise end.
     """
 
     value: Float[Array, " batch"]
@@ -85,10 +83,9 @@ def log_likelihood(
 ) -> Likelihood:
     """log p(x0) in nats under the flow that `sample` solves, by (1) to (3).
 
-    p is the density at t_min (or at the last time of a grid), where `sample` stops:
-    `bits_per_dim` has the correction from there to data. It is differentiable in the
-    model and in x0, with adaptive steps of 1e-5 or less or with a number of steps. A
-    network in low precision needs a number of steps, or tolerances above its rounding.
+    p is the density at t_min (or at the last time of a grid), where `sample` stops. It
+    is differentiable: with adaptive steps ask for 1e-5 or less. A network in low
+    precision needs a number of steps, or tolerances above its rounding.
 
     **Arguments:**
 
@@ -108,10 +105,8 @@ def log_likelihood(
     - `at_once`: how many derivatives are held in memory together; 32.
     - `sharding`: how to split the batch over devices, as in `sample`; none.
 
-    **Returns:** a `Likelihood`.
-
-    **Raises:** a ValueError for a model without a velocity or without a density of its
-    noise, for data that are not floating point, and for what cannot be solved.
+    **Raises:** a ValueError for a model without a velocity, for noise without a
+    density, and for what cannot be solved.
     """
     x0, flow = _checked_data(x0), flow_of(model, cond, "log_likelihood")
     if isinstance(flow.process, AbstractPath):
@@ -171,16 +166,12 @@ def is_whole(value: Any, least: int = 1) -> bool:
 
 def _check_probes(probes, noise, key):
     if probes != "exact" and not is_whole(probes):
-        raise ValueError(
-            'probes must be "exact" or a number of random probes >= 1, got '
-            f"{probes!r}. Two or more give an error bar."
-        )
+        what = f'probes must be "exact" or a number >= 1, got {probes!r}.'
+        raise ValueError(f"{what} Two or more give an error bar.")
     if probes != "exact" and key is None:
         raise ValueError("random probes need a key: log_likelihood(..., key=key).")
     if noise not in ("rademacher", "gaussian"):
-        raise ValueError(
-            f'probe_noise must be "rademacher" or "gaussian", got {noise!r}.'
-        )
+        raise ValueError(f"probe_noise is rademacher or gaussian, got {noise!r}.")
     return probes if probes == "exact" else int(probes)
 
 
@@ -249,8 +240,7 @@ def _draw_probes(key, index, probes, noise, shape, dtype):
     draw = jax.random.rademacher if noise == "rademacher" else jax.random.normal
 
     def one(k, i):
-        key_of = jax.random.fold_in(jax.random.fold_in(key, i), k)
-        return draw(key_of, shape, dtype)
+        return draw(jax.random.fold_in(jax.random.fold_in(key, i), k), shape, dtype)
 
     each = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
     return each(jnp.arange(probes), index)

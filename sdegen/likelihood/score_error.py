@@ -13,8 +13,7 @@ with the exact denoiser, one with the model's, driven by the same Brownian motio
 with F the drift from data to noise, the expectation over the exact distribution, and L,
 which may be negative, of the model's field in the direction of sampling (Kwon et al.
 2022, "Score-based generative modeling secretly minimizes the Wasserstein distance",
-theorem 1). (2) is computed in the coordinates of `coordinates`, where F is (3) or (4)
-of that file and finite at both ends.
+theorem 1). (2) is computed in `coordinates`, where F is finite at both ends.
 """
 
 import diffrax as dfx
@@ -36,13 +35,12 @@ from .coordinates import AngleFlow, angle_of, sum_per_sample, unit_vectors
 class ScoreError(eqx.Module):
     """The three terms of (1) at given times, summed over coordinates.
 
-    `matching` = E|s_hat - s|^2, `conditional` = E|s_hat + z / sigma|^2, `irreducible` =
-    C; multiply by sigma(t)^2 for the loss of the noise prediction.
+    Multiply by sigma(t)^2 for the loss of the noise prediction.
     """
 
-    matching: Float[Array, "*times"]
-    conditional: Float[Array, "*times"]
-    irreducible: Float[Array, "*times"]
+    matching: Float[Array, "*times"]  # E|s_hat - s|^2
+    conditional: Float[Array, "*times"]  # E|s_hat + z / sigma|^2
+    irreducible: Float[Array, "*times"]  # C
 
 
 def score_error(
@@ -71,11 +69,11 @@ def score_error(
     **Raises:** a ValueError for noise that is not Gaussian, and for wrong shapes.
     """
     check_one_level(denoiser.path, "score_error")
-    for one in (denoiser, exact):
-        if not one.path.noise.gaussian:
+    for path in (denoiser.path, exact.path):
+        if not path.noise.gaussian:
             raise ValueError(
                 "the score error is for Gaussian noise, got a denoiser on "
-                f"{type(one.path).__name__} with noise={type(one.path.noise).__name__}."
+                f"{type(path).__name__} with noise={type(path.noise).__name__}."
             )
     t = float_array(t).astype(float_array(denoiser.path.t_min).dtype)
     _check_pairs("score_error", x0, z)
@@ -86,13 +84,11 @@ def score_error(
 
 @eqx.filter_jit
 def _score_error(denoiser, exact, t, x0, z, weights, cond):
-    path = denoiser.path
-
     def at(t):
-        x = path.alpha(t) * x0 + path.sigma(t) * z
+        alpha, sigma = denoiser.path.scales(t)
+        x = alpha * x0 + sigma * z
         model, truth = denoiser.eps(t, x, cond), exact.eps(t, x, cond)
-        unit = path.sigma(t) ** 2
-        square = lambda e: _mean_square(e, weights) / unit  # noqa: E731
+        square = lambda e: _mean_square(e, weights) / sigma**2  # noqa: E731
         return ScoreError(square(model - truth), square(model - z), square(truth - z))
 
     return jax.lax.map(at, t) if t.ndim else at(t)
@@ -114,10 +110,9 @@ def _mean_square(error, weights):
 class WassersteinBound(eqx.Module):
     """An estimate of the right-hand side of (2), in the units of the data.
 
-    `value` = `from_score` + `from_noise`: what the error of the score and that of the
-    distribution at t_max contribute. `growth` is I(T). L is the largest over the given
-    points, so the estimate may be too small; with a network it is usually far above the
-    distance itself. `ok` says whether the integration reached t_max.
+    `value` = `from_score` + `from_noise`, the integral and the last term; `growth` is
+    I(T). L is the largest over the given points, so the estimate may be too small; with
+    a network it is usually far above the distance. `ok`: t_max was reached.
     """
 
     value: Scalar
@@ -139,28 +134,21 @@ def wasserstein_bound(
     steps: int = 64,
     cond: PyTree = None,
 ) -> WassersteinBound:
-    """The bound (2) on W2 between exact samples and the model's, both at t_min.
-
-    The integral ends at a log-SNR of -13.8 at the lowest.
+    """The bound (2) on W2 at t_min, integrated to a log-SNR of -13.8 at the lowest.
 
     **Arguments:**
 
     - `denoiser`: the model.
     - `exact`: the denoiser of the distribution of the data, on the same path.
-    - `x0`, `z`: pairs of data and noise that stand for the exact distribution, the same
-      at every time, (batch, ...).
+    - `x0`, `z`: pairs of data and noise, the same at every time, (batch, ...).
     - `stochasticity`: 0 for the flow, 1 for the reverse SDE; 0.
     - `weights`: of the pairs, (batch,), with sum 1; equal.
     - `start`: W2 at t_max between the exact distribution and what sampling starts from,
       in units of the data; 0.
-    - `steps`: of Tsit5, equal in log-SNR, each with 6 evaluations of both denoisers and
-      d derivatives of the model; 64.
+    - `steps`: of Tsit5, equal in log-SNR, with 6 d derivatives of the model each; 64.
     - `cond`: the condition, a pytree with leading axis batch; none.
 
-    **Returns:** a `WassersteinBound`.
-
-    **Raises:** a ValueError for denoisers on different paths, for a reverse SDE without
-    Gaussian noise, and for wrong shapes.
+    **Raises:** a ValueError for different paths, and as `score_error`.
     """
     _check_pairs("wasserstein_bound", x0, z)
     if type(denoiser.path) is not type(exact.path):
@@ -182,9 +170,8 @@ def wasserstein_bound(
 @eqx.filter_jit
 def _bound(denoiser, exact, x0, z, stochasticity, weights, start, steps, cond):
     path, angle = denoiser.path, angle_of(denoiser)
-    model, truth = (
-        AngleFlow(one, angle, cond, stochasticity) for one in (denoiser, exact)
-    )
+    both = (denoiser, exact)
+    model, truth = (AngleFlow(one, angle, cond, stochasticity) for one in both)
     # In the clock log tan(xi), half the falling log-SNR: a model may be wrong in z_hat
     # at the noise, where the gap in xi is then like 1 / cos(xi).
     high, low = (-jnp.log(angle.size) - logsnr / 2 for logsnr in logsnr_span(path))
@@ -205,9 +192,8 @@ def _bound(denoiser, exact, x0, z, stochasticity, weights, start, steps, cond):
     found = solve(rates, (zero, zero), clock, dfx.Tsit5())
     log_growth, integral = (leaf[-1] for leaf in found.ys)
     # x = scale u at the data, u = x / scale at the noise
-    scale_0, scale_t = (
-        angle.scale(angle.time(jnp.arctan(jnp.exp(end)))) for end in (low, high)
-    )
+    ends = (angle.time(jnp.arctan(jnp.exp(end))) for end in (low, high))
+    scale_0, scale_t = map(angle.scale, ends)
     growth = jnp.exp(log_growth) * scale_0 / scale_t
     from_score, from_noise = scale_0 * integral, growth * start
     value = from_score + from_noise
@@ -219,9 +205,8 @@ def _largest_eigenvalue(field, u):
     """The largest eigenvalue, over the batch, of the symmetric part of d field / du."""
     size, basis = u[0].size, unit_vectors(u.shape[1:], u.dtype)
     _, push = jax.linearize(field, u)
-    columns = jax.lax.map(
-        lambda e: push(jnp.broadcast_to(e, u.shape)), basis, batch_size=32
-    )
+    along = lambda e: push(jnp.broadcast_to(e, u.shape))  # noqa: E731
+    columns = jax.lax.map(along, basis, batch_size=32)
     jacobian = jnp.moveaxis(columns.reshape(size, len(u), size), 0, 2)
     symmetric = (jacobian + jnp.swapaxes(jacobian, 1, 2)) / 2
     return jnp.max(jnp.linalg.eigvalsh(symmetric)[:, -1])

@@ -32,10 +32,9 @@ from .log_likelihood import is_whole
 
 
 class Bound(eqx.Module):
-    """A lower bound `value` on log p(x0) in nats per sample, and its terms.
+    """A lower bound on log p(x0) in nats per sample, and its terms.
 
-    value = -(prior + diffusion + reconstruction); `standard_error` is over the draws of
-    time and noise.
+    value = -(prior + diffusion + reconstruction); the error is over the draws.
     """
 
     value: Float[Array, " batch"]
@@ -64,12 +63,9 @@ def variational_bound(
     - `denoiser`: any, on a path with Gaussian noise.
     - `x0`: floating-point data, (batch, ...).
     - `key`: a random key; the draws of sample i depend on (key, i).
-    - `draws`: of time and noise for each sample, an even number: two in each of draws/2
-      equal strata, whose difference gives the error; 32.
+    - `draws`: of time and noise for each sample, two in each of draws/2 strata; 32.
     - `uniform_in`: what the strata are equal in, "logsnr" or "t"; "logsnr".
     - `cond`: the condition, a pytree with leading axis batch; none.
-
-    **Returns:** a `Bound`.
 
     **Raises:** a ValueError for noise that is not Gaussian, and for wrong arguments.
     """
@@ -77,9 +73,7 @@ def variational_bound(
     check_gaussian(denoiser.path, "the bound is for", " Use log_likelihood.")
     check_one_level(denoiser.path, "variational_bound")
     if not is_whole(draws, 2) or draws % 2:
-        raise ValueError(
-            f"draws must be an even number >= 2, two to a stratum, got {draws!r}."
-        )
+        raise ValueError(f"draws must be an even number >= 2, got {draws!r}.")
     if uniform_in not in ("logsnr", "t"):
         raise ValueError(f'uniform_in must be "logsnr" or "t", got {uniform_in!r}.')
     return _bound(key, denoiser, x0, cond, int(draws), uniform_in)

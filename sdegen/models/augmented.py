@@ -36,10 +36,12 @@ class Augmented(AbstractGenerator):
     """The reverse dynamics of `denoiser.path` in its state, equation (1).
 
     For `sample`, with any Diffrax solver or with `sdegen.solvers.SSCS`. It starts from
-    the law of the state at t_max of data that are 0, and returns row 0 at t_min.
+    the law of the state at t_max of data that are 0 (Dockhorn et al. 2022, "Score-based
+    generative modeling with critically-damped Langevin diffusion", eq. 6).
 
-    Dockhorn et al. 2022, "Score-based generative modeling with critically-damped
-    Langevin diffusion", eq. 6; with stochasticity 0 their probability flow.
+    **Arguments:**
+
+    - `denoiser`: on a process with auxiliary rows, such as `sdegen.CLD()`.
     """
 
     denoiser: AbstractDenoiser

@@ -15,8 +15,7 @@ entropic one of regularisation 2 sigma^2 on |x0 - x1|^2 (Leonard 2014). Two ways
                 again (Shi et al. 2023, "Diffusion Schroedinger bridge matching";
                 Peluchetti 2023): `reflow` with `stochasticity=1`, up and down in turn.
 
-The flow has the velocity v = (up - down) / 2, the score is (up + down) / sigma^2, and
-the noise of sampling is chosen after training:
+With the velocity v = (up - down) / 2 and the score (up + down) / sigma^2,
 
     dx = (-+ v + lambda^2 (up + down) / 2) ds + lambda sigma dw                    (3)
 

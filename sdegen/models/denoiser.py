@@ -44,8 +44,8 @@ def raw_inputs(path, t, sigma_data) -> tuple[Scalar, Scalar]:
 class AbstractDenoiser(AbstractModel):
     """A function from (t, x) to the posterior means of both ends of the path.
 
-    t is () or (batch,), x is (batch, ...), `cond` any pytree of arrays or None. On a
-    path with a basis x, x0 and z are in its coordinates; networks see data.
+    `cond` is a pytree of arrays or None. On a path with a basis x, x0 and z are in its
+    coordinates; networks see data.
     """
 
     path: eqx.AbstractVar[AbstractPath]
@@ -133,11 +133,7 @@ class Denoiser(AbstractDenoiser):
     inputs: Callable = eqx.field(default=edm_inputs, static=True)
 
     loss = denoising_loss  # pyright: ignore[reportAssignmentType]
-
-    @property
-    def data_scale(self):
-        """`sigma_data`."""
-        return self.sigma_data
+    data_scale = property(lambda self: self.sigma_data)
 
     def predict(
         self,

@@ -1,9 +1,4 @@
-"""Models that are sampled by an equation of their own.
-
-A model that has no path alpha x0 + sigma z (a nonlinear SDE, a state with momentum, a
-flow between two distributions) says how it starts, by which equation it moves and what
-the data are at the end.
-"""
+"""Models that are sampled by an equation of their own, not by that of a path."""
 
 import abc
 from collections.abc import Callable
@@ -24,34 +19,22 @@ from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_trac
 from .model import AbstractModel
 from .problem import AbstractProblem, Table
 
-_STEPS = 200
-
 
 class AbstractGenerator(AbstractModel):
-    """From noise to data on a clock that rises from 0 (noise) to 1 (data).
-
-    Everything is for one sample. The state may have another shape than the data.
-    """
+    """From noise to data on a clock from 0 to 1, for one sample, in its own state."""
 
     noisy_solver: ClassVar = dfx.Euler
     """The class of the solver of its noise by default."""
 
     @abc.abstractmethod
-    def start(
-        self, key: RandomKey, shape: tuple[int, ...], dtype=None
-    ) -> Float[Array, "..."]:
+    def start(self, key: RandomKey, shape: tuple[int, ...], dtype=None) -> Array:
         """A draw of the state at clock 0, for data of shape `shape`."""
 
     @abc.abstractmethod
-    def backward(
-        self, stochasticity: Scalar | None, cond: PyTree = None
-    ) -> AbstractSDE | Callable:
-        """The equation of the state: an SDE, or for None a field (s, state) -> slope.
+    def backward(self, stochasticity, cond: PyTree = None) -> AbstractSDE | Callable:
+        """The equation of a sample: an SDE, or for None a field (s, state) -> slope."""
 
-        `cond` is the condition of the one sample, or None.
-        """
-
-    def data(self, state: Float[Array, "..."]) -> Float[Array, "..."]:
+    def data(self, state: Array) -> Array:
         """The data of the state at clock 1: the state itself."""
         return state
 
@@ -88,7 +71,7 @@ class AbstractGenerator(AbstractModel):
 
     def steps(self, grid: Any, dtype) -> Float[Array, " points"]:
         """The clock of a number of steps (200 for None) or of an array of times."""
-        grid = _STEPS if grid is None else grid
+        grid = 200 if grid is None else grid
         if isinstance(grid, int | np.integer):
             if grid < 1:
                 raise ValueError(f"sample needs at least one step, got grid={grid}.")

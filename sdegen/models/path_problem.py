@@ -6,21 +6,15 @@ tau = sigma / (alpha + sigma), the rectified flow y = (1 - tau) x0 + tau z. Ther
     dy = (z_hat - x0_hat) dtau                                                      (1)
 
 is the probability flow of every path, and Euler's method on it is DDIM (Song et al.
-2021, "Denoising diffusion implicit models") for any process and any grid. The clock is
-u = 1 - tau, which rises.
-
-The stochastic family with the same marginals is regular in the clock l = log(alpha /
+2021, "Denoising diffusion implicit models"). The clock is u = 1 - tau, which rises. The
+stochastic family with the same marginals is regular in the clock l = log(alpha /
 sigma), where g^2 |dt| = 2 sigma^2 dl, with stochasticity lambda:
 
     dy = tau [(1 - tau)(x0_hat - z_hat) - lambda^2 z_hat] dl
          + lambda tau sqrt(2) dW                                                    (2)
 
-Noise is additive, so Euler, Heun, SRA1 and ShARK apply, and Ito equals Stratonovich.
 The solvers of `sdegen.solvers` see (1) and (2) as one `SemilinearTerm`, in the clock c
-= -log tau.
-
-On a fixed grid what depends on time alone is a row of a table that is made outside the
-loop. Adaptive steps, and stages inside a step, find times by `NoiseInverse`.
+= -log tau. On a fixed grid what depends on time alone is a table made outside the loop.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -194,8 +188,8 @@ def path_problem(
     name = type(solver).__name__
     if getattr(solver, "term_structure", None) is BackwardTerm:
         raise ValueError(
-            f"{name} moves a whole state, position and velocity: call sample(key, "
-            "sdegen.Augmented(denoiser), shape, solver=...)."
+            f"{name} moves a whole state, position and velocity: sample "
+            "sdegen.Augmented(denoiser)."
         )
     check_solver(solver, isinstance(grid, Adaptive), not flow)
     semilinear = isinstance(solver, AbstractSemilinearSolver)

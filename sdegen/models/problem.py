@@ -30,10 +30,7 @@ def noise_level(stochasticity: ScalarLike) -> Scalar | None:
 
 
 class Table(NamedTuple):
-    """The steps of a solve: the rising clock, its times, and rows for the equation.
-
-    `rows`, what is known of each point of the clock, go to the equation; or None.
-    """
+    """The steps of a solve: the rising clock, its times, and rows for the equation."""
 
     clock: Float[Array, " points"]
     times: Float[Array, " points"]
@@ -41,10 +38,7 @@ class Table(NamedTuple):
 
 
 class AbstractProblem(eqx.Module):
-    """A model with the solver and the grid of one call of `sample`, all checked.
-
-    A state may have another shape than a sample.
-    """
+    """A model with the solver and the grid of one call of `sample`, all checked."""
 
     solver: eqx.AbstractVar[dfx.AbstractSolver]
     grid: eqx.AbstractVar[Any]

@@ -38,8 +38,7 @@ _APART = 0.2  # by which the law at t_max may miss `prior`, in standard deviatio
 class SimulatedPrior(AbstractNoise):
     """The law of x at t_max, exactly: a point of the data carried there by the SDE.
 
-    For processes that do not forget their data, or forget them for a law that has no
-    formula, such as that of a strange attractor.
+    For processes whose law at t_max depends on the data or has no formula.
 
     **Arguments:**
 
@@ -56,10 +55,8 @@ class SimulatedPrior(AbstractNoise):
     def sample(self, key, shape, dtype=None):
         """One draw of shape `shape`, which is that of the data."""
         if shape != self.points.shape[1:]:
-            raise ValueError(
-                f"this law is that of samples of shape {self.points.shape[1:]}, got "
-                f"{shape}."
-            )
+            own = self.points.shape[1:]
+            raise ValueError(f"this law is for samples of shape {own}, got {shape}.")
         pick, path = jax.random.split(key)
         i = jax.random.randint(pick, (1,), 0, len(self.points))
         ts = square_clock(self.sde, self.steps, dtype)
@@ -71,10 +68,7 @@ class SimulatedPrior(AbstractNoise):
 
 
 class ScoreModel(AbstractGenerator):
-    """A network as the score of an SDE, equation (1); made by `from_data`.
-
-    `sample(key, model, shape, stochasticity=1)` runs it backwards from `prior`.
-    """
+    """A network as the score of an SDE, equation (1); made by `from_data`."""
 
     network: Any
     sde: AbstractSDE
@@ -109,11 +103,9 @@ class ScoreModel(AbstractGenerator):
         - `data`: (n, ...).
         - `key`: a random key.
         - `steps`: of Euler-Maruyama in training, equal in sqrt(t); 100.
-        - `prior`: the law of the state at t_max, such as a `SimulatedPrior`;
-          `sde.noise`.
+        - `prior`: the law of x at t_max, such as a `SimulatedPrior`; `sde.noise`.
         - `pathwise`: train on the targets (4) of `losses.simulated_paths`, of small
-          variance, which need d^2 numbers per step for d coordinates, and not on the
-          local ones, (2); True.
+          variance, with d^2 numbers per step, and not on the local ones, (2); True.
 
         **Raises:** a ValueError if the simulated law at t_max is not `prior`.
         """
@@ -122,9 +114,8 @@ class ScoreModel(AbstractGenerator):
             raise ValueError(f"ScoreModel needs at least two steps, got {steps}.")
         if pathwise and data[0].size > _LARGEST:
             raise ValueError(
-                f"pathwise targets invert a matrix of {data[0].size} x {data[0].size} "
-                f"numbers for every step and sample; {_LARGEST} is the largest size. "
-                "Use pathwise=False."
+                f"pathwise targets are for at most {_LARGEST} coordinates, got "
+                f"{data[0].size}. Use pathwise=False."
             )
         if not is_traced(sde) and not jnp.all(sde.diffusion(sde.t_min, data[0])):
             raise ValueError(
@@ -143,10 +134,8 @@ class ScoreModel(AbstractGenerator):
         return square_clock(self.sde, len(self.mean) - 1)
 
     def scales(self, t: ScalarLike):
-        """(time of the network, m, S, sigma, both ends of the range) at a scalar t.
-
-        Linear in sqrt(t - t_min); before the first step all is as after it.
-        """
+        """(time of the network, m, S, sigma, both ends of the range) at a scalar t."""
+        # Linear in sqrt(t - t_min); before the first step all is as after it.
         n = len(self.mean) - 1
         part = (float_array(t) - self.sde.t_min) / (self.sde.t_max - self.sde.t_min)
         place = n * jnp.sqrt(jnp.maximum(part, 1 / n**2))

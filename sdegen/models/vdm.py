@@ -32,11 +32,7 @@ class VDM(AbstractDenoiser):
 
     trainable = ("network", "gamma")
     loss = vdm_loss  # pyright: ignore[reportAssignmentType]
-
-    @property
-    def data_scale(self):
-        """`sigma_data`."""
-        return self.sigma_data
+    data_scale = property(lambda self: self.sigma_data)
 
     @property
     def path(self) -> LearnedSchedule:

@@ -6,12 +6,9 @@
 
 (2) is the regression on (1) with z and -z in a pair, less the term |gamma' z|^2 that no
 network can change, so its variance is finite where gamma' is not (Albergo, Boffi and
-Vanden-Eijnden 2023, "Stochastic interpolants", section 6.1). Without latent noise it is
-conditional flow matching.
-
-From the score, -z_hat / gamma, follows a process of any noise level eps(t) >= 0 with
-the same marginals (theorem 8 there), on the clock s from 0 at t_max to 1 at t_min, T =
-t_max - t_min:
+Vanden-Eijnden 2023, "Stochastic interpolants", section 6.1). From the score, -z_hat /
+gamma, follows a process of any noise level eps(t) >= 0 with the same marginals (theorem
+8 there), on the clock s from 0 at t_max to 1 at t_min, T = t_max - t_min:
 
     dx = T (-b + eps score) ds + sqrt(2 eps T) dw,    eps = lambda^2 gamma^2 / T
        = (-T b - lambda^2 gamma z_hat) ds + sqrt(2) lambda gamma dw                (3)
@@ -38,11 +35,7 @@ from .model import Points, call_network, of_one
 
 
 class AbstractVelocityModel(AbstractGenerator):
-    """A model with a velocity, b in (1), on an interpolant.
-
-    `reversal` and `noise_scale`, the drift and the noise of (3), are for stochastic
-    sampling. `log_likelihood` takes any of them.
-    """
+    """A model with a velocity, b in (1), and the equation (3), on an interpolant."""
 
     interpolant: eqx.AbstractVar[AbstractInterpolant]
 
@@ -82,8 +75,7 @@ class VelocityModel(AbstractVelocityModel):
 
     - `network`: a callable pytree (time, x, cond) -> b on batches.
     - `interpolant`: the `AbstractInterpolant` whose velocity b is.
-    - `latent_network`: the same for E[z given x_t], which stochastic sampling needs;
-      none by default.
+    - `latent_network`: the same for E[z given x_t], for stochastic sampling; none.
     """
 
     network: Any
@@ -105,9 +97,8 @@ class VelocityModel(AbstractVelocityModel):
         """E[z given x_t] on a batch."""
         if self.latent_network is None:
             raise ValueError(
-                "the noise of this model is unknown: give VelocityModel a "
-                "latent_network, which learns E[z given x_t], or sample with "
-                "stochasticity=0."
+                "the noise of this model is unknown: give it a latent_network for E[z "
+                "given x_t], or sample with stochasticity=0."
             )
         return call_network(self.latent_network, t, x, cond)
 
@@ -137,9 +128,8 @@ class VelocityModel(AbstractVelocityModel):
     def __check_init__(self):
         if isinstance(self.network, tuple):
             raise ValueError(
-                "VelocityModel takes one network for the velocity, and that of the "
-                "latent noise as latent_network=, got a tuple of "
-                f"{len(self.network)} as network."
+                "VelocityModel takes one network for the velocity, and one as "
+                f"latent_network for the noise, got a tuple of {len(self.network)}."
             )
         path = self.interpolant
         if self.latent_network is not None and path.gamma(path.t_max) is None:
@@ -152,9 +142,8 @@ class VelocityModel(AbstractVelocityModel):
 class Forward(AbstractGenerator):
     """The same process from the data to the other end, x1.
 
-    `sample(key, Forward(model, Empirical(x0)), shape)`, or with `start=x0`. The flow is
-    the inverse of sampling. With a stochasticity the process has the distribution of
-    paths of the one from x1, in the other direction of time.
+    `sample(key, Forward(model, Empirical(x0)), shape)`, or with `start=x0`. The flow
+    inverts sampling; with a stochasticity paths have the law of those from x1.
 
     **Arguments:**
 
@@ -165,10 +154,7 @@ class Forward(AbstractGenerator):
     model: AbstractVelocityModel
     noise: AbstractNoise
 
-    @property
-    def noisy_solver(self):
-        """That of the model."""
-        return self.model.noisy_solver
+    noisy_solver = property(lambda self: self.model.noisy_solver)
 
     def time(self, s):
         """The time of the interpolant at clock s, from t_min to t_max."""
@@ -202,9 +188,9 @@ class _Flow(eqx.Module):
 
     def time(self, s):
         """(t, T) at clock s."""
-        low, high = self.model.interpolant.t_min, self.model.interpolant.t_max
-        span = high - low
-        return low + span * s if self.up else high - span * s, span
+        path = self.model.interpolant
+        span = path.t_max - path.t_min
+        return path.t_min + span * s if self.up else path.t_max - span * s, span
 
     def __call__(self, s, x):
         t, span = self.time(s)

@@ -1,16 +1,19 @@
 """The one driver of a solve: keys, start, sharding, the solve itself, `Solution`."""
 
 import operator
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, Num
+from jaxtyping import Array, Num
 
 from ..losses import per_sample
 from ..models.problem import AbstractProblem
 from ..solvers.solve import Solution, checked, evaluations, solve, spread
 from ..typing import PyTree, RandomKey
+
+Sharding: TypeAlias = jax.sharding.Sharding | None
 
 
 def drive(
@@ -22,7 +25,7 @@ def drive(
     start: Num[Array, "batch ..."] | None = None,
     trajectory: bool = False,
     refinable: bool = False,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Sharding = None,
 ) -> Solution:
     """Solve a problem for a batch; the arguments are those of `sample`."""
     check_sharding(sharding, shape)
@@ -51,7 +54,7 @@ def whole_numbers(shape) -> tuple[int, ...]:
     return found
 
 
-def check_sharding(sharding: jax.sharding.Sharding | None, shape) -> None:
+def check_sharding(sharding: Sharding, shape) -> None:
     """Refuse a sharding that does not split the batch in equal parts."""
     if sharding is None:
         return
@@ -64,30 +67,23 @@ def check_sharding(sharding: jax.sharding.Sharding | None, shape) -> None:
         ) from None
 
 
-def constrain(x: Array, sharding: jax.sharding.Sharding | None) -> Array:
+def constrain(x: Array, sharding: Sharding) -> Array:
     """`x` split over its batch as `sharding` says; as it is for None."""
-    if sharding is None:
-        return x
-    return jax.lax.with_sharding_constraint(x, sharding)
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
 
-def sample_keys(
-    key: RandomKey, batch: int, sharding: jax.sharding.Sharding | None = None
-) -> Key[Array, " batch"]:
+def sample_keys(key: RandomKey, batch: int, sharding: Sharding = None) -> Array:
     """One key per sample, which depends on (key, i) alone."""
     return per_sample.sample_keys(key, constrain(jnp.arange(batch), sharding))
 
 
-def split_keys(
-    key: RandomKey, batch: int, sharding: jax.sharding.Sharding | None = None
-) -> Key[Array, "2 batch"]:
-    """Two keys for each sample, `split(fold_in(key, i))`."""
+def split_keys(key: RandomKey, batch: int, sharding: Sharding = None) -> Array:
+    """Two keys for each sample, `split(fold_in(key, i))`, (2, batch)."""
     # split folds in 0 and 1: both are one cipher in a loop, which halves the program.
     index = constrain(jnp.arange(batch), sharding)
-    halves = jnp.broadcast_to(jnp.arange(2)[:, None], (2, batch))
 
     def fold(stage, keys):
-        number = jnp.where(stage == 0, index, halves)
+        number = jnp.where(stage == 0, index, jnp.arange(2)[:, None])
         return jax.vmap(jax.vmap(jax.random.fold_in))(keys, number)
 
     return jax.lax.fori_loop(0, 2, fold, jnp.broadcast_to(key, (2, batch)))

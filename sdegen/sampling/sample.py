@@ -42,8 +42,8 @@ def sample(
     - `grid`: a grid such as `CosineGrid(32)`, a number of steps, an array of times that
       fall from t_max to t_min, or `Adaptive(rtol, atol)`. Default: 32 steps for a
       denoiser, 200 for an equation.
-    - `stochasticity`: the noise level lambda of the reverse family: 0 is the
-      probability flow (the default), 1 the reverse SDE of Anderson.
+    - `stochasticity`: the noise level lambda: 0 is the probability flow (the default),
+      1 the reverse SDE of Anderson.
     - `cond`: conditions, a pytree of arrays with leading axis batch; none by default.
     - `start`: the state at the first time, (batch, ...); drawn by default.
     - `denoise`: return E[x0 given x] at the end, for one evaluation more. Default: no,
@@ -54,13 +54,9 @@ def sample(
     - `sharding`: how to split the batch over devices, in equal parts, each with
       adaptive steps of its own; none by default.
 
-    **Returns:** a `Solution`: `x`, `evaluations`, `result`, and with `trajectory` the
-    frames and their times. A solve never raises on the device: look at `.ok`.
+    **Returns:** a `Solution`; a solve never raises on the device: look at `.ok`.
 
     **Raises:** a ValueError for arguments that do not fit the model.
-
-    On paths that reach alpha = 0 Diffrax's SDE solvers start at alpha / sigma = 1e-3;
-    those of `sdegen.solvers` start at alpha = 0.
     """
     shape = whole_numbers(shape)
     if not isinstance(model, AbstractModel):
