@@ -12,8 +12,7 @@ over draws j of v in the bin and of the noise z, with density r (importance weig
 Burda et al. 2016, eq. 8; uniform dequantisation: Theis et al. 2016, eq. 4). (3) is log
 p(v | x) - log q(x | v) for p(v | x) = D(x) + (sigma / alpha) times noise: the step from
 t_min to data (Song et al. 2021, "Maximum likelihood training of score-based diffusion
-models", section 5). Bits per dimension are -log P / (d log 2); d log w is their offset
-of log2(levels / (high - low)), 7 for 8 bits in [-1, 1].
+models", section 5). Bits per dimension are -log P / (d log 2).
 """
 
 import math
@@ -99,9 +98,6 @@ def bits_per_dim(
 ) -> BitsPerDim:
     """Bits per dimension of integer images, equation (2).
 
-    With random probes draws are averaged outside the logarithm: the exponential of a
-    noisy number is biased.
-
     **Arguments:**
 
     - `model`: any that `log_likelihood` takes.
@@ -140,19 +136,18 @@ def bits_per_dim(
     if options.get("probes", "exact") == "exact":
         log_p = jax.nn.logsumexp(each, axis=0) - math.log(draws)
         variance = jnp.var(jnp.exp(each - log_p), axis=0)
-    else:
+    else:  # the exponential of a noisy number is biased
         log_p, variance = jnp.mean(each, axis=0), jnp.var(each, axis=0)
-    bar = found[0].standard_error
-    bar = (
-        root(variance / (draws - 1)) if draws > 1 else jnp.where(bar > 0, bar, jnp.nan)
-    )
-    counts = jnp.stack([one.evaluations for one in found])
+    bar, variance = found[0].standard_error, variance / max(draws - 1, 1)
+    bar = root(variance) if draws > 1 else jnp.where(bar > 0, bar, jnp.nan)
+    rows = ((one.evaluations, one.solver_error, one.ok) for one in found)
+    counts, errors, ok = map(jnp.stack, zip(*rows, strict=True))
     return BitsPerDim(
         math.log2(levels / (high - low)) - log_p / unit,
         bar / unit,
-        jnp.mean(jnp.stack([one.solver_error for one in found]), axis=0) / unit,
+        jnp.mean(errors, axis=0) / unit,
         jnp.where((counts < 0).any(), -1, jnp.sum(counts) + draws * int(correct)),
-        jnp.stack([one.ok for one in found]).all(),
+        ok.all(),
     )
 
 

@@ -99,8 +99,7 @@ def log_likelihood(
     - `grid`: `Adaptive(rtol, atol)`, by default 1e-5 and in float64 1e-8; a number of
       equal steps of the angle (of t on an interpolant); an array of times that fall
       from t_max to t_min; or, on a path, a grid such as `LogSNRGrid(64)`.
-    - `log_prior`: the log-density of x at t_max for one sample; by default that of what
-      `sample` starts from.
+    - `log_prior`: the log-density of x at t_max for one sample; that of `sample`.
     - `cond`: the condition, a pytree with leading axis batch; none.
     - `at_once`: how many derivatives are held in memory together; 32.
     - `sharding`: how to split the batch over devices, as in `sample`; none.

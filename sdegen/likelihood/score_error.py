@@ -143,8 +143,7 @@ def wasserstein_bound(
     - `x0`, `z`: pairs of data and noise, the same at every time, (batch, ...).
     - `stochasticity`: 0 for the flow, 1 for the reverse SDE; 0.
     - `weights`: of the pairs, (batch,), with sum 1; equal.
-    - `start`: W2 at t_max between the exact distribution and what sampling starts from,
-      in units of the data; 0.
+    - `start`: W2 at t_max between the exact distribution and that of sampling; 0.
     - `steps`: of Tsit5, equal in log-SNR, with 6 d derivatives of the model each; 64.
     - `cond`: the condition, a pytree with leading axis batch; none.
 

@@ -8,9 +8,8 @@ diffusion models", eq. 11 and 14, in continuous time)
     KL = alpha_T^2 |x0|^2 / (2 sigma_T^2)                                          (2)
 
 where p(x0 | x_tmin) = N(x0_hat, (sigma / alpha)^2 I), whose -log is that of the density
-of the noise at z - z_hat, plus d log(sigma / alpha). The bound depends on the schedule
-by its ends alone. With the exact denoiser (1) is an equality, but for terms of the
-order of sigma(t_min)^2.
+of the noise at z - z_hat, plus d log(sigma / alpha). With the exact denoiser (1) is an
+equality, but for terms of the order of sigma(t_min)^2.
 """
 
 import math
@@ -82,9 +81,8 @@ def variational_bound(
 @eqx.filter_jit
 def _bound(key, denoiser, x0, cond, draws, uniform_in):
     path, inverse = denoiser.path, denoiser.path.inverse()
-    t_min = float_array(path.t_min)
+    t_min, (batch, *shape) = float_array(path.t_min), x0.shape
     x0 = x0.astype(t_min.dtype)
-    batch, *shape = x0.shape
     low, high = logsnr_span(path)  # at t_max and at t_min
     size = jax.lax.stop_gradient(denoiser.data_scale)
     t_max = jnp.minimum(float_array(path.t_max), inverse(jax.nn.softplus(low / 2)))

@@ -41,10 +41,9 @@ class SchroedingerBridge(AbstractVelocityModel):
 
     **Arguments:**
 
-    - `down_network`, `up_network`: callable pytrees (time, x, cond) -> drift on
-      batches, the drifts towards x0 and towards x1.
-    - `sigma`: the scale of the Brownian motion, in units of the data over the root of
-      the unit of time; 1.
+    - `down_network`, `up_network`: callable pytrees (time, x, cond) -> drift towards x0
+      and towards x1, on batches.
+    - `sigma`: the scale of the Brownian motion, in units of the data; 1.
     - `noise`: the distribution of x1, noise or `Empirical(other_data)`; `Gaussian()`.
 
     `sample(..., stochasticity=1)` is the bridge, from x1 to x0, and without it the flow

@@ -115,8 +115,7 @@ class Denoiser(AbstractDenoiser):
 
     **Arguments:**
 
-    - `network`: a callable pytree on batches (a Flax NNX module is one), whose time has
-      shape (batch,).
+    - `network`: a callable pytree on batches, such as a Flax NNX module.
     - `path`: the path.
     - `prediction`: what it predicts, a row of `sdegen.prediction`; `edm`.
     - `sigma_data`: the standard deviation of the data, one number or one for each

@@ -155,7 +155,7 @@ class _Field(eqx.Module):
     """The right-hand side of (1) in the clock u, or of (2) in the clock l."""
 
     problem: _PathProblem
-    inverse: Any
+    inverse: Any  # -log tau -> time
     cond: PyTree
 
     def __call__(self, u, y, args):
@@ -188,8 +188,8 @@ def path_problem(
     name = type(solver).__name__
     if getattr(solver, "term_structure", None) is BackwardTerm:
         raise ValueError(
-            f"{name} moves a whole state, position and velocity: sample "
-            "sdegen.Augmented(denoiser)."
+            f"{name} moves a whole state, position and velocity: call sample(key, "
+            "sdegen.Augmented(denoiser), shape, solver=...)."
         )
     check_solver(solver, isinstance(grid, Adaptive), not flow)
     semilinear = isinstance(solver, AbstractSemilinearSolver)
@@ -218,9 +218,8 @@ def path_problem(
             grid = (FlowTimeGrid if flow else LogSNRGrid)(steps)
     if denoise is None:
         denoise = getattr(grid, "denoise", False)
-    return _PathProblem(
-        denoiser, solver, check_grid(grid, path), stochasticity, denoise
-    )
+    grid = check_grid(grid, path)
+    return _PathProblem(denoiser, solver, grid, stochasticity, denoise)
 
 
 def _default(grid, flow, denoiser) -> dfx.AbstractSolver:

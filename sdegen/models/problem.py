@@ -15,18 +15,15 @@ from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_trac
 def noise_level(stochasticity: ScalarLike) -> Scalar | None:
     """The stochasticity as a number, None for the flow."""
     if jnp.ndim(stochasticity):
-        raise ValueError(
-            "stochasticity is one number for the whole batch, got an array of shape "
-            f"{jnp.shape(stochasticity)}."
-        )
+        shape = jnp.shape(stochasticity)
+        raise ValueError(f"stochasticity is one number, got an array of shape {shape}.")
     if is_traced(stochasticity):
         return float_array(stochasticity)
-    if not float(stochasticity) >= 0:
-        raise ValueError(
-            "stochasticity must be >= 0 (0 is the flow, 1 the reverse SDE), got "
-            f"{float(stochasticity):g}."
-        )
-    return None if float(stochasticity) == 0 else float_array(stochasticity)
+    level = float(stochasticity)
+    if not level >= 0:
+        what = "stochasticity must be >= 0 (0 is the flow, 1 the reverse SDE)"
+        raise ValueError(f"{what}, got {level:g}.")
+    return None if level == 0 else float_array(stochasticity)
 
 
 class Table(NamedTuple):

@@ -9,8 +9,8 @@ size. On a linear SDE (1) is, but for a factor, the scaling of Karras et al. 202
 
 A drift that confines, such as -x^3, explodes when time runs backwards, unless the score
 is right. So F, and the coefficients of the reversed equation, are evaluated at the
-nearest state within the range that was seen in simulation at that time; the first term
-of (1) is not, and pulls back.
+nearest state within the range of the simulation at that time; the first term of (1) is
+not, and pulls back.
 """
 
 from collections.abc import Callable
@@ -209,8 +209,8 @@ def _measure(sde, prior, data, key, steps, pathwise):
     weights = best_weights(sde, ts, both) if pathwise else None
     keys = jax.random.split(last, _PILOT)
     drawn = jax.vmap(lambda k: prior.sample(k, x0.shape[1:], x0.dtype))(keys)
-    scales = both.mean(1), both.std(1), noise, both.min(1), both.max(1)
-    return *scales, weights, both[-1], drawn
+    tables = both.mean(1), both.std(1), noise, both.min(1), both.max(1)
+    return *tables, weights, both[-1], drawn
 
 
 def _check_prior(prior, ends, drawn):

@@ -142,8 +142,7 @@ class VelocityModel(AbstractVelocityModel):
 class Forward(AbstractGenerator):
     """The same process from the data to the other end, x1.
 
-    `sample(key, Forward(model, Empirical(x0)), shape)`, or with `start=x0`. The flow
-    inverts sampling; with a stochasticity paths have the law of those from x1.
+    `sample(key, Forward(model, Empirical(x0)), shape)`, or with `start=x0`.
 
     **Arguments:**
 

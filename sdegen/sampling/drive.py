@@ -33,10 +33,8 @@ def drive(
         draw = lambda k: problem.start(problem.table(), k, shape[1:])  # noqa: E731
         own = (shape[0], *jax.eval_shape(draw, key).shape)
         if start.shape != own:
-            raise ValueError(
-                f"start must have the shape {own}, got {start.shape}: a batch of "
-                "states at the first time."
-            )
+            what = f"start must have the shape {own}, got {start.shape}"
+            raise ValueError(f"{what}: a batch of states at the first time.")
     return _drive(key, problem, cond, start, shape, trajectory, refinable, sharding)
 
 

@@ -46,8 +46,7 @@ def sample(
       1 the reverse SDE of Anderson.
     - `cond`: conditions, a pytree of arrays with leading axis batch; none by default.
     - `start`: the state at the first time, (batch, ...); drawn by default.
-    - `denoise`: return E[x0 given x] at the end, for one evaluation more. Default: no,
-      or as the grid was learned.
+    - `denoise`: return E[x0 given x] at the end; no, or as the grid was learned.
     - `trajectory`: keep the states on the way; no by default.
     - `refinable`: drive every number of steps by the same Brownian path, so that more
       steps give the same sample, better solved (slower; no by default).

@@ -35,10 +35,8 @@ def simulate(
     - `process`: a forward SDE; or a `reverse` SDE or a `probability_flow`, whose clock
       rises from 0 (noise) to 1 (data).
     - `x`: the states at the start of the clock, data or noise, (batch, ...).
-    - `solver`: any Diffrax solver. Default: Euler for an SDE (Euler-Maruyama, Ito),
-      Heun for a flow.
-    - `grid`: a number of equal steps of the clock (1000), an array of rising times, or
-      `Adaptive(...)`.
+    - `solver`: any Diffrax solver; Euler for an SDE (Euler-Maruyama), Heun for a flow.
+    - `grid`: a number of steps (1000), an array of rising times, or `Adaptive(...)`.
     - `trajectory`: keep the states on the way; no by default.
 
     **Returns:** a `Solution`; its `evaluations` count drift evaluations.
