@@ -479,6 +479,16 @@ def test_mistakes_are_answered_with_a_sentence(message):
         REFUSED[message]()
 
 
+def test_a_model_without_what_is_trained_knows_what_was_taken_out():
+    for latent in (None, Affine()):
+        path = Sinh() if latent is None else sdegen.StochasticInterpolant()
+        model = sdegen.VelocityModel(Affine(), path, latent)
+        empty = model.with_trained(None)
+        assert not jax.tree.leaves((empty.network, empty.latent_network))
+        assert empty.trainable == model.trainable
+        assert eqx.tree_equal(empty.with_trained(model.trained), model)
+
+
 def test_a_check_of_a_track_sees_its_ends_and_its_law():
     report = sdegen.check(sdegen.StochasticInterpolant())
     assert report.ok and {row.part for row in report.rows} == {"finite", "reversal"}

@@ -11,9 +11,8 @@ the model's density at t_min and D its denoiser there,
 over draws j of v in the bin and of the noise z, with density r (importance weights:
 Burda et al. 2016, eq. 8; uniform dequantisation: Theis et al. 2016, eq. 4). (3) is log
 p(v | x) - log q(x | v) for p(v | x) = D(x) + (sigma / alpha) times noise: the step from
-t_min to data, whose own noise cancels (Song et al. 2021, "Maximum likelihood training
-of score-based diffusion models", section 5). Bits per dimension are -log P / (d log 2);
-d log w is their offset of log2(levels / (high - low)), 7 for 8 bits in [-1, 1].
+t_min to data (Song et al. 2021, "Maximum likelihood training of score-based diffusion
+models", section 5). Bits per dimension are -log P / (d log 2).
 """
 
 import math
@@ -30,7 +29,7 @@ from ..models.model import AbstractModel
 from ..processes.path import basis_of
 from ..solvers.semilinear import root
 from ..typing import PyTree, RandomKey, ScalarLike, float_array, is_traced
-from .log_likelihood import log_likelihood
+from .log_likelihood import is_whole, log_likelihood
 
 
 def dequantise(
@@ -43,8 +42,7 @@ def dequantise(
 ) -> Float[Array, "batch ..."]:
     """Integers 0 to levels - 1 as uniform draws from their bins in [low, high].
 
-    Train on these, with a fresh draw in every step, so that the model is a density on
-    the bins that `bits_per_dim` integrates over.
+    Train on a fresh draw in every step: `bits_per_dim` integrates over these bins.
 
     **Arguments:**
 
@@ -66,11 +64,9 @@ def dequantise(
 class BitsPerDim(eqx.Module):
     """Bits per dimension by (2), one per image: on average upper bounds.
 
-    `standard_error` is over draws (too small for few: intervals of two errors hold in
-    .7, .85, .95 of the cases for 2, 4, 16 draws), or over probes where there is one
-    draw, and then blind to the dequantisation; nan where neither can tell.
-    `solver_error` is that of the solves. Both are in bits per dimension; `evaluations`
-    are those of the whole batch; `ok` says whether all solves succeeded.
+    `standard_error` is over draws (intervals of two errors hold in .7, .85, .95 of the
+    cases for 2, 4, 16 draws), or for one draw over probes, blind to the dequantisation;
+    nan where neither can tell. `evaluations` are those of the whole batch.
     """
 
     value: Float[Array, " batch"]
@@ -102,74 +98,61 @@ def bits_per_dim(
 ) -> BitsPerDim:
     """Bits per dimension of integer images, equation (2).
 
-    With random probes the draws are averaged outside the logarithm, since the
-    exponential of a noisy number is biased.
-
     **Arguments:**
 
     - `model`: any that `log_likelihood` takes.
-    - `images`: integers from 0 to `levels` - 1, (batch, ...), which the model saw
-      scaled to [low, high).
+    - `images`: integers from 0 to `levels` - 1, (batch, ...).
     - `key`: a random key, of the dequantisation, the noise and the probes.
-    - `levels`, `low`, `high`: as in `dequantise`.
+    - `levels`: as in `dequantise`; 256.
+    - `low`, `high`: the range to which the model saw them scaled; [-1, 1].
     - `draws`: over how many (2) averages, each a solve; more tighten the bound; 1.
-    - `correct`: make the step (3) from t_min to data. Without it the density at t_min
-      is taken for that of v, as is often published, and always so for a model on an
-      interpolant, whose x at t_min = 0 is the data. True.
+    - `correct`: make the step (3) from t_min to data; True. Without it, and for a
+      model on an interpolant, the density at t_min is taken for that of v.
     - `cond`: the condition, a pytree with leading axis batch; none.
     - `options`: any other option of `log_likelihood`.
-
-    **Returns:** a `BitsPerDim`.
 
     **Raises:** a ValueError for what are no such images, and as `log_likelihood`.
     """
     _check_range(levels, low, high)
     images = _checked_images(images, levels)
-    if isinstance(draws, bool) or not isinstance(draws, int | np.integer) or draws < 1:
+    if not is_whole(draws):
         raise ValueError(f"draws must be a whole number >= 1, got {draws!r}.")
     correct = correct and isinstance(model, AbstractDenoiser)
     if correct:
-        _check_density(model.path.noise, images.shape[1:])  # pyright: ignore[reportAttributeAccessIssue]
+        noise = model.path.noise  # pyright: ignore[reportAttributeAccessIssue]
+        if jax.eval_shape(noise.log_prob, jnp.zeros(images.shape[1:])) is None:
+            raise ValueError(
+                "the step from t_min to data needs the density of "
+                f"{type(noise).__name__}, which is not known: take correct=False."
+            )
     found, each = [], []
     for draw in range(draws):
         keys = jax.random.split(jax.random.fold_in(key, draw), 3)
         x = dequantise(keys[0], images, levels=levels, low=low, high=high)
-        step = 0.0
-        if correct:
-            x, step = _to_start(model, keys[1], x, cond)
+        x, step = _to_start(model, keys[1], x, cond) if correct else (x, 0.0)
         found.append(log_likelihood(model, x, key=keys[2], cond=cond, **options))
         each.append(found[-1].value + step)
     each, unit = jnp.stack(each), images[0].size * math.log(2)
     if options.get("probes", "exact") == "exact":
         log_p = jax.nn.logsumexp(each, axis=0) - math.log(draws)
         variance = jnp.var(jnp.exp(each - log_p), axis=0)
-    else:
+    else:  # the exponential of a noisy number is biased
         log_p, variance = jnp.mean(each, axis=0), jnp.var(each, axis=0)
-    bar = found[0].standard_error
-    bar = (
-        root(variance / (draws - 1)) if draws > 1 else jnp.where(bar > 0, bar, jnp.nan)
-    )
-    counts = jnp.stack([one.evaluations for one in found])
+    bar, variance = found[0].standard_error, variance / max(draws - 1, 1)
+    bar = root(variance) if draws > 1 else jnp.where(bar > 0, bar, jnp.nan)
+    rows = ((one.evaluations, one.solver_error, one.ok) for one in found)
+    counts, errors, ok = map(jnp.stack, zip(*rows, strict=True))
     return BitsPerDim(
         math.log2(levels / (high - low)) - log_p / unit,
         bar / unit,
-        jnp.mean(jnp.stack([one.solver_error for one in found]), axis=0) / unit,
+        jnp.mean(errors, axis=0) / unit,
         jnp.where((counts < 0).any(), -1, jnp.sum(counts) + draws * int(correct)),
-        jnp.stack([one.ok for one in found]).all(),
+        ok.all(),
     )
 
 
-def _check_density(noise, shape):
-    if jax.eval_shape(noise.log_prob, jnp.zeros(shape)) is None:
-        raise ValueError(
-            f"the step from t_min to data needs the density of {type(noise).__name__}, "
-            "which is not known: take correct=False."
-        )
-
-
 def _check_range(levels, low, high):
-    whole = isinstance(levels, int | np.integer) and not isinstance(levels, bool)
-    if not whole or levels < 2:
+    if not is_whole(levels, 2):
         raise ValueError(f"levels must be a whole number >= 2, got {levels!r}.")
     if not is_traced((low, high)) and not low < high:
         raise ValueError(f"the scaled range needs low < high, got [{low}, {high}].")
@@ -181,8 +164,7 @@ def _checked_images(images, levels):
     if images.ndim < 2 or not jnp.issubdtype(images.dtype, jnp.integer):
         raise ValueError(
             f"bits_per_dim takes integer images (batch, ...) from 0 to {levels - 1}, "
-            f"got {images.dtype} of shape {images.shape}. Hand over the images before "
-            "they are scaled; it dequantises and scales them itself."
+            f"before they are scaled, got {images.dtype} of shape {images.shape}."
         )
     if images.size == 0:
         raise ValueError("bits_per_dim got no image: there is nothing to score.")
@@ -200,8 +182,7 @@ def _checked_images(images, levels):
 @eqx.filter_jit
 def _to_start(denoiser, key, v, cond):
     """x at t_min, and (3)."""
-    path = denoiser.path
-    t = float_array(path.t_min)
+    path, t = denoiser.path, float_array(denoiser.path.t_min)
     v = v.astype(t.dtype)
     keys = sample_keys(key, jnp.arange(len(v)))
     z = jax.vmap(lambda k: path.noise.sample(k, v.shape[1:], t.dtype))(keys)

@@ -1,6 +1,5 @@
 """The flows of models, in coordinates and on a clock that suit a solver.
 
-A denoiser is solved in coordinates in which noise stands still, and Gaussian data too.
 For data of standard deviation s every path is a rotation from data to noise:
 
     scale(t) = hypot(sigma, alpha s),   xi(t) = arctan(sigma / (alpha s))          (1)
@@ -8,15 +7,11 @@ For data of standard deviation s every path is a rotation from data to noise:
     du/dxi = cos(xi) z_hat - sin(xi) x0_hat / s                                    (3)
 
 (3) is the probability flow. u has unit size, xi runs over at most [0, pi/2], nothing is
-divided by alpha or sigma, and on N(0, s^2 I) the right-hand side is zero: what a solver
-sees is only by how much the data are not Gaussian. The same holds for the divergence of
-(3), so a likelihood computed here starts from the exact one of that Gaussian.
-
-The reverse process of stochasticity lambda has, on the same clock, the drift
+divided by alpha or sigma, and on N(0, s^2 I) the right-hand side and its divergence are
+zero: a solver sees only by how much the data are not Gaussian. Read from data to noise,
+the reverse process of stochasticity lambda has on the same clock the drift
 
     cos(xi) z_hat - sin(xi) x0_hat / s + lambda^2 z_hat / cos(xi)                  (4)
-
-when it is read from data to noise (from noise to data its sign is the opposite).
 
 Where alpha, sigma or s are arrays, every coordinate has an angle of its own, and moves
 by (3) times dxi_i / dxi. The clock xi is that of the mean noise level r = alpha / sigma
@@ -24,7 +19,7 @@ by (3) times dxi_i / dxi. The clock xi is that of the mean noise level r = alpha
 
     dxi / dt = -h' s (1 + r) / (1 + (r s)^2)                                       (5)
 
-A model on an interpolant has no such angle: its flow is dx/dt = b(t, x), in x and t.
+On an interpolant the flow is dx/dt = b(t, x), in x and t.
 """
 
 import math
@@ -36,7 +31,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..models.denoiser import AbstractDenoiser
-from ..models.model import AbstractModel
+from ..models.model import AbstractModel, Points
 from ..models.velocity import AbstractVelocityModel
 from ..processes.path import AbstractPath, NoiseInverse, basis_of, noise_slope
 from ..solvers.grids import check_grid
@@ -49,10 +44,6 @@ class Angle(eqx.Module):
     path: AbstractPath
     inverse: NoiseInverse
     size: Float[Array, "..."]
-
-    def __init__(self, path: AbstractPath, size: ScalarLike | Float[Array, "..."]):
-        self.path, self.inverse = path, path.inverse()
-        self.size = float_array(size).astype(float_array(path.t_min).dtype)
 
     @property
     def _whole(self):
@@ -74,18 +65,18 @@ class Angle(eqx.Module):
         ratio = jnp.maximum(jnp.cos(xi), 0.0) / (self._whole * jnp.sin(xi))
         return self.inverse(jnp.log1p(ratio))
 
-    def local(self, xi: ScalarLike):
+    def local(self, xi: ScalarLike) -> tuple:
         """(cos(xi_i), sin(xi_i), dxi_i / dxi) in every coordinate."""
         t = self.time(xi)
         alpha, sigma = self.path.scales(t)
         if alpha.ndim == 0 and self.size.ndim == 0:
             return jnp.cos(xi), jnp.sin(xi), 1.0
-        scaled, scale = alpha * self.size, self.scale(t)
-        slope = self.size * noise_slope(self.path, t) * (alpha + sigma) / scale**2
-        ratio, whole = jnp.cos(xi) / (self._whole * jnp.sin(xi)), self._whole
-        level = jnp.mean(noise_slope(self.path, t)) * whole * (1 + ratio)
+        fall, scale, whole = noise_slope(self.path, t), self.scale(t), self._whole
+        slope = self.size * fall * (alpha + sigma) / scale**2
+        ratio = jnp.cos(xi) / (whole * jnp.sin(xi))
+        level = jnp.mean(fall) * whole * (1 + ratio)
         rate = slope * sigma * (1 + (ratio * whole) ** 2) / level  # (5)
-        return scaled / scale, sigma / scale, rate
+        return alpha * self.size / scale, sigma / scale, rate
 
 
 class AngleFlow(eqx.Module):
@@ -96,14 +87,9 @@ class AngleFlow(eqx.Module):
     cond: PyTree = None
     stochasticity: Scalar | None = None
 
-    @property
-    def process(self):
-        """The path of the denoiser."""
-        return self.denoiser.path
+    process = property(lambda self: self.denoiser.path)
 
-    def __call__(
-        self, c: Scalar, u: Float[Array, "batch ..."]
-    ) -> Float[Array, "batch ..."]:
+    def __call__(self, c: Scalar, u: Points) -> Points:
         """du/dxi at the angle c: one evaluation of the denoiser."""
         t = self.angle.time(c)
         x0, z = self.denoiser.posterior_means(t, self.angle.scale(t) * u, self.cond)
@@ -113,7 +99,7 @@ class AngleFlow(eqx.Module):
             flow = flow + self.stochasticity**2 / cos * z
         return rate * flow
 
-    def grid(self, grid, shape):
+    def grid(self, grid):
         """Any grid of a path, checked."""
         return check_grid(grid, self.process)
 
@@ -126,16 +112,12 @@ class AngleFlow(eqx.Module):
         return basis_of(self.process).coordinates(x) / self.angle.scale(t)
 
     def leave(self, u, first, last, log_prior):
-        """(x at `last`, log p(x) + log |dx / du|, the latter relative to `first`).
-
-        p is that of `log_prior`, or of sigma z, from which `sample` starts.
-        """
+        """(x at `last`, log p(x) + log |dx / du|, the latter relative to `first`)."""
         path, shape, scale = self.process, u.shape[1:], self.angle.scale(last)
         x = basis_of(path).data(u * scale)
         if log_prior is None:
-            sigma = path.sigma(last)
-            log_p = jax.vmap(path.noise.log_prob)(u * scale / sigma)
-            log_p = log_p - _log_det(sigma, shape)
+            sigma, density = path.sigma(last), jax.vmap(path.noise.log_prob)
+            log_p = density(u * scale / sigma) - _log_det(sigma, shape)  # pyright: ignore[reportOptionalOperand]
         else:
             log_p = jax.vmap(log_prior)(x)
         return x, log_p + _log_det(scale / self.angle.scale(first), shape)
@@ -154,45 +136,35 @@ def _log_det(scale, shape):
     return jnp.sum(jnp.broadcast_to(log, shape)) if log.ndim else math.prod(shape) * log
 
 
-class InterpolantFlow(eqx.Module):
+class _InterpolantFlow(eqx.Module):
     """dx/dt = b(t, x) of a model on an interpolant, in x and t themselves."""
 
     model: AbstractVelocityModel
     cond: PyTree = None
 
-    @property
-    def process(self):
-        """The interpolant of the model."""
-        return self.model.interpolant
+    process = property(lambda self: self.model.interpolant)
 
     def __call__(self, c, u):
-        """The velocity at time c."""
         return self.model.velocity(c, u, self.cond)
 
-    def grid(self, grid, shape):
-        """An array of times, checked as `sample` does it."""
-        options = dict(solver=None, stochasticity=None, denoise=None, refinable=False)
-        options |= {"cond": self.cond, "start": None}
-        return self.model.problem(shape, grid=grid, **options).table().times
+    def grid(self, grid):
+        clock = self.model.steps(grid, jnp.result_type(float))
+        return jax.vmap(self.model.time)(clock)
 
     def clock(self, t):
-        """t itself."""
         return float_array(t)
 
     def enter(self, x, t):
-        """x itself."""
         return x
 
     def leave(self, u, first, last, log_prior):
-        """(u itself, log p(u)); without `log_prior` p is that of x1."""
         return u, jax.vmap(log_prior or self.process.noise.log_prob)(u)
 
     def score(self, c, u, slope):
-        """None: how x0 and x1 were coupled in training is not known."""
-        return None
+        return None  # how x0 and x1 were coupled in training is not known
 
 
-Flow: TypeAlias = AngleFlow | InterpolantFlow
+Flow: TypeAlias = AngleFlow | _InterpolantFlow
 
 
 def flow_of(model: AbstractModel, cond: PyTree, what: str) -> Flow:
@@ -200,11 +172,11 @@ def flow_of(model: AbstractModel, cond: PyTree, what: str) -> Flow:
     if isinstance(model, AbstractDenoiser):
         return AngleFlow(model, angle_of(model), cond)
     if isinstance(model, AbstractVelocityModel):
-        return InterpolantFlow(model, cond)
+        return _InterpolantFlow(model, cond)
     raise ValueError(
-        f"{what} needs the velocity of a flow from data to noise, which a denoiser or "
-        f"an AbstractVelocityModel has, such as VelocityModel; {type(model).__name__} "
-        "declares none. Of Augmented take its denoiser, of Forward its model."
+        f"{what} needs the velocity of a flow from data to noise, as of a denoiser or "
+        f"an AbstractVelocityModel; {type(model).__name__} declares none. Of Augmented "
+        "take its denoiser, of Forward its model."
     )
 
 
@@ -227,11 +199,23 @@ def check_end(flow: Flow, shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"sampling starts from x at t_max = {float(t):g}, which must be x1 for its "
             f"density to be that of {noise}; on this {name} it is another, or has "
-            "latent noise. Take a t_max where it is x1, or give log_prior, the "
-            "log-density of x at t_max for one sample."
+            "latent noise. Take a t_max where it is x1, or give log_prior."
         )
+
+
+def sum_per_sample(x: Points) -> Float[Array, " batch"]:
+    """The sum over all axes but the first."""
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)))
+
+
+def unit_vectors(shape, dtype) -> Float[Array, "d 1 ..."]:
+    """The standard basis of samples of a shape, each a batch of one."""
+    size = math.prod(shape)
+    return jnp.eye(size, dtype=dtype).reshape(size, 1, *shape)
 
 
 def angle_of(denoiser: AbstractDenoiser) -> Angle:
     """The angle for the data of a denoiser."""
-    return Angle(denoiser.path, jax.lax.stop_gradient(denoiser.data_scale))
+    path, size = denoiser.path, jax.lax.stop_gradient(denoiser.data_scale)
+    size = float_array(size).astype(float_array(path.t_min).dtype)
+    return Angle(path, path.inverse(), size)

@@ -4,30 +4,27 @@ In coordinates u of unit size, on the clock xi (`coordinates`), du/dxi = F and
 
     log p(x) = log p_T(x_T) + d log(scale_T / scale_0) + int div F dxi              (1)
 
-with x at the path's t_min and x_T = scale_T u_T at t_max (instantaneous change of
-variables: Chen et al. 2018, "Neural ordinary differential equations", theorem 1; Song
-et al. 2021, "Score-based generative modeling through SDEs", appendix D.2). div F is
-exact, by the d columns of the Jacobian in forward mode, or estimated by
+with x at the path's t_min and x_T = scale_T u_T at t_max (Chen et al. 2018, "Neural
+ordinary differential equations", theorem 1; Song et al. 2021, "Score-based generative
+modeling through SDEs", appendix D.2). div F is exact, by the d columns of the Jacobian
+in forward mode, or estimated by
 
     div F = E[e^T (dF/du) e],    E[e e^T] = I                                      (2)
 
 with probes e that stay fixed along a solve (Grathwohl et al. 2019, "FFJORD", eq. 7-8).
-
-The solver's error. An error du made at xi changes (1) by grad log p_xi(u) . du: the
-adjoint of the likelihood is the score, which (u, F) already hold,
+An error du made at xi changes (1) by grad log p_xi(u) . du: the adjoint of the
+likelihood is the score, which (u, F) already hold,
 
     grad log p_xi(u) = -z_hat / sin(xi) = -(u + F cot(xi)).                        (3)
 
-So the error of every step in nats is known. Steps are chosen by it, and the sum of
-its absolute values is reported.
-
-A model on an interpolant is solved as it is: (1) with u = x, xi = t and scale = 1. Its
-velocity says nothing about the score, so that the solver's error stays unknown.
+So the error of every step in nats is known. Steps are chosen by it, and the sum of its
+absolute values is reported. On an interpolant u = x, xi = t and scale = 1; its velocity
+says nothing about the score, so that the solver's error stays unknown.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import diffrax as dfx
 import equinox as eqx
@@ -36,28 +33,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from ..models.model import AbstractModel
+from ..models.model import AbstractModel, floating_batch
 from ..processes.path import AbstractPath, check_sample
 from ..solvers.grids import Adaptive, Grid
 from ..solvers.semilinear import root
 from ..solvers.solve import check_solver, checked, evaluations, solve, spread
 from ..solvers.solver import AbstractSemilinearSolver
 from ..typing import PyTree, RandomKey, float_array
-from .coordinates import Flow, check_end, flow_of
+from .coordinates import Flow, check_end, flow_of, sum_per_sample, unit_vectors
 
 
 class Likelihood(eqx.Module):
     """Log-likelihoods of a batch, in nats per sample, and what is known of them.
 
-    `standard_error` is that of the mean over probes: 0 for the exact divergence, nan
-    for one probe, which cannot know. `solver_error` is an estimate of the solver's
-    error in nats, the sum of what its steps say of themselves: usually within a factor
-    of ten of the true one, too large with short steps and too small with long ones
-    (1e-3 and more) and with Dopri5; without rounding, about 1e-6 per dimension in
-    float32; nan where a solver has no estimate and where the noise is not Gaussian.
-    `evaluations` counts velocities with their divergence; `result` is a
-    `diffrax.RESULTS`, of which `ok` says whether it is success. `latent` is x at the
-    noise end, (batch, ...).
+    `standard_error` is over probes: 0 for the exact divergence, nan for one probe.
+    `solver_error` is an estimate, usually within a factor of ten, too large with short
+    steps and too small with long ones (1e-3 and more) and with Dopri5; without
+    rounding, about 1e-6 per dimension in float32; nan where a solver has no estimate
+    and where the noise is not Gaussian. `evaluations` counts velocities with their
+    divergence. `latent` is x at the noise end.
     """
 
     value: Float[Array, " batch"]
@@ -89,16 +83,13 @@ def log_likelihood(
 ) -> Likelihood:
     """log p(x0) in nats under the flow that `sample` solves, by (1) to (3).
 
-    p is the density at t_min (or at the last time of a grid), where `sample` stops:
-    `bits_per_dim` has the correction from there to data. It is differentiable in the
-    model and in x0: with adaptive steps ask for 1e-5 or less, or take a number of
-    steps, whose gradient is exact for what was computed. A network that computes in low
+    p is the density at t_min (or at the last time of a grid), where `sample` stops. It
+    is differentiable: with adaptive steps ask for 1e-5 or less. A network in low
     precision needs a number of steps, or tolerances above its rounding.
 
     **Arguments:**
 
-    - `model`: a denoiser, a `VelocityModel`, a `SchroedingerBridge` or another
-      `AbstractVelocityModel`. On an interpolant x at t_max must be x1 itself.
+    - `model`: a denoiser or an `AbstractVelocityModel`, whose x at t_max must be x1.
     - `x0`: floating-point data, (batch, ...).
     - `key`: a random key for the probes; not needed for the exact divergence.
     - `probes`: "exact", d forward derivatives per evaluation, or a number of random
@@ -108,16 +99,13 @@ def log_likelihood(
     - `grid`: `Adaptive(rtol, atol)`, by default 1e-5 and in float64 1e-8; a number of
       equal steps of the angle (of t on an interpolant); an array of times that fall
       from t_max to t_min; or, on a path, a grid such as `LogSNRGrid(64)`.
-    - `log_prior`: the log-density of x at t_max for one sample; by default that of what
-      `sample` starts from.
+    - `log_prior`: the log-density of x at t_max for one sample; that of `sample`.
     - `cond`: the condition, a pytree with leading axis batch; none.
     - `at_once`: how many derivatives are held in memory together; 32.
     - `sharding`: how to split the batch over devices, as in `sample`; none.
 
-    **Returns:** a `Likelihood`.
-
-    **Raises:** a ValueError for a model without a velocity or without a density of its
-    noise, for data that are not floating point, and for what cannot be solved.
+    **Raises:** a ValueError for a model without a velocity, for noise without a
+    density, and for what cannot be solved.
     """
     x0, flow = _checked_data(x0), flow_of(model, cond, "log_likelihood")
     if isinstance(flow.process, AbstractPath):
@@ -125,8 +113,8 @@ def log_likelihood(
     probes = _check_probes(probes, probe_noise, key)  # pyright: ignore[reportAssignmentType]
     if log_prior is None:
         check_end(flow, x0.shape[1:])
-    solver, grid = _solver_and_grid(solver, grid, flow, x0.shape)
-    if at_once < 1:
+    solver, grid = _solver_and_grid(solver, grid, flow)
+    if not is_whole(at_once):
         raise ValueError(f"at_once must be a whole number >= 1, got {at_once!r}.")
     key = jax.random.key(0) if key is None else key
     static = (probes, probe_noise, at_once, sharding)
@@ -135,24 +123,16 @@ def log_likelihood(
 
 def _checked_data(x0):
     x0 = jnp.asarray(x0)
-    if x0.ndim < 2 or not jnp.issubdtype(x0.dtype, jnp.floating):
-        what = (
-            "Integers have no density: use bits_per_dim, or dequantise them first."
-            if jnp.issubdtype(x0.dtype, jnp.integer)
-            else "For 1-D data use x0[:, None]."
-        )
-        raise ValueError(
-            "log_likelihood takes floating-point data of shape (batch, ...) with at "
-            f"least two axes, got {x0.dtype} of shape {x0.shape}. {what}"
-        )
+    advice = " For 1-D data use x0[:, None]."
+    if jnp.issubdtype(x0.dtype, jnp.integer):
+        advice = " Integers have no density: use bits_per_dim, or dequantise them."
+    floating_batch(x0, "log_likelihood", advice)
     if len(x0) == 0:
-        raise ValueError(
-            "log_likelihood got an empty batch: there is nothing to score."
-        )
+        raise ValueError("log_likelihood got an empty batch: nothing to score.")
     return x0
 
 
-def _solver_and_grid(solver, grid, flow, shape):
+def _solver_and_grid(solver, grid, flow):
     precise = float_array(flow.process.t_min).dtype == jnp.float64
     if grid is None:
         tolerance = 1e-8 if precise else 1e-5
@@ -170,26 +150,27 @@ def _solver_and_grid(solver, grid, flow, shape):
             f"{type(solver).__name__} is implicit, and would solve for the divergence, "
             "too. Use an explicit solver: Tsit5(), Dopri8(), Heun()."
         )
-    if isinstance(grid, int | np.integer) and not isinstance(grid, bool):
-        if grid < 1:
+    if isinstance(grid, int | np.integer):
+        if not is_whole(grid):
             raise ValueError(f"log_likelihood needs at least one step, got {grid=}.")
         return solver, int(grid)
-    return solver, grid if isinstance(grid, Adaptive) else flow.grid(grid, shape)
+    return solver, grid if isinstance(grid, Adaptive) else flow.grid(grid)
+
+
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether `value` is a whole number of at least `least`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and bool(value >= least)
 
 
 def _check_probes(probes, noise, key):
-    whole = isinstance(probes, int | np.integer) and not isinstance(probes, bool)
-    if probes != "exact" and not (whole and probes >= 1):
-        raise ValueError(
-            'probes must be "exact" or a number of random probes >= 1, got '
-            f"{probes!r}. Two or more give an error bar."
-        )
+    if probes != "exact" and not is_whole(probes):
+        what = f'probes must be "exact" or a number >= 1, got {probes!r}.'
+        raise ValueError(f"{what} Two or more give an error bar.")
     if probes != "exact" and key is None:
         raise ValueError("random probes need a key: log_likelihood(..., key=key).")
     if noise not in ("rademacher", "gaussian"):
-        raise ValueError(
-            f'probe_noise must be "rademacher" or "gaussian", got {noise!r}.'
-        )
+        raise ValueError(f"probe_noise is rademacher or gaussian, got {noise!r}.")
     return probes if probes == "exact" else int(probes)
 
 
@@ -207,11 +188,15 @@ class _Field(eqx.Module):
 
         def along(probe):
             probe = jnp.broadcast_to(probe, u.shape)
-            return jnp.sum(probe * push(probe), axis=tuple(range(1, u.ndim)))
+            return sum_per_sample(probe * push(probe))
 
         each = jax.lax.map(along, self.probes, batch_size=self.at_once)
         each = jnp.sum(each, axis=0, keepdims=True) if self.exact else each
         return velocity, each.T, jnp.zeros_like(error)
+
+
+def _of_solver(name) -> Any:
+    return property(lambda self: getattr(self.solver, name))
 
 
 class _InNats(dfx.AbstractWrappedSolver):
@@ -220,34 +205,17 @@ class _InNats(dfx.AbstractWrappedSolver):
     solver: dfx.AbstractSolver
     flow: Flow
 
-    @property
-    def term_structure(self):
-        return self.solver.term_structure
-
-    @property
-    def interpolation_cls(self):
-        return self.solver.interpolation_cls
-
-    @property
-    def term_compatible_contr_kwargs(self):
-        return self.solver.term_compatible_contr_kwargs
-
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
-
-    def init(self, terms, t0, t1, y0, args):
-        return self.solver.init(terms, t0, t1, y0, args)
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
+    term_structure = _of_solver("term_structure")
+    interpolation_cls = _of_solver("interpolation_cls")
+    term_compatible_contr_kwargs = _of_solver("term_compatible_contr_kwargs")
+    order = _of_solver("order")
+    error_order = _of_solver("error_order")
+    init = _of_solver("init")
+    func = _of_solver("func")
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        y1, error, dense, state, result = self.solver.step(
-            terms, t0, t1, y0, args, solver_state, made_jump
-        )
+        given = (terms, t0, t1, y0, args, solver_state, made_jump)
+        y1, error, dense, state, result = self.solver.step(*given)
         # A negative sum says that it is not known; nan would stop adaptive steps.
         (u1, gained, total), nats = y1, jnp.full_like(y1[2], -1)
         if error is not None:
@@ -258,8 +226,7 @@ class _InNats(dfx.AbstractWrappedSolver):
                 step = jnp.where(t1 > t0, t1 - t0, 1.0)
                 score = self.flow.score(t0, y0[0], dense["k"][0][0] / step)
             if score is not None:
-                along = jnp.sum(score * du, axis=tuple(range(1, du.ndim)))
-                gain_error = gain_error + along[:, None]
+                gain_error = gain_error + sum_per_sample(score * du)[:, None]
                 nats = jnp.abs(gain_error)
             error = (du, gain_error, jnp.zeros_like(total))
         return (u1, gained, total + nats), error, dense, state, result
@@ -268,13 +235,11 @@ class _InNats(dfx.AbstractWrappedSolver):
 def _draw_probes(key, index, probes, noise, shape, dtype):
     """(probes, batch, ...), or the basis of the space, (d, 1, ...)."""
     if probes == "exact":
-        size = int(np.prod(shape))
-        return jnp.eye(size, dtype=dtype).reshape(size, 1, *shape)
+        return unit_vectors(shape, dtype)
     draw = jax.random.rademacher if noise == "rademacher" else jax.random.normal
 
     def one(k, i):
-        key_of = jax.random.fold_in(jax.random.fold_in(key, i), k)
-        return draw(key_of, shape, dtype)
+        return draw(jax.random.fold_in(jax.random.fold_in(key, i), k), shape, dtype)
 
     each = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
     return each(jnp.arange(probes), index)
@@ -309,18 +274,16 @@ def _log_likelihood(
         zeros = jnp.zeros((batch, 1 if exact else probes), dtype)
         index = jnp.arange(batch)
         if sharding is not None:
-            u, zeros, index = (
-                jax.lax.with_sharding_constraint(a, sharding) for a in (u, zeros, index)
-            )
+            split = jax.lax.with_sharding_constraint
+            u, zeros, index = (split(a, sharding) for a in (u, zeros, index))
         if adaptive is not None:
             run = spread(run, adaptive, sharding)
         (u, gained, error), _, steps, result = run((u, zeros, zeros), index, flow.cond)
         latent, log_p = flow.leave(u[-1], first, last, log_prior)
-        gained, count = gained[-1], 1 if exact else probes
-        bar = jnp.zeros(batch, dtype)
+        gained, bar = gained[-1], jnp.zeros(batch, dtype)
         if not exact:
-            variance = jnp.var(gained, axis=1) / max(count - 1, 1)
-            bar = root(variance) if count > 1 else bar + jnp.nan
+            variance = jnp.var(gained, axis=1) / max(probes - 1, 1)
+            bar = root(variance) if probes > 1 else bar + jnp.nan
         value = log_p + jnp.mean(gained, axis=1)
         return Likelihood(
             value,

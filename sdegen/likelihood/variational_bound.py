@@ -8,10 +8,8 @@ diffusion models", eq. 11 and 14, in continuous time)
     KL = alpha_T^2 |x0|^2 / (2 sigma_T^2)                                          (2)
 
 where p(x0 | x_tmin) = N(x0_hat, (sigma / alpha)^2 I), whose -log is that of the density
-of the noise at z - z_hat, plus d log(sigma / alpha). The integral is over l, so the
-bound depends on the schedule by its ends alone; the variance of its estimate does
-depend on it. With the exact denoiser (1) is an equality, but for terms of the order of
-sigma(t_min)^2.
+of the noise at z - z_hat, plus d log(sigma / alpha). With the exact denoiser (1) is an
+equality, but for terms of the order of sigma(t_min)^2.
 """
 
 import math
@@ -20,21 +18,22 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from ..losses.per_sample import sample_keys
 from ..models.denoiser import AbstractDenoiser
+from ..models.model import Points, check_gaussian, floating_batch
 from ..processes.path import check_one_level, logsnr_span
 from ..solvers.semilinear import root
 from ..typing import PyTree, RandomKey, float_array
+from .coordinates import sum_per_sample
+from .log_likelihood import is_whole
 
 
 class Bound(eqx.Module):
-    """A lower bound `value` on log p(x0) in nats per sample, and its terms.
+    """A lower bound on log p(x0) in nats per sample, and its terms.
 
-    value = -(prior + diffusion + reconstruction); `standard_error` is over the draws of
-    time and noise.
+    value = -(prior + diffusion + reconstruction); the error is over the draws.
     """
 
     value: Float[Array, " batch"]
@@ -46,7 +45,7 @@ class Bound(eqx.Module):
 
 def variational_bound(
     denoiser: AbstractDenoiser,
-    x0: Float[Array, "batch ..."],
+    x0: Points,
     *,
     key: RandomKey,
     draws: int = 32,
@@ -55,41 +54,25 @@ def variational_bound(
 ) -> Bound:
     """The bound (1) by Monte Carlo: 2 `draws` evaluations of the denoiser, no solve.
 
-    It is differentiable in everything. To learn a schedule (its ends by the bound, the
-    rest by the variance of the bound) take uniform_in="t". The integral starts at a
-    log-SNR of -13.8 at the lowest.
+    It is differentiable; to learn a schedule take uniform_in="t". The integral starts
+    at a log-SNR of -13.8 at the lowest.
 
     **Arguments:**
 
     - `denoiser`: any, on a path with Gaussian noise.
     - `x0`: floating-point data, (batch, ...).
     - `key`: a random key; the draws of sample i depend on (key, i).
-    - `draws`: of time and noise for each sample, an even number: two in each of draws/2
-      equal strata, whose difference gives the error; 32.
+    - `draws`: of time and noise for each sample, two in each of draws/2 strata; 32.
     - `uniform_in`: what the strata are equal in, "logsnr" or "t"; "logsnr".
     - `cond`: the condition, a pytree with leading axis batch; none.
 
-    **Returns:** a `Bound`.
-
     **Raises:** a ValueError for noise that is not Gaussian, and for wrong arguments.
     """
-    x0 = jnp.asarray(x0)
-    if x0.ndim < 2 or not jnp.issubdtype(x0.dtype, jnp.floating):
-        raise ValueError(
-            "variational_bound takes floating-point data of shape (batch, ...) with at "
-            f"least two axes, got {x0.dtype} of shape {x0.shape}."
-        )
-    if not denoiser.path.noise.gaussian:
-        raise ValueError(
-            f"the bound is for Gaussian noise, and {type(denoiser.path).__name__} has "
-            f"noise={type(denoiser.path.noise).__name__}. Use log_likelihood."
-        )
+    x0 = floating_batch(x0, "variational_bound")
+    check_gaussian(denoiser.path, "the bound is for", " Use log_likelihood.")
     check_one_level(denoiser.path, "variational_bound")
-    whole = isinstance(draws, int | np.integer) and not isinstance(draws, bool)
-    if not whole or draws < 2 or draws % 2:
-        raise ValueError(
-            f"draws must be an even number >= 2, two to a stratum, got {draws!r}."
-        )
+    if not is_whole(draws, 2) or draws % 2:
+        raise ValueError(f"draws must be an even number >= 2, got {draws!r}.")
     if uniform_in not in ("logsnr", "t"):
         raise ValueError(f'uniform_in must be "logsnr" or "t", got {uniform_in!r}.')
     return _bound(key, denoiser, x0, cond, int(draws), uniform_in)
@@ -98,10 +81,8 @@ def variational_bound(
 @eqx.filter_jit
 def _bound(key, denoiser, x0, cond, draws, uniform_in):
     path, inverse = denoiser.path, denoiser.path.inverse()
-    t_min = float_array(path.t_min)
+    t_min, (batch, *shape) = float_array(path.t_min), x0.shape
     x0 = x0.astype(t_min.dtype)
-    batch, *shape = x0.shape
-    axes = tuple(range(1, x0.ndim))
     low, high = logsnr_span(path)  # at t_max and at t_min
     size = jax.lax.stop_gradient(denoiser.data_scale)
     t_max = jnp.minimum(float_array(path.t_max), inverse(jax.nn.softplus(low / 2)))
@@ -117,13 +98,13 @@ def _bound(key, denoiser, x0, cond, draws, uniform_in):
 
     def error(t, z):
         """|z - z_hat|^2 at times t (batch,), with less variance and the same mean."""
-        alpha, sigma = jax.vmap(path.alpha)(t), jax.vmap(path.sigma)(t)
+        alpha, sigma = jax.vmap(path.scales)(t)
         wide = (-1,) + (1,) * len(shape)
         x = alpha.reshape(wide) * x0 + sigma.reshape(wide) * z
-        found = jnp.sum((z - denoiser.eps(t, x, cond)) ** 2, axis=axes)
+        found = sum_per_sample((z - denoiser.eps(t, x, cond)) ** 2)
         # For Gaussian data z - z_hat has this share of |z|^2, whose mean is known.
         share = ((alpha * size) ** 2 / (sigma**2 + (alpha * size) ** 2)) ** 2
-        return found - share * (jnp.sum(z**2, axis=axes) - x0[0].size)
+        return found - share * (sum_per_sample(z**2) - x0[0].size)
 
     def draw(j):
         own = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, j), 3))(keys)
@@ -142,6 +123,6 @@ def _bound(key, denoiser, x0, cond, draws, uniform_in):
     ratio = path.sigma(t_min) / path.alpha(t_min)
     normaliser = x0[0].size * (0.5 * math.log(2 * math.pi) + jnp.log(ratio))
     reconstruction = jnp.mean(tail, axis=0) + normaliser
-    prior = 0.5 * jnp.exp(low) * jnp.sum(x0**2, axis=axes)
+    prior = 0.5 * jnp.exp(low) * sum_per_sample(x0**2)
     value = -(prior + diffusion + reconstruction)
     return Bound(value, root(variance), prior, diffusion, reconstruction)

@@ -1,25 +1,22 @@
 """Sampling in the whole state of a process with auxiliary rows.
 
-A denoiser on an `AbstractBlockSDE` can be sampled as any other, in the coordinates of
-data. Here it moves the state itself, positions and velocities, by (1) or the flow:
+A denoiser on an `AbstractBlockSDE` is sampled as any other in the coordinates of data.
+Here it moves the state itself, positions and velocities, by (1) or the flow:
 
     du = [-F u + (1 + lambda^2)/2 G G^T score(u)] |dt| + lambda G dw,
     score(u) = -S^-1 (u - a E[x0 given the statistic of u])                        (1)
 """
 
+from typing import Any
+
 import equinox as eqx
-import jax
 
 from ..processes.momentum import AbstractBlockSDE
-from ..processes.reverse import (
-    clock_of_time,
-    probability_flow,
-    reverse,
-    time_of_clock,
-)
+from ..processes.reverse import clock_of_time, time_of_clock
 from ..typing import PyTree
 from .denoiser import AbstractDenoiser
-from .generator import AbstractGenerator
+from .generator import AbstractGenerator, backward_of
+from .model import of_one
 
 
 class StateScore(eqx.Module):
@@ -30,20 +27,21 @@ class StateScore(eqx.Module):
 
     def __call__(self, t, u):
         """The score of the law of u_t, equation (1)."""
-        process = self.denoiser.path
-        cond = jax.tree.map(lambda c: c[None], self.cond)
-        x0 = self.denoiser(t, process.statistic(t, u)[None], cond)[0]  # pyright: ignore[reportAttributeAccessIssue]
-        return process.score(t, u, x0)  # pyright: ignore[reportAttributeAccessIssue]
+        process: Any = self.denoiser.path
+        x0 = of_one(self.denoiser, t, process.statistic(t, u), self.cond)
+        return process.score(t, u, x0)
 
 
 class Augmented(AbstractGenerator):
     """The reverse dynamics of `denoiser.path` in its state, equation (1).
 
     For `sample`, with any Diffrax solver or with `sdegen.solvers.SSCS`. It starts from
-    the law of the state at t_max of data that are 0, and returns row 0 at t_min.
+    the law of the state at t_max of data that are 0 (Dockhorn et al. 2022, "Score-based
+    generative modeling with critically-damped Langevin diffusion", eq. 6).
 
-    Dockhorn et al. 2022, "Score-based generative modeling with critically-damped
-    Langevin diffusion", eq. 6; with stochasticity 0 their probability flow.
+    **Arguments:**
+
+    - `denoiser`: on a process with auxiliary rows, such as `sdegen.CLD()`.
     """
 
     denoiser: AbstractDenoiser
@@ -54,10 +52,8 @@ class Augmented(AbstractGenerator):
 
     def backward(self, stochasticity, cond=None):
         """The reverse SDE of the state, or its flow."""
-        process, score = self.denoiser.path, StateScore(self.denoiser, cond)
-        if stochasticity is None:
-            return probability_flow(process, score)
-        return reverse(process, score, stochasticity)
+        score = StateScore(self.denoiser, cond)
+        return backward_of(self.denoiser.path, score, stochasticity)
 
     def time(self, s):
         """The time of the process at clock s."""
@@ -72,7 +68,8 @@ class Augmented(AbstractGenerator):
         return state[0]
 
     def __check_init__(self):
-        path = getattr(self.denoiser, "path", None)
+        given = self.denoiser
+        path = given.path if isinstance(given, AbstractDenoiser) else given
         if not isinstance(path, AbstractBlockSDE):
             raise ValueError(
                 "Augmented needs a denoiser on a process with auxiliary rows, such as "

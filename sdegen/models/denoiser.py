@@ -2,11 +2,9 @@
 
     score = -z_hat / sigma,   velocity = alpha' x0_hat + sigma' z_hat               (1)
 
-where (x0_hat, z_hat) are the posterior means E[x0], E[z] given x_t. Nothing here
-divides by alpha near the noise or by sigma near the data unless the prediction does.
-
-Inputs of the network (Karras et al. 2022, table 1, for any path): x / sqrt(sigma^2 +
-(alpha sigma_data)^2), which has unit variance, and the time log(sigma / alpha) / 4.
+where (x0_hat, z_hat) are the posterior means E[x0], E[z] given x_t. The network sees x
+/ sqrt(sigma^2 + (alpha sigma_data)^2), which has unit variance, and the time
+log(sigma / alpha) / 4 (Karras et al. 2022, table 1, for any path).
 """
 
 import abc
@@ -25,7 +23,7 @@ from ..processes import prediction
 from ..processes.path import AbstractPath, basis_of, batched, level_of
 from ..processes.prediction import Prediction
 from ..typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced, number
-from .model import AbstractModel, call_network
+from .model import AbstractModel, Points, call_network, check_gaussian, of_one
 from .path_problem import path_problem
 
 
@@ -43,24 +41,19 @@ def raw_inputs(path, t, sigma_data) -> tuple[Scalar, Scalar]:
     return t, jnp.ones_like(t)
 
 
-def takes_key(network: Callable) -> bool:
-    """Whether a network is called with random keys in training."""
-    return "key" in inspect.signature(network).parameters
-
-
 class AbstractDenoiser(AbstractModel):
     """A function from (t, x) to the posterior means of both ends of the path.
 
-    t is () or (batch,), x is (batch, ...), `cond` any pytree of arrays or None. On a
-    path with a basis x, x0 and z are in its coordinates; networks see data.
+    `cond` is a pytree of arrays or None. On a path with a basis x, x0 and z are in its
+    coordinates; networks see data.
     """
 
     path: eqx.AbstractVar[AbstractPath]
 
     @abc.abstractmethod
     def posterior_means(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
+        self, t: Time, x: Points, cond: PyTree = None
+    ) -> tuple[Points, Points]:
         """(E[x0 given x_t], E[z given x_t])."""
 
     @property
@@ -74,56 +67,29 @@ class AbstractDenoiser(AbstractModel):
         scale = self.data_scale
         return jnp.sqrt(jnp.mean(scale**2)) if scale.ndim else scale
 
-    def problem(
-        self, shape, *, solver, grid, stochasticity, denoise, refinable, cond, start
-    ):
+    def problem(self, shape, *, cond, start, **options):
         """The flow, or a reverse SDE, of the path; see `AbstractModel.problem`."""
-        return path_problem(
-            self,
-            shape,
-            solver=solver,
-            grid=grid,
-            stochasticity=stochasticity,
-            denoise=denoise,
-            refinable=refinable,
-        )
+        return path_problem(self, shape, **options)
 
-    def __call__(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> Float[Array, "batch ..."]:
+    def __call__(self, t: Time, x: Points, cond: PyTree = None) -> Points:
         """E[x0 given x_t], the denoised point."""
         return self.posterior_means(t, x, cond)[0]
 
-    def eps(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> Float[Array, "batch ..."]:
+    def eps(self, t: Time, x: Points, cond: PyTree = None) -> Points:
         """E[z given x_t], the noise."""
         return self.posterior_means(t, x, cond)[1]
 
-    def score(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> Float[Array, "batch ..."]:
+    def score(self, t: Time, x: Points, cond: PyTree = None) -> Points:
         """The gradient of log p_t at x, for Gaussian noise."""
-        if not self.path.noise.gaussian:
-            raise ValueError(
-                "the score is -z / sigma only for Gaussian noise, but "
-                f"{type(self.path).__name__} has noise="
-                f"{type(self.path.noise).__name__}."
-            )
-        return -self.posterior_means(t, x, cond)[1] / batched(
-            self.path.sigma, float_array(t), x
-        )
+        check_gaussian(self.path, "the score is -z / sigma only for")
+        sigma = batched(self.path.sigma, float_array(t), x)
+        return -self.posterior_means(t, x, cond)[1] / sigma
 
-    def sample_score(
-        self, t: ScalarLike, x: Float[Array, "..."], cond: PyTree = None
-    ) -> Float[Array, "..."]:
+    def sample_score(self, t: ScalarLike, x: Array, cond: PyTree = None) -> Array:
         """The score for one sample, as `reverse` and `probability_flow` take it."""
-        cond = jax.tree.map(lambda c: c[None], cond)
-        return self.score(float_array(t), x[None], cond)[0]
+        return of_one(self.score, float_array(t), x, cond)
 
-    def velocity(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> Float[Array, "batch ..."]:
+    def velocity(self, t: Time, x: Points, cond: PyTree = None) -> Points:
         """dx/dt of the probability flow, finite at both ends of the path."""
         x0, z = self.posterior_means(t, x, cond)
         da, ds = batched(self.path.rates, float_array(t), x)
@@ -131,7 +97,7 @@ class AbstractDenoiser(AbstractModel):
 
 
 class PosteriorMean(AbstractDenoiser):
-    """A denoiser from a function (t, x, cond) -> E[x0 given x_t], on batches."""
+    """A denoiser on `path` from `mean`, (t, x, cond) -> E[x0 given x_t] on batches."""
 
     mean: Callable
     path: AbstractPath
@@ -147,14 +113,16 @@ class PosteriorMean(AbstractDenoiser):
 class Denoiser(AbstractDenoiser):
     """A network (time, x, cond) -> prediction, with its path and its kind.
 
-    **Arguments:** `network`, any callable pytree on batches (a Flax NNX module is one),
-    which is given its time as (batch,), x and cond; `path`; `prediction`, a row of
-    `sdegen.prediction`; `sigma_data`, the standard deviation of the data, one number or
-    one for each coordinate; `inputs`, what the network is shown: `edm_inputs` or
-    `raw_inputs`.
+    **Arguments:**
 
-    The state stays in its own precision whatever the network computes in; times are
-    never rounded to the network's precision here.
+    - `network`: a callable pytree on batches, such as a Flax NNX module.
+    - `path`: the path.
+    - `prediction`: what it predicts, a row of `sdegen.prediction`; `edm`.
+    - `sigma_data`: the standard deviation of the data, one number or one for each
+      coordinate; 0.5.
+    - `inputs`: what the network is shown, `edm_inputs` or `raw_inputs`; `edm_inputs`.
+
+    States and times keep their precision, whatever the network computes in.
     """
 
     network: Any
@@ -163,27 +131,20 @@ class Denoiser(AbstractDenoiser):
     sigma_data: Float[Array, "..."] = number(0.5)
     inputs: Callable = eqx.field(default=edm_inputs, static=True)
 
-    @property
-    def data_scale(self):
-        """`sigma_data`."""
-        return self.sigma_data
-
-    def loss(self, key, x0, cond=None, *, axis_name=None):
-        """`denoising_loss` with its defaults."""
-        return denoising_loss(self, key, x0, cond, axis_name=axis_name)
+    loss = denoising_loss  # pyright: ignore[reportAssignmentType]
+    data_scale = property(lambda self: self.sigma_data)
 
     def predict(
         self,
         t: Time,
-        x: Float[Array, "batch ..."],
+        x: Points,
         cond: PyTree = None,
         *,
         keys: Key[Array, " batch"] | None = None,
-    ) -> Float[Array, "batch ..."]:
+    ) -> Points:
         """The network's output at x_t, in the units of its kind.
 
-        `keys`, one per sample, are for a network that takes `key` (dropout), in
-        training alone; another network never hears of them.
+        `keys`, in training alone, are for a network that takes `key` (dropout).
         """
         t = float_array(t)
         _check_time(t, x)
@@ -191,7 +152,8 @@ class Denoiser(AbstractDenoiser):
         time, scale = batched(inputs, t, x)
         time, basis = jnp.broadcast_to(time.ravel(), x.shape[:1]), basis_of(self.path)
         data = basis.data((scale * x).astype(x.dtype))
-        dropout = {} if keys is None or not takes_key(self.network) else {"key": keys}
+        drops = keys is not None and "key" in inspect.signature(self.network).parameters
+        dropout = {"key": keys} if drops else {}
         out = call_network(self.network, time, data, cond, **dropout)
         return basis.coordinates(out.astype(x.dtype))
 
@@ -199,30 +161,25 @@ class Denoiser(AbstractDenoiser):
         """(E[x0 given x_t], E[z given x_t])."""
         t = float_array(t)
         _check_time(t, x)
-        path = self.path
 
         def coefficients(t):
-            return self.prediction.row(path, t, self.sigma_data), path.scales(t)
+            row = self.prediction.row(self.path, t, self.sigma_data)
+            return row, *self.path.scales(t)
 
-        row, (alpha, sigma) = batched(coefficients, t, x)
-        return prediction.posterior_means(
-            row, alpha, sigma, x, self.predict(t, x, cond)
-        )
+        known = batched(coefficients, t, x)
+        return prediction.posterior_means(*known, x, self.predict(t, x, cond))
 
     def __check_init__(self):
         if not isinstance(self.path, AbstractPath):
             raise ValueError(
-                "a denoiser needs a path, such as sdegen.VP(), got "
-                f"{self.path!r:.60}. A process without alpha and sigma is reversed "
-                "by `sdegen.reverse`."
+                f"a denoiser needs a path, such as sdegen.VP(), got {self.path!r:.60}. "
+                "A process without alpha and sigma is reversed by `sdegen.reverse`."
             )
         if not isinstance(self.prediction, Prediction):
-            known = ", ".join(
-                k for k, o in vars(prediction).items() if type(o) is Prediction
-            )
+            rows = (k for k, o in vars(prediction).items() if type(o) is Prediction)
             raise ValueError(
-                f"prediction must be a row of sdegen.prediction ({known}), got "
-                f"{self.prediction!r}. For example: sdegen.prediction.velocity."
+                f"prediction must be a row of sdegen.prediction ({', '.join(rows)}), "
+                f"got {self.prediction!r}. For example: sdegen.prediction.velocity."
             )
         # Refuses a score on a base that is not Gaussian, before anything is traced.
         jax.eval_shape(self.prediction.row, self.path, self.path.t_min, self.sigma_data)
@@ -235,8 +192,7 @@ class Denoiser(AbstractDenoiser):
                 raise ValueError(
                     f"the prediction {self.prediction} says nothing about x0 at "
                     f"t={float(t):g} on {type(self.path).__name__}, where alpha or "
-                    "sigma is 0. Use velocity, v, x0 or edm, or give the path a "
-                    "smaller t_max."
+                    "sigma is 0. Use velocity, v, x0 or edm, or a smaller t_max."
                 )
 
 

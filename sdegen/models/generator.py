@@ -1,10 +1,4 @@
-"""Models that are sampled by an equation of their own.
-
-`sample` follows the flow or a reverse SDE of a denoiser, in coordinates made for paths.
-A model that has no path alpha x0 + sigma z (a nonlinear SDE, a state with momentum, a
-flow between two distributions) says here how it starts, by which equation it moves and
-what the data are at the end.
-"""
+"""Models that are sampled by an equation of their own, not by that of a path."""
 
 import abc
 from collections.abc import Callable
@@ -16,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..processes.reverse import probability_flow, reverse
 from ..processes.sde import AbstractSDE, noise_depends_on_state
 from ..solvers.grids import Adaptive
 from ..solvers.solve import brownian_path, check_solver
@@ -24,38 +19,24 @@ from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_trac
 from .model import AbstractModel
 from .problem import AbstractProblem, Table
 
-_STEPS = 200
-
 
 class AbstractGenerator(AbstractModel):
-    """From noise to data on a clock that rises from 0 (noise) to 1 (data).
+    """From noise to data on a clock from 0 to 1, for one sample, in its own state."""
 
-    Everything is for one sample. The state may have another shape than the data.
-    """
-
-    @property
-    def noisy_solver(self) -> type[dfx.AbstractSolver]:
-        """The class of the solver of its noise by default."""
-        return dfx.Euler
+    noisy_solver: ClassVar = dfx.Euler
+    """The class of the solver of its noise by default."""
 
     @abc.abstractmethod
-    def start(
-        self, key: RandomKey, shape: tuple[int, ...], dtype=None
-    ) -> Float[Array, "..."]:
+    def start(self, key: RandomKey, shape: tuple[int, ...], dtype=None) -> Array:
         """A draw of the state at clock 0, for data of shape `shape`."""
 
     @abc.abstractmethod
-    def backward(
-        self, stochasticity: Scalar | None, cond: PyTree = None
-    ) -> AbstractSDE | Callable:
-        """The equation of the state: an SDE, or for None a field (s, state) -> slope.
+    def backward(self, stochasticity, cond: PyTree = None) -> AbstractSDE | Callable:
+        """The equation of a sample: an SDE, or for None a field (s, state) -> slope."""
 
-        `cond` is the condition of the one sample, or None.
-        """
-
-    @abc.abstractmethod
-    def data(self, state: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The data of the state at clock 1."""
+    def data(self, state: Array) -> Array:
+        """The data of the state at clock 1: the state itself."""
+        return state
 
     def time(self, s: ScalarLike) -> Array:
         """The time at clock s: 1 - s where a model has no other."""
@@ -72,8 +53,7 @@ class AbstractGenerator(AbstractModel):
         if denoise or refinable:
             raise ValueError(
                 "denoise and refinable are for a denoiser on a path, and "
-                f"{type(self).__name__} runs an equation of its own. Leave them "
-                "out; a finer grid ends nearer to the data."
+                f"{type(self).__name__} runs an equation of its own. Leave them out."
             )
         adaptive, noisy = isinstance(grid, Adaptive), stochasticity is not None
         if solver is None:
@@ -81,17 +61,17 @@ class AbstractGenerator(AbstractModel):
             solver = (dfx.ShARK() if noisy else dfx.Tsit5()) if adaptive else quick
         check_solver(solver, adaptive, noisy)
         dtype = jnp.result_type(float) if start is None else start.dtype
-        state = jax.eval_shape(
-            lambda k: self.start(k, shape[1:], dtype), jax.random.key(0)
-        )
+        start = lambda k: self.start(k, shape[1:], dtype)  # noqa: E731
+        state = jax.eval_shape(start, jax.random.key(0))
         if not adaptive:
-            grid = self._clock(grid, dtype)
-        one = None if cond is None else jax.tree.map(lambda c: c[0], cond)
+            grid = self.steps(grid, dtype)
+        one = jax.tree.map(lambda c: c[0], cond)
         check_equation(self.backward(stochasticity, one), stochasticity, solver, state)
-        return EquationProblem(self, solver, grid, stochasticity, jnp.zeros((), dtype))
+        return _EquationProblem(self, solver, grid, stochasticity, jnp.zeros((), dtype))
 
-    def _clock(self, grid, dtype):
-        grid = _STEPS if grid is None else grid
+    def steps(self, grid: Any, dtype) -> Float[Array, " points"]:
+        """The clock of a number of steps (200 for None) or of an array of times."""
+        grid = 200 if grid is None else grid
         if isinstance(grid, int | np.integer):
             if grid < 1:
                 raise ValueError(f"sample needs at least one step, got grid={grid}.")
@@ -121,7 +101,7 @@ class AbstractGenerator(AbstractModel):
         return jnp.clip(clock, 0, 1)
 
 
-class EquationProblem(AbstractProblem):
+class _EquationProblem(AbstractProblem):
     """The equation of a generator, for a batch."""
 
     generator: AbstractGenerator
@@ -132,41 +112,38 @@ class EquationProblem(AbstractProblem):
     draws_start: ClassVar = True
 
     def table(self):
-        """The steps on the clock from 0 to 1."""
         clock = self.grid
         if self.adaptive is not None:
             clock = jnp.array([0.0, 1.0], self.zero.dtype)
         return Table(clock, self.times(clock))
 
     def start(self, table, key, shape):
-        """A draw of the generator."""
         return self.generator.start(key, shape, table.clock.dtype)
 
-    def encode(self, table, x):
-        """The states as they are given."""
-        return x
-
     def times(self, clock):
-        """The times of the generator."""
         return jax.vmap(self.generator.time)(clock)
 
     def decode(self, t, y):
-        """The data of each state."""
         return jax.vmap(self.generator.data)(y)
 
     def equation(self, table, keys, cond, shape, refinable):
-        """Drift and noise of the batch, or the whole equation for a splitting."""
-        if self.solver.term_structure is BackwardTerm:
-            brownian = None
-            if self.stochasticity is not None:
-                area, like = dfx.SpaceTimeLevyArea, jax.random.key(0)
-                start = lambda k: self.start(table, k, shape)  # noqa: E731
-                size = jax.eval_shape(start, like).shape
-                brownian = brownian_path(table.clock, keys, size, area, refinable=False)
-            process = lambda c: self.generator.backward(self.stochasticity, c)  # noqa: E731
-            return BackwardTerm(process, cond, brownian), None
+        noisy = self.stochasticity is not None
         process = lambda c: self.generator.backward(self.stochasticity, c)  # noqa: E731
-        return batch_equation(process, cond, self.stochasticity is not None)
+        if self.solver.term_structure is not BackwardTerm:
+            return batch_equation(process, cond, noisy)
+        brownian = None
+        if noisy:
+            start = lambda k: self.start(table, k, shape)  # noqa: E731
+            size, area = jax.eval_shape(start, keys[0]).shape, dfx.SpaceTimeLevyArea
+            brownian = brownian_path(table.clock, keys, size, area, refinable=False)
+        return BackwardTerm(process, cond, brownian), None
+
+
+def backward_of(sde: AbstractSDE, score: Callable, stochasticity: Scalar | None):
+    """The reverse SDE by a score, or for None the probability flow."""
+    if stochasticity is None:
+        return probability_flow(sde, score)
+    return reverse(sde, score, stochasticity)
 
 
 def batch_equation(process: Callable, cond: PyTree, noisy: bool):
@@ -181,7 +158,7 @@ def batch_equation(process: Callable, cond: PyTree, noisy: bool):
     def noise(s, y, args):
         # Noise that ignores x is one number (or array) for the batch, which tells the
         # solvers for additive noise that it is additive.
-        own = process(None if cond is None else jax.tree.map(lambda c: c[0], cond))
+        own = process(jax.tree.map(lambda c: c[0], cond))
         if not noise_depends_on_state(own, s, y[0]):
             return own.diffusion(s, jax.lax.stop_gradient(y[0]))
         g = jax.vmap(lambda y, c: process(c).diffusion(s, y))(y, cond)
@@ -201,21 +178,27 @@ def check_equation(process, stochasticity, solver, state) -> None:
     if solver.term_structure is BackwardTerm:
         solver.check(process)
     zero = jnp.zeros(state.shape, state.dtype)
-    slope = jax.eval_shape(process.drift if noisy else process, jnp.zeros(()), zero)
-    if slope.shape != state.shape:
-        raise ValueError(
-            "the equation of a generator must return an array of the shape of the "
-            f"state, {state.shape}, got {slope.shape}."
-        )
+    drift = process.drift if noisy else process
+    check_shape("the drift of a generator", drift, jnp.zeros(()), zero)
     if noisy:
         check_ito(process, 0.5, zero, solver)
 
 
+def check_shape(name: str, function: Callable, t, x, scalar: bool = False) -> None:
+    """Refuse a function (t, x) of one sample that returns another shape."""
+    found = jax.eval_shape(function, t, x).shape
+    if found != x.shape and not (scalar and found == ()):
+        raise ValueError(
+            f"{name} must return an array of the shape of one state, {x.shape}"
+            f"{' or a scalar' * scalar}, got {found}."
+        )
+
+
 def check_ito(process: AbstractSDE, t: ScalarLike, x: Array, solver) -> None:
     """Refuse a solver of another calculus where the noise depends on the state."""
-    if noise_depends_on_state(process, t, x):
-        if not isinstance(solver, dfx.AbstractItoSolver):
-            raise ValueError(
-                "the noise of this process depends on x and its equation is Ito's, but "
-                f"{type(solver).__name__} is not an Ito solver. Use Euler()."
-            )
+    ito = isinstance(solver, dfx.AbstractItoSolver)
+    if not ito and noise_depends_on_state(process, t, x):
+        raise ValueError(
+            "the noise of this process depends on x and its equation is Ito's, but "
+            f"{type(solver).__name__} is not an Ito solver. Use Euler()."
+        )

@@ -1,15 +1,21 @@
 """What `fit` trains and `sample` runs: a network with its process."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeAlias
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ..losses.coupling.pairs import Loss
-from ..typing import AxisName, PyTree, RandomKey, Scalar, Time
+from ..processes.path import AbstractPath
+from ..typing import PyTree, ScalarLike, Time
 from .problem import AbstractProblem
+
+Points: TypeAlias = Float[Array, "batch ..."]
+"""A batch of points, or of what a model says of each of them."""
 
 
 def call_network(network: Any, t: Time, x: Array, cond: PyTree, **more: Any) -> Array:
@@ -24,19 +30,41 @@ def call_network(network: Any, t: Time, x: Array, cond: PyTree, **more: Any) -> 
     return out.astype(x.dtype)
 
 
-class AbstractModel(eqx.Module):
-    """A network with its process.
+def of_one(method: Callable, t: ScalarLike, x: Array, cond: PyTree, *more) -> Array:
+    """A method for batches, (t, x, cond, ...), of one sample."""
+    cond = jax.tree.map(lambda c: c[None], cond)
+    return method(t, x[None], cond, *more)[0]
 
-    A final of it says what of it is trained (`trainable`) and by which loss it is
-    trained unless `fit` is given another (`loss`). What else a model can do it declares
-    by its class: an `AbstractDenoiser` has posterior means on a path, an
-    `AbstractGenerator` an equation of its own.
+
+def floating_batch(x: Any, what: str, advice: str = "") -> Array:
+    """`x` as an array, if it is a floating-point one with at least two axes."""
+    x = jnp.asarray(x)
+    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{what} takes floating-point data of shape (batch, ...) with at least two "
+            f"axes, got {x.dtype} of shape {x.shape}.{advice}"
+        )
+    return x
+
+
+def check_gaussian(path: AbstractPath, what: str, advice: str = "") -> None:
+    """Refuse a path with other noise; `what` ends in its verb."""
+    if not path.noise.gaussian:
+        raise ValueError(
+            f"{what} Gaussian noise, and {type(path).__name__} has "
+            f"noise={type(path.noise).__name__}.{advice}"
+        )
+
+
+class AbstractModel(eqx.Module):
+    """A network with its process: what is trained of it, by which loss by default.
+
+    An `AbstractDenoiser` has posterior means on a path, an `AbstractGenerator` an
+    equation of its own.
     """
 
-    @property
-    def trainable(self) -> tuple[str, ...]:
-        """The names of the fields that training changes."""
-        return ("network",)
+    trainable: ClassVar = ("network",)
+    """The names of the fields that training changes."""
 
     @property
     def trained(self) -> Any:
@@ -50,41 +78,25 @@ class AbstractModel(eqx.Module):
         None takes it all out, which leaves what training does not change.
         """
         names = self.trainable
-        if trained is None or len(names) == 1:
-            values = (trained,) * len(names)
-        else:
-            values = trained
+        values = (trained,) if len(names) == 1 else trained
+        if trained is None:
+            # An optional network becomes (), as None would say that there is none.
+            optional = {f.name for f in dataclasses.fields(self) if f.default is None}
+            values = [() if name in optional else None for name in names]
         return dataclasses.replace(self, **dict(zip(names, values, strict=True)))
 
     def problem(
-        self,
-        shape: tuple[int, ...],
-        *,
-        solver: Any,
-        grid: Any,
-        stochasticity: Scalar | None,
-        denoise: bool | None,
-        refinable: bool,
-        cond: PyTree,
-        start: Any,
+        self, shape, *, solver, grid, stochasticity, denoise, refinable, cond, start
     ) -> AbstractProblem:
         """How `sample` draws from the model; the arguments are those of `sample`.
 
-        `stochasticity` is None for the flow. Raises ValueError with a sentence for what
-        the model cannot do.
+        `stochasticity` is None for the flow. What the model cannot do is a ValueError.
         """
         raise ValueError(
             f"{type(self).__name__} cannot be sampled: its class defines no `problem`."
         )
 
-    def loss(
-        self,
-        key: RandomKey,
-        x0: Any,
-        cond: PyTree = None,
-        *,
-        axis_name: AxisName | None = None,
-    ) -> Loss:
+    def loss(self, key, x0, cond=None, *, axis_name=None) -> Loss:
         """The default loss on a batch; the arguments are those of `denoising_loss`."""
         raise ValueError(
             f"{type(self).__name__} has no loss of its own: give fit a loss=, or "

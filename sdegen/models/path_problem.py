@@ -5,25 +5,16 @@ tau = sigma / (alpha + sigma), the rectified flow y = (1 - tau) x0 + tau z. Ther
 
     dy = (z_hat - x0_hat) dtau                                                      (1)
 
-is the probability flow of every path: no alpha', sigma', division by alpha or by sigma.
-Euler's method on (1) is DDIM (Song et al. 2021, "Denoising diffusion implicit models")
-for any process and any grid, and the higher orders inherit its exactness on point
-masses. The clock is u = 1 - tau, which rises.
-
-The stochastic family with the same marginals (equation (4) of `sde`) is regular in the
-clock l = log(alpha / sigma), where g^2 |dt| = 2 sigma^2 dl, with stochasticity lambda:
+is the probability flow of every path, and Euler's method on it is DDIM (Song et al.
+2021, "Denoising diffusion implicit models"). The clock is u = 1 - tau, which rises. The
+stochastic family with the same marginals is regular in the clock l = log(alpha /
+sigma), where g^2 |dt| = 2 sigma^2 dl, with stochasticity lambda:
 
     dy = tau [(1 - tau)(x0_hat - z_hat) - lambda^2 z_hat] dl
          + lambda tau sqrt(2) dW                                                    (2)
 
-Noise is additive, so Euler, Heun, SRA1 and ShARK apply, and Ito equals Stratonovich.
-
-The solvers of `sdegen.solvers` see the same two equations as one `SemilinearTerm`, in
-the clock c = -log tau.
-
-On a fixed grid everything that depends on time alone is a row of a table that is made
-once, outside of the loop. Times are found from the clock, by `NoiseInverse`, only where
-no grid knows them: in adaptive steps and in stages inside a step.
+The solvers of `sdegen.solvers` see (1) and (2) as one `SemilinearTerm`, in the clock c
+= -log tau. On a fixed grid what depends on time alone is a table made outside the loop.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -36,74 +27,64 @@ import numpy as np
 from jaxtyping import Array
 
 from ..processes import prediction
-from ..processes.path import (
-    LOGSNR_FLOOR,
-    NoiseInverse,
-    basis_of,
-    check_sample,
-    noise_slope,
-)
+from ..processes.path import LOGSNR_FLOOR, basis_of, check_sample, noise_slope
 from ..processes.prediction import PosteriorMeans
 from ..solvers.adams import ExponentialAdams
-from ..solvers.grids import (
-    Adaptive,
-    CosineGrid,
-    FlowTimeGrid,
-    LogSNRGrid,
-    check_grid,
-)
+from ..solvers.grids import Adaptive, CosineGrid, FlowTimeGrid, LogSNRGrid, check_grid
 from ..solvers.semilinear import Node, SemilinearTerm
 from ..solvers.solve import brownian_path, check_solver
 from ..solvers.solver import AbstractSemilinearSolver
 from ..solvers.sscs import BackwardTerm
 from ..solvers.unipc import UniPC
 from ..typing import PyTree, Scalar, float_array, is_traced
+from .model import check_gaussian
 from .problem import AbstractProblem, Table
 
 
-class PathProblem(AbstractProblem):
+class _PathProblem(AbstractProblem):
     """Equation (1), or (2), of a denoiser, from t_max to t_min."""
 
     denoiser: PosteriorMeans
-    solver: dfx.AbstractSolver
+    solver: Any  # of Diffrax, or one of `sdegen.solvers`
     grid: Any
-    stochasticity: Scalar | None
+    stochasticity: Any  # a number, or None for the flow
     denoise: bool = eqx.field(static=True)
     draws_start: ClassVar = True
 
     @property
-    def semilinear(self) -> bool:
-        """Whether the solver takes the equation apart itself."""
+    def semilinear(self):
         return isinstance(self.solver, AbstractSemilinearSolver)
 
     def table(self):
-        """The steps in the clock of the solver."""
         path = self.denoiser.path
         if self.adaptive is not None:
             ts = jnp.stack([float_array(path.t_max), float_array(path.t_min)])
         else:
             ts = self.grid(path) if callable(self.grid) else self.grid
-            _check_steps(self.solver, len(ts) - 1)
+            steps = len(ts) - 1
+            if self.semilinear and self.solver.steps not in (None, steps):
+                raise ValueError(
+                    f"the weights of this {type(self.solver).__name__} were learned "
+                    f"for {self.solver.steps} steps, got a grid of {steps} steps. Use "
+                    "the grid that they were learned with."
+                )
         if self.semilinear:
             nodes = jax.vmap(lambda t: Node.at(path, t))(ts)
             c = nodes.clock
-            rows = (nodes, self.solver.rows(nodes))  # pyright: ignore[reportAttributeAccessIssue]
+            rows = (nodes, self.solver.rows(nodes))
             return Table(c.mean(tuple(range(1, c.ndim))), ts, rows)
         alpha, sigma = jax.vmap(path.level)(ts)
         if self.stochasticity is None:
             clock, times = alpha / (alpha + sigma), ts
         else:
-            # Nodes below the floor become one: steps of length zero, which change
-            # nothing.
+            # Nodes below the floor become one: steps of length zero change nothing.
             l, floor = jnp.log(alpha) - jnp.log(sigma), LOGSNR_FLOOR / 2
             clock = jnp.maximum(l, floor)
             first = path.inverse()(jax.nn.softplus(jnp.asarray(floor, l.dtype)))
             times = jnp.where(l < floor, first, ts)
-        rows = jax.vmap(lambda t, u: self._row(t, u))(times, clock)
-        return Table(clock, ts, rows)
+        return Table(clock, ts, jax.vmap(self._row)(times, clock))
 
     def start(self, table, key, shape):
-        """Noise of the level at the start of the clock, in the path's coordinates."""
         noise = self.denoiser.path.noise.sample(key, shape, table.clock.dtype)
         return self._nodes(table).tau[0] * noise
 
@@ -111,35 +92,28 @@ class PathProblem(AbstractProblem):
         return table.rows[0] if self.semilinear else table.rows
 
     def encode(self, table, x):
-        """y of given x at the first time."""
         path = self.denoiser.path
         return basis_of(path).coordinates(x) / sum(path.scales(table.times[0]))
 
     def equation(self, table, keys, cond, shape, refinable):
-        """The term of a solver of `sdegen.solvers`, or slope and noise."""
         denoiser, inverse = self.denoiser, self.denoiser.path.inverse()
+        level, brownian = self.stochasticity, None
         if not self.semilinear:
             field = _Field(self, inverse, cond)
-            return field, None if self.stochasticity is None else field.noise
-        brownian = None
-        if self.stochasticity is not None or self.solver.draws:  # pyright: ignore[reportAttributeAccessIssue]
+            return field, None if level is None else field.noise
+        if level is not None or self.solver.draws:
             brownian = brownian_path(table.clock, keys, shape, refinable=refinable)
-        return SemilinearTerm(
-            denoiser, inverse, cond, self.stochasticity, brownian
-        ), None
+        return SemilinearTerm(denoiser, inverse, cond, level, brownian), None
 
     def times(self, clock):
-        """The times at points of the clock."""
         inverse = self.denoiser.path.inverse()
         return jax.vmap(lambda u: inverse(self._c(u)))(clock)
 
     def decode(self, t, y):
-        """x = (alpha + sigma) y, in the basis of the data."""
         path = self.denoiser.path
         return basis_of(path).data(sum(path.scales(t)) * y)
 
     def finish(self, table, y, cond):
-        """x at the last time, or the posterior mean there."""
         x = self._nodes(table).scale[-1] * y
         if self.denoise:
             x = self.denoiser.posterior_means(table.times[-1], x, cond)[0]
@@ -153,21 +127,19 @@ class PathProblem(AbstractProblem):
 
     def _row(self, t, u):
         """What (1) or (2) needs at the time t, where the clock is u."""
-        path, c = self.denoiser.path, self._c(u)
+        path, flow = self.denoiser.path, self.stochasticity is None
         alpha, sigma = path.scales(t)
-        tau = sigma / (alpha + sigma)
-        if self.stochasticity is None:
-            rate = jnp.ones_like(u)
-            if alpha.ndim:  # du_i / du where every coordinate has a clock of its own
-                slope = noise_slope(path, t)
-                ratio = jnp.exp(c) * sigma / (alpha + sigma)
-                rate = ratio * slope / jnp.mean(slope)
-            return _Row(t, alpha + sigma, tau, rate)
-        if alpha.ndim == 0:
-            return _Row(t, alpha + sigma, jax.nn.sigmoid(-u), jnp.ones_like(u))
-        slope = noise_slope(path, t)
-        rate = slope / jnp.mean(slope) * jax.nn.sigmoid(u) / (1 - tau)
-        return _Row(t, alpha + sigma, tau, rate)
+        scale = alpha + sigma
+        tau, rate = sigma / scale, jnp.ones_like(u)
+        if alpha.ndim:  # every coordinate has a clock of its own
+            slope = noise_slope(path, t)
+            if flow:
+                rate = jnp.exp(self._c(u)) * sigma / scale * slope / jnp.mean(slope)
+            else:
+                rate = slope / jnp.mean(slope) * jax.nn.sigmoid(u) / (1 - tau)
+        elif not flow:
+            tau = jax.nn.sigmoid(-u)
+        return _Row(t, scale, tau, rate)
 
 
 class _Row(NamedTuple):
@@ -182,8 +154,8 @@ class _Row(NamedTuple):
 class _Field(eqx.Module):
     """The right-hand side of (1) in the clock u, or of (2) in the clock l."""
 
-    problem: PathProblem
-    inverse: NoiseInverse
+    problem: _PathProblem
+    inverse: Any  # -log tau -> time
     cond: PyTree
 
     def __call__(self, u, y, args):
@@ -191,12 +163,12 @@ class _Field(eqx.Module):
         x0, z = self.problem.denoiser.posterior_means(row.t, row.scale * y, self.cond)
         if stochasticity is None:
             return row.rate * (x0 - z)
-        pull = (1 - row.tau) * (x0 - z) - stochasticity.astype(u.dtype) ** 2 * z  # pyright: ignore[reportOperatorIssue]
-        return row.rate * row.tau * pull  # pyright: ignore[reportOperatorIssue]
+        pull = (1 - row.tau) * (x0 - z) - stochasticity.astype(u.dtype) ** 2 * z
+        return row.rate * row.tau * pull
 
     def noise(self, l, y, args):
         row, stochasticity = self._row(l, args), self.problem.stochasticity
-        scale = stochasticity.astype(l.dtype) * row.tau  # pyright: ignore[reportOperatorIssue]
+        scale = stochasticity.astype(l.dtype) * row.tau
         return scale * jnp.sqrt(2 * row.rate).astype(l.dtype)
 
     def _row(self, u, args):
@@ -207,8 +179,8 @@ class _Field(eqx.Module):
 
 def path_problem(
     denoiser, shape, *, solver, grid, stochasticity, denoise, refinable
-) -> PathProblem:
-    """The problem of a denoiser, checked; arguments as of `AbstractModel.problem`."""
+) -> AbstractProblem:
+    """The problem of a denoiser; arguments as of `AbstractModel.problem`."""
     path, flow = denoiser.path, stochasticity is None
     check_sample(path, shape[1:])
     if solver is None:
@@ -221,21 +193,18 @@ def path_problem(
         )
     check_solver(solver, isinstance(grid, Adaptive), not flow)
     semilinear = isinstance(solver, AbstractSemilinearSolver)
-    if semilinear and not flow and not is_traced(stochasticity):
-        if float(stochasticity) > solver.family:
-            raise ValueError(
-                f"{name} takes a stochasticity from 0 to {solver.family:g}, got "
-                f"{float(stochasticity):g}. DPMSolverSDE() and ERSDE() take any."
-            )
-    noisy = not flow or (semilinear and solver.draws)
-    if noisy and not path.noise.gaussian:
+    known = not flow and not is_traced(stochasticity)
+    if semilinear and known and float(stochasticity) > solver.family:
         raise ValueError(
-            f"the reverse SDE needs Gaussian noise, and {type(path).__name__} has "
-            f"noise={type(path.noise).__name__}. Sample with stochasticity=0 and a "
-            "solver that draws none."
+            f"{name} takes a stochasticity from 0 to {solver.family:g}, got "
+            f"{float(stochasticity):g}. DPMSolverSDE() and ERSDE() take any."
         )
-    if refinable and (flow or (semilinear and solver.draws)):
-        reason = "draws its own" if noisy else "solves the flow, which has none"
+    draws = semilinear and solver.draws
+    if draws or not flow:
+        advice = " Sample with stochasticity=0 and a solver that draws none."
+        check_gaussian(path, "the reverse SDE needs", advice)
+    if refinable and (flow or draws):
+        reason = "draws its own" if draws else "solves the flow, which has none"
         raise ValueError(
             "refinable noise is that of the reverse SDE, stochasticity > 0; here "
             f"{name} {reason}."
@@ -249,18 +218,8 @@ def path_problem(
             grid = (FlowTimeGrid if flow else LogSNRGrid)(steps)
     if denoise is None:
         denoise = getattr(grid, "denoise", False)
-    return PathProblem(denoiser, solver, check_grid(grid, path), stochasticity, denoise)
-
-
-def _check_steps(solver, steps):
-    """Learned weights are for one number of steps."""
-    if isinstance(solver, AbstractSemilinearSolver):
-        if solver.steps not in (None, steps):
-            raise ValueError(
-                f"the weights of this {type(solver).__name__} were learned for "
-                f"{solver.steps} steps, got a grid of {steps} steps. Use the grid that "
-                "they were learned with."
-            )
+    grid = check_grid(grid, path)
+    return _PathProblem(denoiser, solver, grid, stochasticity, denoise)
 
 
 def _default(grid, flow, denoiser) -> dfx.AbstractSolver:

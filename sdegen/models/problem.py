@@ -5,18 +5,29 @@ from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..solvers.grids import Adaptive
-from ..typing import PyTree, RandomKey
+from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
+
+
+def noise_level(stochasticity: ScalarLike) -> Scalar | None:
+    """The stochasticity as a number, None for the flow."""
+    if jnp.ndim(stochasticity):
+        shape = jnp.shape(stochasticity)
+        raise ValueError(f"stochasticity is one number, got an array of shape {shape}.")
+    if is_traced(stochasticity):
+        return float_array(stochasticity)
+    level = float(stochasticity)
+    if not level >= 0:
+        what = "stochasticity must be >= 0 (0 is the flow, 1 the reverse SDE)"
+        raise ValueError(f"{what}, got {level:g}.")
+    return None if level == 0 else float_array(stochasticity)
 
 
 class Table(NamedTuple):
-    """The steps of a solve: the rising clock, its times, and rows for the equation.
-
-    `rows` is what is known of each point of the clock, with that leading axis, or None;
-    `solvers.solve` hands them to the equation.
-    """
+    """The steps of a solve: the rising clock, its times, and rows for the equation."""
 
     clock: Float[Array, " points"]
     times: Float[Array, " points"]
@@ -24,11 +35,7 @@ class Table(NamedTuple):
 
 
 class AbstractProblem(eqx.Module):
-    """A model with the solver and the grid of one call of `sample`, all checked.
-
-    The methods are called while the call is traced. A state may have another shape
-    than a sample.
-    """
+    """A model with the solver and the grid of one call of `sample`, all checked."""
 
     solver: eqx.AbstractVar[dfx.AbstractSolver]
     grid: eqx.AbstractVar[Any]
@@ -48,21 +55,21 @@ class AbstractProblem(eqx.Module):
     def start(self, table: Table, key: RandomKey, shape: tuple[int, ...]) -> Array:
         """A draw of one state at the start of the clock, for samples of `shape`."""
 
-    @abc.abstractmethod
     def encode(self, table: Table, x: Array) -> Array:
-        """The states at the start of the clock of a batch that is given."""
+        """The states at the start of the clock of a batch that is given: as it is."""
+        return x
 
     @abc.abstractmethod
     def equation(self, table: Table, keys: Array, cond: PyTree, shape, refinable: bool):
         """(slope or Diffrax term, noise or None) for a batch, as `solve` takes them."""
 
-    @abc.abstractmethod
     def times(self, clock: Float[Array, " frames"]) -> Float[Array, " frames"]:
-        """The times at points of the clock."""
+        """The times at points of the clock: the clock itself."""
+        return clock
 
-    @abc.abstractmethod
     def decode(self, t: Array, y: Array) -> Array:
-        """The batch of samples (or of points on their way) of states at time t."""
+        """The samples (or points on their way) of states at time t: the states."""
+        return y
 
     def finish(self, table: Table, y: Array, cond: PyTree) -> tuple[Array, int]:
         """(the samples of the last states, evaluations that this takes)."""

@@ -3,15 +3,14 @@
     s(t, x) = -(x - m) / S^2 + F(log((t - t_min) / T) / 4, (x - m) / S) / sigma     (1)
 
 with F the network, and m, S^2 the mean and the variance of x_t, sigma^2 the mean
-variance of x_t given x_0, per coordinate and measured once by simulation. So F sees
-inputs of unit size; its best output is at most about of unit size too, as sigma s is
-E[-z given x_t]; and zero is the score of independent Gaussians of the right size. On a
-linear SDE (1) is the scaling of Karras et al. 2022 (table 1), but for a factor.
+variance of x_t given x_0, per coordinate and measured once by simulation. So inputs and
+outputs of F are of unit size, and 0 is the score of independent Gaussians of the right
+size. On a linear SDE (1) is, but for a factor, the scaling of Karras et al. 2022.
 
 A drift that confines, such as -x^3, explodes when time runs backwards, unless the score
-is right; and nothing is learned where no path has been. So F, and the coefficients of
-the reversed equation, are evaluated at the nearest state within the range that was seen
-in simulation at that time; the first term of (1) is not, and pulls back.
+is right. So F, and the coefficients of the reversed equation, are evaluated at the
+nearest state within the range of the simulation at that time; the first term of (1) is
+not, and pulls back.
 """
 
 from collections.abc import Callable
@@ -25,16 +24,11 @@ from jaxtyping import Array, Float
 from ..losses.score_matching import simulated_score_loss
 from ..losses.simulated_paths import best_weights, chain, square_clock
 from ..processes.noise import AbstractNoise
-from ..processes.reverse import (
-    clock_of_time,
-    probability_flow,
-    reverse,
-    time_of_clock,
-)
+from ..processes.reverse import clock_of_time, time_of_clock
 from ..processes.sde import AbstractSDE
 from ..typing import PyTree, RandomKey, Scalar, ScalarLike, Time, float_array, is_traced
-from .generator import AbstractGenerator
-from .model import call_network
+from .generator import AbstractGenerator, backward_of
+from .model import Points, call_network, floating_batch, of_one
 
 _PILOT = 1024  # data points that are simulated, twice each, to measure the scales
 _LARGEST = 32  # coordinates for which M and its derivative are formed
@@ -42,10 +36,15 @@ _APART = 0.2  # by which the law at t_max may miss `prior`, in standard deviatio
 
 
 class SimulatedPrior(AbstractNoise):
-    """The law of x at t_max, exactly: a point of `data` carried there by the SDE.
+    """The law of x at t_max, exactly: a point of the data carried there by the SDE.
 
-    For processes that do not forget their data, or forget them for a law that has no
-    formula, such as that of a strange attractor. `steps` as in `ScoreModel.from_data`.
+    For processes whose law at t_max depends on the data or has no formula.
+
+    **Arguments:**
+
+    - `sde`: the process.
+    - `points`: the data, (n, ...).
+    - `steps`: as in `ScoreModel.from_data`; 100.
     """
 
     sde: AbstractSDE
@@ -56,10 +55,8 @@ class SimulatedPrior(AbstractNoise):
     def sample(self, key, shape, dtype=None):
         """One draw of shape `shape`, which is that of the data."""
         if shape != self.points.shape[1:]:
-            raise ValueError(
-                f"this law is that of samples of shape {self.points.shape[1:]}, got "
-                f"{shape}."
-            )
+            own = self.points.shape[1:]
+            raise ValueError(f"this law is for samples of shape {own}, got {shape}.")
         pick, path = jax.random.split(key)
         i = jax.random.randint(pick, (1,), 0, len(self.points))
         ts = square_clock(self.sde, self.steps, dtype)
@@ -71,11 +68,7 @@ class SimulatedPrior(AbstractNoise):
 
 
 class ScoreModel(AbstractGenerator):
-    """A network as the score of an SDE, equation (1); made by `from_data`.
-
-    `fit(model, data, loss=simulated_score_loss)` trains it, `sample(key, model, shape,
-    stochasticity=1)` runs it backwards from `prior`. The state at t_min is the data.
-    """
+    """A network as the score of an SDE, equation (1); made by `from_data`."""
 
     network: Any
     sde: AbstractSDE
@@ -87,9 +80,7 @@ class ScoreModel(AbstractGenerator):
     high: Float[Array, "times ..."]
     weights: Float[Array, "steps ..."] | None
 
-    def loss(self, key, x0, cond=None, *, axis_name=None):
-        """`simulated_score_loss` with its defaults."""
-        return simulated_score_loss(self, key, x0, cond, axis_name=axis_name)
+    loss = simulated_score_loss  # pyright: ignore[reportAssignmentType]
 
     @classmethod
     def from_data(
@@ -105,31 +96,32 @@ class ScoreModel(AbstractGenerator):
     ) -> "ScoreModel":
         """The model with its scales measured on paths from `data`.
 
-        **Arguments:** `network`, a callable pytree (time, x, cond) on batches; `data`,
-        (n, ...); `steps`, of Euler-Maruyama in training, equal in sqrt(t); `prior`,
-        the law of the state at t_max (default: `sde.base`; or a `SimulatedPrior`);
-        `pathwise`, train on the targets (4) of `paths`, whose variance is small (they
-        need d^2 numbers per step for d coordinates; else the local ones, (2)).
+        **Arguments:**
 
-        **Raises:** `ValueError` if the simulated law at t_max is not `prior`, by mean
-        and std.
+        - `network`: a callable pytree (time, x, cond) on batches.
+        - `sde`: the process.
+        - `data`: (n, ...).
+        - `key`: a random key.
+        - `steps`: of Euler-Maruyama in training, equal in sqrt(t); 100.
+        - `prior`: the law of x at t_max, such as a `SimulatedPrior`; `sde.noise`.
+        - `pathwise`: train on the targets (4) of `losses.simulated_paths`, of small
+          variance, with d^2 numbers per step, and not on the local ones, (2); True.
+
+        **Raises:** a ValueError if the simulated law at t_max is not `prior`.
         """
-        data = jnp.asarray(data)
-        if data.ndim < 2 or not jnp.issubdtype(data.dtype, jnp.floating):
-            raise ValueError(
-                "ScoreModel takes floating-point data of shape (n, ...) with at least "
-                f"two axes, got {data.dtype} of shape {data.shape}."
-            )
+        data = floating_batch(data, "ScoreModel")
         if steps < 2:
             raise ValueError(f"ScoreModel needs at least two steps, got {steps}.")
         if pathwise and data[0].size > _LARGEST:
             raise ValueError(
-                f"pathwise targets invert a matrix of {data[0].size} x {data[0].size} "
-                f"numbers for every step and sample; {_LARGEST} is the largest size. "
-                "Use pathwise=False."
+                f"pathwise targets are for at most {_LARGEST} coordinates, got "
+                f"{data[0].size}. Use pathwise=False."
             )
-        if not is_traced(sde):
-            _check_noise(sde, data[0])
+        if not is_traced(sde) and not jnp.all(sde.diffusion(sde.t_min, data[0])):
+            raise ValueError(
+                "a score needs noise in every coordinate, but this diffusion is 0 at "
+                "t_min and the first row of the data."
+            )
         prior = sde.noise if prior is None else prior
         *scales, weights, ends, drawn = _measure(sde, prior, data, key, steps, pathwise)
         if not is_traced(drawn):
@@ -142,23 +134,18 @@ class ScoreModel(AbstractGenerator):
         return square_clock(self.sde, len(self.mean) - 1)
 
     def scales(self, t: ScalarLike):
-        """(time of the network, m, S, sigma, both ends of the range) at a scalar t.
-
-        Linear in sqrt(t - t_min); before the first step all is as after it.
-        """
+        """(time of the network, m, S, sigma, both ends of the range) at a scalar t."""
+        # Linear in sqrt(t - t_min); before the first step all is as after it.
         n = len(self.mean) - 1
         part = (float_array(t) - self.sde.t_min) / (self.sde.t_max - self.sde.t_min)
         place = n * jnp.sqrt(jnp.maximum(part, 1 / n**2))
         i = jnp.clip(place.astype(int), 1, n - 1)
         share = jnp.clip(place - i, 0.0, 1.0)
         tables = (self.mean, self.std, self.noise, self.low, self.high)
-        return jnp.log(place / n) / 2, *(
-            (1 - share) * table[i] + share * table[i + 1] for table in tables
-        )
+        found = ((1 - share) * a[i] + share * a[i + 1] for a in tables)
+        return jnp.log(place / n) / 2, *found
 
-    def score(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> Float[Array, "batch ..."]:
+    def score(self, t: Time, x: Points, cond: PyTree = None) -> Points:
         """The score (1) at times t, () or (batch,)."""
         t = jnp.broadcast_to(float_array(t), x.shape[:1])
         time, *scales = jax.vmap(self.scales)(t)
@@ -167,12 +154,9 @@ class ScoreModel(AbstractGenerator):
         out = call_network(self.network, time, seen, cond)
         return out / noise - (x - mean) / std**2
 
-    def sample_score(
-        self, t: ScalarLike, x: Float[Array, "..."], cond: PyTree = None
-    ) -> Float[Array, "..."]:
+    def sample_score(self, t: ScalarLike, x: Array, cond: PyTree = None) -> Array:
         """The score for one sample, as `reverse` and `probability_flow` take it."""
-        cond = jax.tree.map(lambda c: c[None], cond)
-        return self.score(t, x[None], cond)[0]
+        return of_one(self.score, t, x, cond)
 
     def start(self, key, shape, dtype=None):
         """A draw of `prior`."""
@@ -182,9 +166,7 @@ class ScoreModel(AbstractGenerator):
         """The reverse SDE, or for None the probability flow."""
         score = eqx.Partial(self.sample_score, cond=cond)
         sde = _Within(self, self.sde.t_min, self.sde.t_max, self.prior)
-        if stochasticity is None:
-            return probability_flow(sde, score)
-        return reverse(sde, score, stochasticity)
+        return backward_of(sde, score, stochasticity)
 
     def time(self, s):
         """The time of the process at clock s."""
@@ -193,10 +175,6 @@ class ScoreModel(AbstractGenerator):
     def clock_of(self, t):
         """The clock at time t."""
         return clock_of_time(self.sde, t)
-
-    def data(self, state):
-        """The state itself."""
-        return state
 
 
 class _Within(AbstractSDE):
@@ -231,17 +209,8 @@ def _measure(sde, prior, data, key, steps, pathwise):
     weights = best_weights(sde, ts, both) if pathwise else None
     keys = jax.random.split(last, _PILOT)
     drawn = jax.vmap(lambda k: prior.sample(k, x0.shape[1:], x0.dtype))(keys)
-    scales = both.mean(1), both.std(1), noise, both.min(1), both.max(1)
-    return *scales, weights, both[-1], drawn
-
-
-def _check_noise(sde, x):
-    g = sde.diffusion(sde.t_min, x)
-    if not bool(jnp.all(g != 0)):
-        raise ValueError(
-            "a score needs noise in every coordinate, but this diffusion is 0 at "
-            "t_min and the first row of the data."
-        )
+    tables = both.mean(1), both.std(1), noise, both.min(1), both.max(1)
+    return *tables, weights, both[-1], drawn
 
 
 def _check_prior(prior, ends, drawn):
@@ -250,14 +219,16 @@ def _check_prior(prior, ends, drawn):
             "the simulated paths are not finite at t_max: the steps are too large for "
             "this drift. Take more steps (steps=...), or scale x or t."
         )
-    gap = jnp.abs(ends.mean(0) - drawn.mean(0)) / drawn.std(0)
-    ratio = ends.std(0) / drawn.std(0)
-    if bool((gap > _APART).any() | (jnp.abs(jnp.log(ratio)) > _APART).any()):
-        i = int(jnp.argmax(gap + jnp.abs(jnp.log(ratio))))
+    mean, std = ends.mean(0), ends.std(0)
+    gap = jnp.abs(mean - drawn.mean(0)) / drawn.std(0)
+    ratio = jnp.abs(jnp.log(std / drawn.std(0)))
+    if bool((gap > _APART).any() | (ratio > _APART).any()):
+        i = int(jnp.argmax(gap + ratio))
+        found = (a.ravel()[i] for a in (mean, std, drawn.mean(0), drawn.std(0)))
+        mean, std, mean_of_prior, std_of_prior = map(float, found)
         raise ValueError(
-            f"at t_max the paths have mean {float(ends.mean(0).ravel()[i]):.3g} and "
-            f"standard deviation {float(ends.std(0).ravel()[i]):.3g} in coordinate "
-            f"{i}, but {type(prior).__name__} has {float(drawn.mean(0).ravel()[i]):.3g}"
-            f" and {float(drawn.std(0).ravel()[i]):.3g}. Take a larger t_max, or "
+            f"at t_max the paths have mean {mean:.3g} and standard deviation {std:.3g} "
+            f"in coordinate {i}, but {type(prior).__name__} has {mean_of_prior:.3g} "
+            f"and {std_of_prior:.3g}. Take a larger t_max, or "
             "prior=sdegen.SimulatedPrior(sde, data)."
         )

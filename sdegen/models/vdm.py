@@ -30,19 +30,9 @@ class VDM(AbstractDenoiser):
     prediction: Prediction = eqx.field(default=prediction.edm, static=True)
     sigma_data: Scalar = number(0.5)
 
-    @property
-    def trainable(self):
-        """The network and the schedule."""
-        return ("network", "gamma")
-
-    def loss(self, key, x0, cond=None, *, axis_name=None):
-        """`vdm_loss` with its defaults."""
-        return vdm_loss(self, key, x0, cond, axis_name=axis_name)
-
-    @property
-    def data_scale(self):
-        """`sigma_data`."""
-        return self.sigma_data
+    trainable = ("network", "gamma")
+    loss = vdm_loss  # pyright: ignore[reportAssignmentType]
+    data_scale = property(lambda self: self.sigma_data)
 
     @property
     def path(self) -> LearnedSchedule:

@@ -5,19 +5,15 @@
       + 1/2 sum_+- |z_hat(x_+-) -+ z|^2,    x_+- = I +- gamma z
 
 (2) is the regression on (1) with z and -z in a pair, less the term |gamma' z|^2 that no
-network can change: where gamma' is infinite, b(x_+) - b(x_-) vanishes with gamma, and
-the loss keeps a finite variance (Albergo, Boffi and Vanden-Eijnden 2023, "Stochastic
-interpolants", section 6.1). Without latent noise it is conditional flow matching.
-
-From z_hat follows the score, -z_hat / gamma, and with it a process of any noise level
-eps(t) >= 0 with the same marginals (theorem 8 there), on the clock s from 0 at t_max to
-1 at t_min, T = t_max - t_min:
+network can change, so its variance is finite where gamma' is not (Albergo, Boffi and
+Vanden-Eijnden 2023, "Stochastic interpolants", section 6.1). From the score, -z_hat /
+gamma, follows a process of any noise level eps(t) >= 0 with the same marginals (theorem
+8 there), on the clock s from 0 at t_max to 1 at t_min, T = t_max - t_min:
 
     dx = T (-b + eps score) ds + sqrt(2 eps T) dw,    eps = lambda^2 gamma^2 / T
        = (-T b - lambda^2 gamma z_hat) ds + sqrt(2) lambda gamma dw                (3)
 
-lambda, the stochasticity, is chosen after training; eps vanishes at the ends, where the
-score of the model is 0 / 0.
+lambda is the stochasticity; eps vanishes at the ends, where the score is 0 / 0.
 """
 
 import abc
@@ -27,49 +23,30 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from ..losses.velocity import velocity_loss
 from ..processes.interpolant import AbstractInterpolant
 from ..processes.noise import AbstractNoise, Gaussian
 from ..processes.path import batched
 from ..processes.sde import AbstractSDE
-from ..typing import (
-    PyTree,
-    Scalar,
-    ScalarLike,
-    Time,
-    float_array,
-    number,
-)
+from ..typing import PyTree, Scalar, ScalarLike, Time, float_array, number
 from .generator import AbstractGenerator
-from .model import call_network
+from .model import Points, call_network, of_one
 
 
 class AbstractVelocityModel(AbstractGenerator):
-    """A model with a velocity on an interpolant, whose `noise` is the other end.
-
-    A final writes `velocity`, b in (1), and for stochastic sampling `reversal` and
-    `noise_scale`, the drift and the noise of (3). `log_likelihood` takes any of them.
-    """
+    """A model with a velocity, b in (1), and the equation (3), on an interpolant."""
 
     interpolant: eqx.AbstractVar[AbstractInterpolant]
 
     @abc.abstractmethod
-    def velocity(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> Float[Array, "batch ..."]:
+    def velocity(self, t: Time, x: Points, cond: PyTree = None) -> Points:
         """dx/dt of the flow on a batch, t of shape () or (batch,)."""
 
     @abc.abstractmethod
     def reversal(
-        self,
-        t: Time,
-        x: Float[Array, "batch ..."],
-        cond: PyTree,
-        stochasticity: ScalarLike,
-        up: bool,
-    ) -> Float[Array, "batch ..."]:
+        self, t: Time, x: Points, cond: PyTree, stochasticity: ScalarLike, up: bool
+    ) -> Points:
         """The drift of (3) on its clock, towards the data, or with `up` away."""
 
     @abc.abstractmethod
@@ -79,10 +56,6 @@ class AbstractVelocityModel(AbstractGenerator):
     def backward(self, stochasticity, cond=None):
         """The flow, for None, or equation (3)."""
         return equation(self, stochasticity, cond)
-
-    def data(self, state):
-        """The state."""
-        return state
 
     def time(self, s):
         """The time of the interpolant at clock s, from t_max to t_min."""
@@ -102,58 +75,47 @@ class VelocityModel(AbstractVelocityModel):
 
     - `network`: a callable pytree (time, x, cond) -> b on batches.
     - `interpolant`: the `AbstractInterpolant` whose velocity b is.
-    - `latent_network`: the same for E[z given x_t], which stochastic sampling needs;
-      none by default.
+    - `latent_network`: the same for E[z given x_t], for stochastic sampling; none.
     """
 
     network: Any
     interpolant: AbstractInterpolant
     latent_network: Any = None
 
+    loss = velocity_loss  # pyright: ignore[reportAssignmentType]
+
     @property
     def trainable(self):
         """The network, and that of the latent noise if there is one."""
         return ("network", *([] if self.latent_network is None else ["latent_network"]))
 
-    def loss(self, key, x0, cond=None, *, axis_name=None):
-        """`velocity_loss` with its defaults."""
-        return velocity_loss(self, key, x0, cond, axis_name=axis_name)
-
-    def velocity(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> Float[Array, "batch ..."]:
-        """b(t, x) on a batch, t of shape () or (batch,)."""
+    def velocity(self, t, x, cond=None):
+        """b(t, x) on a batch."""
         return call_network(self.network, t, x, cond)
 
-    def latent(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> Float[Array, "batch ..."]:
+    def latent(self, t: Time, x: Points, cond: PyTree = None) -> Points:
         """E[z given x_t] on a batch."""
         if self.latent_network is None:
             raise ValueError(
-                "the noise of this model is unknown: give VelocityModel a "
-                "latent_network, which learns E[z given x_t], or sample with "
-                "stochasticity=0."
+                "the noise of this model is unknown: give it a latent_network for E[z "
+                "given x_t], or sample with stochasticity=0."
             )
         return call_network(self.latent_network, t, x, cond)
 
-    def score(
-        self, t: Time, x: Float[Array, "batch ..."], cond: PyTree = None
-    ) -> Float[Array, "batch ..."]:
+    def score(self, t: Time, x: Points, cond: PyTree = None) -> Points:
         """The gradient of log p_t at x, between the ends."""
         gamma = batched(self.interpolant.gamma, float_array(t), x)
         return -self.latent(t, x, cond) / gamma
 
     def start(self, key, shape, dtype=None):
         """x at t_max, with x0 = 0."""
-        interpolant, (end_key, latent_key) = self.interpolant, jax.random.split(key)
-        x1 = interpolant.noise.sample(end_key, shape, dtype)
+        path, (end_key, latent_key) = self.interpolant, jax.random.split(key)
+        x1 = path.noise.sample(end_key, shape, dtype)
         z = jax.random.normal(latent_key, shape, x1.dtype)
-        x = interpolant.point(interpolant.t_max, jnp.zeros_like(x1), x1, z)
-        return x.astype(x1.dtype)
+        return path.point(path.t_max, jnp.zeros_like(x1), x1, z).astype(x1.dtype)
 
-    def noise_scale(self, t: ScalarLike) -> Scalar:
-        """sqrt(2) gamma: the noise of (3) on its clock, for lambda = 1."""
+    def noise_scale(self, t):
+        """sqrt(2) gamma."""
         return jnp.sqrt(2.0) * self.interpolant.gamma(t)  # pyright: ignore[reportOperatorIssue]
 
     def reversal(self, t, x, cond, stochasticity, up):
@@ -166,24 +128,21 @@ class VelocityModel(AbstractVelocityModel):
     def __check_init__(self):
         if isinstance(self.network, tuple):
             raise ValueError(
-                "VelocityModel takes one network for the velocity, and that of the "
-                "latent noise as latent_network=, got a tuple of "
-                f"{len(self.network)} as network."
+                "VelocityModel takes one network for the velocity, and one as "
+                f"latent_network for the noise, got a tuple of {len(self.network)}."
             )
-        if self.latent_network is not None:
-            if self.interpolant.gamma(self.interpolant.t_max) is None:
-                raise ValueError(
-                    f"{type(self.interpolant).__name__} has no latent noise: a "
-                    "latent_network has nothing to learn, leave it out."
-                )
+        path = self.interpolant
+        if self.latent_network is not None and path.gamma(path.t_max) is None:
+            raise ValueError(
+                f"{type(path).__name__} has no latent noise: a latent_network has "
+                "nothing to learn, leave it out."
+            )
 
 
 class Forward(AbstractGenerator):
     """The same process from the data to the other end, x1.
 
-    `sample(key, Forward(model, Empirical(x0)), shape)`, or with `start=x0` for given
-    data. The flow is the inverse of sampling. With a stochasticity the process has the
-    distribution of paths of the one from x1, in the other direction of time.
+    `sample(key, Forward(model, Empirical(x0)), shape)`, or with `start=x0`.
 
     **Arguments:**
 
@@ -194,10 +153,7 @@ class Forward(AbstractGenerator):
     model: AbstractVelocityModel
     noise: AbstractNoise
 
-    @property
-    def noisy_solver(self):
-        """That of the model."""
-        return self.model.noisy_solver
+    noisy_solver = property(lambda self: self.model.noisy_solver)
 
     def time(self, s):
         """The time of the interpolant at clock s, from t_min to t_max."""
@@ -215,17 +171,8 @@ class Forward(AbstractGenerator):
         """The flow, for None, or the process of this noise, from t_min to t_max."""
         return equation(self.model, stochasticity, cond, up=True)
 
-    def data(self, state):
-        """The state."""
-        return state
 
-
-def equation(
-    model: AbstractVelocityModel,
-    stochasticity: Scalar | None,
-    cond: PyTree,
-    up: bool = False,
-) -> Callable | AbstractSDE:
+def equation(model, stochasticity, cond, up: bool = False) -> Callable | AbstractSDE:
     """The flow (for None), or (3); `up`, away from the data."""
     flow = _Flow(model, cond, up)
     return flow if stochasticity is None else _Process(flow, stochasticity)
@@ -240,18 +187,13 @@ class _Flow(eqx.Module):
 
     def time(self, s):
         """(t, T) at clock s."""
-        low, high = self.model.interpolant.t_min, self.model.interpolant.t_max
-        span = high - low
-        return low + span * s if self.up else high - span * s, span
-
-    def one(self, method, t, x, *more):
-        """A method of the model for one sample."""
-        cond = jax.tree.map(lambda c: c[None], self.cond)
-        return method(t, x[None], cond, *more)[0]
+        path = self.model.interpolant
+        span = path.t_max - path.t_min
+        return path.t_min + span * s if self.up else path.t_max - span * s, span
 
     def __call__(self, s, x):
         t, span = self.time(s)
-        v = span * self.one(self.model.velocity, t, x)
+        v = span * of_one(self.model.velocity, t, x, self.cond)
         return v if self.up else -v
 
 
@@ -265,11 +207,9 @@ class _Process(AbstractSDE):
     noise: AbstractNoise = eqx.field(default_factory=Gaussian)
 
     def drift(self, t, x):
-        """The drift of (3) at clock t."""
-        flow = self.flow
-        more = self.stochasticity, flow.up
-        return flow.one(flow.model.reversal, flow.time(t)[0], x, *more)
+        flow, (time, _) = self.flow, self.flow.time(t)
+        more = flow.cond, self.stochasticity, flow.up
+        return of_one(flow.model.reversal, time, x, *more)
 
     def diffusion(self, t, x):
-        """The noise of (3) at clock t."""
         return self.stochasticity * self.flow.model.noise_scale(self.flow.time(t)[0])

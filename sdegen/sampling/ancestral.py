@@ -10,14 +10,13 @@ From t to s < t, with z_hat = (x_t - alpha_t x0_hat) / sigma_t,
 
     k S,   k = alpha_s - sqrt(sigma_s^2 - v) alpha_t / sigma_t                      (3)
 
-so what x0_hat leaves out of x0 adds k^2 Var[x0 | x_t] to v (Bao et al. 2022, "Analytic-
-DPM", eq. 7), if that is known.
+so x0 adds k^2 Var[x0 | x_t] to v, if that is known (Bao et al. 2022, "Analytic-DPM").
 """
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from ..processes.path import AbstractPath
 from ..solvers.ddim import Variance
@@ -26,23 +25,15 @@ from ..typing import ScalarLike
 
 
 class Transition(eqx.Module):
-    """The coefficients of (1): x_s = data x0_hat + noise z_hat + fresh xi.
+    """The coefficients of (1), numbers or one for each coordinate, from t to s."""
 
-    `pull` is the k of (3). Each is a number, or one for each coordinate.
-    """
-
-    data: Float[Array, "..."]
-    noise: Float[Array, "..."]
-    fresh: Float[Array, "..."]
-    pull: Float[Array, "..."]
+    data: Float[Array, "..."]  # of x0_hat
+    noise: Float[Array, "..."]  # of z_hat
+    fresh: Float[Array, "..."]  # of xi
+    pull: Float[Array, "..."]  # k in (3)
 
     def __init__(
-        self,
-        path: AbstractPath,
-        t: ScalarLike,
-        s: ScalarLike,
-        eta: ScalarLike,
-        variance: Variance | None = None,
+        self, path, t: ScalarLike, s, eta: ScalarLike, variance: Variance | None = None
     ):
         (a0, s0), (a1, s1) = path.scales(t), path.scales(s)
         shrink, gain = decay(Node.at(path, t), Node.at(path, s))
@@ -55,24 +46,18 @@ class Transition(eqx.Module):
             fresh = fresh + self.pull**2 * variance(jnp.log1p(alpha / sigma))
         self.fresh = root(fresh)
 
-    def __call__(
-        self, x0: Float[Array, "..."], z: Float[Array, "..."], xi: Float[Array, "..."]
-    ) -> Float[Array, "..."]:
+    def __call__(self, x0: Array, z: Array, xi: Array) -> Array:
         """x_s of equation (1)."""
         return (self.data * x0 + self.noise * z + self.fresh * xi).astype(x0.dtype)
 
 
-def renoise(
-    path: AbstractPath, s: ScalarLike, t: ScalarLike
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def renoise(path: AbstractPath, s: ScalarLike, t: ScalarLike) -> tuple[Array, Array]:
     """(k, d) of the forward step x_t = k x_s + d xi, from s back to t > s."""
     (a0, s0), (a1, s1) = path.scales(t), path.scales(s)
     k = a0 / a1
     return k, root(s0**2 - (k * s1) ** 2)
 
 
-def draws(
-    keys: Key[Array, " batch"], shape: tuple[int, ...], path: AbstractPath, dtype=None
-) -> Float[Array, "batch ..."]:
+def draws(keys: Array, shape: tuple[int, ...], path: AbstractPath, dtype=None) -> Array:
     """One draw of the noise for each key."""
     return jax.vmap(lambda k: path.noise.sample(k, shape, dtype))(keys)

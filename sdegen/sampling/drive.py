@@ -1,15 +1,19 @@
 """The one driver of a solve: keys, start, sharding, the solve itself, `Solution`."""
 
 import operator
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, Num
+from jaxtyping import Array, Num
 
+from ..losses import per_sample
 from ..models.problem import AbstractProblem
 from ..solvers.solve import Solution, checked, evaluations, solve, spread
 from ..typing import PyTree, RandomKey
+
+Sharding: TypeAlias = jax.sharding.Sharding | None
 
 
 def drive(
@@ -21,7 +25,7 @@ def drive(
     start: Num[Array, "batch ..."] | None = None,
     trajectory: bool = False,
     refinable: bool = False,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Sharding = None,
 ) -> Solution:
     """Solve a problem for a batch; the arguments are those of `sample`."""
     check_sharding(sharding, shape)
@@ -29,10 +33,8 @@ def drive(
         draw = lambda k: problem.start(problem.table(), k, shape[1:])  # noqa: E731
         own = (shape[0], *jax.eval_shape(draw, key).shape)
         if start.shape != own:
-            raise ValueError(
-                f"start must have the shape {own}, got {start.shape}: a batch of "
-                "states at the first time."
-            )
+            what = f"start must have the shape {own}, got {start.shape}"
+            raise ValueError(f"{what}: a batch of states at the first time.")
     return _drive(key, problem, cond, start, shape, trajectory, refinable, sharding)
 
 
@@ -50,7 +52,7 @@ def whole_numbers(shape) -> tuple[int, ...]:
     return found
 
 
-def check_sharding(sharding: jax.sharding.Sharding | None, shape) -> None:
+def check_sharding(sharding: Sharding, shape) -> None:
     """Refuse a sharding that does not split the batch in equal parts."""
     if sharding is None:
         return
@@ -63,34 +65,23 @@ def check_sharding(sharding: jax.sharding.Sharding | None, shape) -> None:
         ) from None
 
 
-def constrain(x: Array, sharding: jax.sharding.Sharding | None) -> Array:
+def constrain(x: Array, sharding: Sharding) -> Array:
     """`x` split over its batch as `sharding` says; as it is for None."""
-    if sharding is None:
-        return x
-    return jax.lax.with_sharding_constraint(x, sharding)
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
 
-def sample_keys(
-    key: RandomKey, batch: int, sharding: jax.sharding.Sharding | None = None
-) -> Key[Array, " batch"]:
+def sample_keys(key: RandomKey, batch: int, sharding: Sharding = None) -> Array:
     """One key per sample, which depends on (key, i) alone."""
+    return per_sample.sample_keys(key, constrain(jnp.arange(batch), sharding))
+
+
+def split_keys(key: RandomKey, batch: int, sharding: Sharding = None) -> Array:
+    """Two keys for each sample, `split(fold_in(key, i))`, (2, batch)."""
+    # split folds in 0 and 1: both are one cipher in a loop, which halves the program.
     index = constrain(jnp.arange(batch), sharding)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-
-
-def split_keys(
-    key: RandomKey, batch: int, sharding: jax.sharding.Sharding | None = None
-) -> Key[Array, "2 batch"]:
-    """Two keys for each sample, `split(fold_in(key, i))`.
-
-    split folds in 0 and 1, so that both are one cipher in a loop: the program of
-    random numbers is half as long to compile.
-    """
-    index = constrain(jnp.arange(batch), sharding)
-    halves = jnp.broadcast_to(jnp.arange(2)[:, None], (2, batch))
 
     def fold(stage, keys):
-        number = jnp.where(stage == 0, index, halves)
+        number = jnp.where(stage == 0, index, jnp.arange(2)[:, None])
         return jax.vmap(jax.vmap(jax.random.fold_in))(keys, number)
 
     return jax.lax.fori_loop(0, 2, fold, jnp.broadcast_to(key, (2, batch)))

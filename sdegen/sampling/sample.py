@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Num
 
 from ..models.model import AbstractModel
+from ..models.problem import noise_level
 from ..solvers.grids import Adaptive, Grid
 from ..solvers.solve import Solution
-from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
+from ..typing import PyTree, RandomKey, ScalarLike
 from .drive import drive, whole_numbers
 
 
@@ -36,31 +37,25 @@ def sample(
     - `shape`: (batch, ...).
     - `solver`: one of `sdegen.solvers`, or any Diffrax solver. Default for a denoiser:
       that of a learned grid, or UniPC of order 2 in velocity for the flow and Heun for
-      the SDE, with adaptive steps ExponentialAdams and ShARK. A model with an equation
-      of its own takes Heun for the flow and Euler-Maruyama for the SDE.
+      the SDE, with adaptive steps ExponentialAdams and ShARK; for an equation of its
+      own Heun and Euler-Maruyama.
     - `grid`: a grid such as `CosineGrid(32)`, a number of steps, an array of times that
       fall from t_max to t_min, or `Adaptive(rtol, atol)`. Default: 32 steps for a
       denoiser, 200 for an equation.
-    - `stochasticity`: the noise level lambda of the reverse family: 0 is the
-      probability flow (the default), 1 the reverse SDE of Anderson.
+    - `stochasticity`: the noise level lambda: 0 is the probability flow (the default),
+      1 the reverse SDE of Anderson.
     - `cond`: conditions, a pytree of arrays with leading axis batch; none by default.
     - `start`: the state at the first time, (batch, ...); drawn by default.
-    - `denoise`: return E[x0 given x] at the end, for one evaluation more. Default: no,
-      or as the grid was learned.
+    - `denoise`: return E[x0 given x] at the end; no, or as the grid was learned.
     - `trajectory`: keep the states on the way; no by default.
     - `refinable`: drive every number of steps by the same Brownian path, so that more
       steps give the same sample, better solved (slower; no by default).
-    - `sharding`: how to split the batch over devices, in equal parts. Each device then
-      chooses adaptive steps for its own part.
+    - `sharding`: how to split the batch over devices, in equal parts, each with
+      adaptive steps of its own; none by default.
 
-    **Returns:** a `Solution`: `x`, `evaluations`, `result`, and with `trajectory` the
-    frames and their times. A solve never raises on the device: look at `.ok` on the
-    host.
+    **Returns:** a `Solution`; a solve never raises on the device: look at `.ok`.
 
-    **Raises:** ValueError with a sentence for arguments that do not fit the model.
-
-    On paths that reach alpha = 0 Diffrax's SDE solvers start at alpha / sigma = 1e-3;
-    those of `sdegen.solvers` start at alpha = 0.
+    **Raises:** a ValueError for arguments that do not fit the model.
     """
     shape = whole_numbers(shape)
     if not isinstance(model, AbstractModel):
@@ -69,40 +64,13 @@ def sample(
             f"{model!r:.60}."
         )
     start = None if start is None else jnp.asarray(start)
+    same = {"cond": cond, "start": start, "refinable": refinable}
     problem = model.problem(
         shape,
         solver=solver,
         grid=grid,
         stochasticity=noise_level(stochasticity),
         denoise=denoise,
-        refinable=refinable,
-        cond=cond,
-        start=start,
+        **same,
     )
-    return drive(
-        key,
-        problem,
-        shape,
-        cond=cond,
-        start=start,
-        trajectory=trajectory,
-        refinable=refinable,
-        sharding=sharding,
-    )
-
-
-def noise_level(stochasticity: ScalarLike) -> Scalar | None:
-    """The stochasticity as a number, None for the flow."""
-    if jnp.ndim(stochasticity):
-        raise ValueError(
-            "stochasticity is one number for the whole batch, got an array of shape "
-            f"{jnp.shape(stochasticity)}."
-        )
-    if is_traced(stochasticity):
-        return float_array(stochasticity)
-    if not float(stochasticity) >= 0:
-        raise ValueError(
-            "stochasticity must be >= 0 (0 is the flow, 1 the reverse SDE), got "
-            f"{float(stochasticity):g}."
-        )
-    return None if float(stochasticity) == 0 else float_array(stochasticity)
+    return drive(key, problem, shape, trajectory=trajectory, sharding=sharding, **same)

@@ -3,12 +3,12 @@
 from typing import Any, ClassVar
 
 import diffrax as dfx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from ..models.generator import batch_equation, check_ito
+from ..models.generator import batch_equation, check_ito, check_shape
+from ..models.model import Points, floating_batch
 from ..models.problem import AbstractProblem, Table
 from ..processes.reverse import ProbabilityFlow
 from ..processes.sde import AbstractSDE
@@ -21,7 +21,7 @@ from .drive import drive
 def simulate(
     key: RandomKey,
     process: AbstractSDE | ProbabilityFlow,
-    x: Float[Array, "batch ..."],
+    x: Points,
     *,
     solver: dfx.AbstractSolver | None = None,
     grid: Array | int | Adaptive = 1000,
@@ -29,19 +29,14 @@ def simulate(
 ) -> Solution:
     """Integrate `process` from t_min, where it is at `x`, to t_max.
 
-    Sample i depends on (key, i) alone.
-
     **Arguments:**
 
-    - `key`: a typed random key.
-    - `process`: a forward SDE, for which `x` is data; or a `reverse` SDE or a
-      `probability_flow`, whose clock rises from 0 (noise) to 1 (data), for which `x` is
-      noise.
-    - `x`: the states at the start of the clock, (batch, ...).
-    - `solver`: any Diffrax solver. Default: Euler for an SDE (Euler-Maruyama, Ito),
-      Heun for a flow.
-    - `grid`: a number of equal steps of the clock (1000), an array of rising times, or
-      `Adaptive(...)`.
+    - `key`: a typed random key; sample i depends on (key, i) alone.
+    - `process`: a forward SDE; or a `reverse` SDE or a `probability_flow`, whose clock
+      rises from 0 (noise) to 1 (data).
+    - `x`: the states at the start of the clock, data or noise, (batch, ...).
+    - `solver`: any Diffrax solver; Euler for an SDE (Euler-Maruyama), Heun for a flow.
+    - `grid`: a number of steps (1000), an array of rising times, or `Adaptive(...)`.
     - `trajectory`: keep the states on the way; no by default.
 
     **Returns:** a `Solution`; its `evaluations` count drift evaluations.
@@ -61,32 +56,28 @@ def simulate(
     else:
         clock = float_array(grid)
         _check_clock(clock, process)
-    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            "simulate takes a floating-point batch of shape (batch, ...) with at least "
-            f"two axes, got {x.dtype} of shape {x.shape}."
-        )
-    _check_shapes(process, clock[0], x[0])
+    x = floating_batch(x, "simulate")
+    # For one sample, before a batch axis could hide a wrong shape.
+    check_shape("drift(t, x)", process.drift if noisy else process, clock[0], x[0])
     if noisy:
+        check_shape("diffusion(t, x)", process.diffusion, clock[0], x[0], scalar=True)
         check_ito(process, clock[0], x[0], solver)
-    problem = SimulationProblem(process, solver, (clock, adaptive))
+    problem = _SimulationProblem(process, solver, (clock, adaptive))
     return drive(key, problem, x.shape, start=x, trajectory=trajectory)
 
 
 def _check_clock(clock, process):
-    if clock.ndim != 1 or len(clock) < 2:
+    known = not is_traced((clock, process.t_min, process.t_max))
+    flat = clock.ndim == 1 and len(clock) > 1
+    if not flat or (known and not (np.diff(clock) > 0).all()):
         raise ValueError(
-            "grid must be a whole number of steps, an array of at least two rising "
-            f"times, or Adaptive(...), got an array of shape {clock.shape}."
+            "grid must be a number of steps, Adaptive(...), or an array of strictly "
+            f"rising times, got one that {'falls' if flat else f'is {clock.shape}'}: "
+            "a reversed process has a rising clock too, from 0 to 1."
         )
-    if is_traced((clock, process.t_min, process.t_max)):
+    if not known:
         return
     values, low, high = np.asarray(clock), float(process.t_min), float(process.t_max)
-    if not (np.diff(values) > 0).all():
-        raise ValueError(
-            "simulate needs a grid of strictly rising times, got one that falls: a "
-            "reversed process has a rising clock too, from 0 to 1."
-        )
     slack = 1e-6 * (high - low)
     if values[0] < low - slack or values[-1] > high + slack:
         raise ValueError(
@@ -95,25 +86,7 @@ def _check_clock(clock, process):
         )
 
 
-def _check_shapes(process, t, x):
-    """The coefficients for one sample, before a batch axis could hide a wrong shape."""
-    if isinstance(process, ProbabilityFlow):
-        coefficients = {"drift": jax.eval_shape(process, t, x).shape}
-    else:
-        coefficients = {
-            "drift": jax.eval_shape(process.drift, t, x).shape,
-            "diffusion": jax.eval_shape(process.diffusion, t, x).shape,
-        }
-    for name, shape in coefficients.items():
-        if shape != x.shape and not (name == "diffusion" and shape == ()):
-            scalar = " or a scalar" if name == "diffusion" else ""
-            raise ValueError(
-                f"{name}(t, x) must return an array of the shape of one sample, "
-                f"{x.shape}{scalar}, got {shape}."
-            )
-
-
-class SimulationProblem(AbstractProblem):
+class _SimulationProblem(AbstractProblem):
     """A process on its own clock, from states that are given."""
 
     process: AbstractSDE | ProbabilityFlow
@@ -122,31 +95,15 @@ class SimulationProblem(AbstractProblem):
     draws_start: ClassVar = False
 
     def table(self):
-        """The steps; the clock of a process is its time."""
         return Table(self.grid[0], self.grid[0])
 
     @property
     def adaptive(self):
-        """The tolerances of adaptive steps, None for a fixed grid."""
         return self.grid[1]
 
-    def start(self, table, key, shape):
-        """Any state: it is only asked for its shape."""
+    def start(self, table, key, shape):  # for its shape alone
         return jnp.zeros(shape, table.clock.dtype)
 
-    def encode(self, table, x):
-        """The states as they are given."""
-        return x
-
     def equation(self, table, keys, cond, shape, refinable):
-        """Drift and noise of the batch."""
         noisy = isinstance(self.process, AbstractSDE)
         return batch_equation(lambda cond: self.process, cond, noisy)
-
-    def times(self, clock):
-        """The clock."""
-        return clock
-
-    def decode(self, t, y):
-        """The states."""
-        return y
