@@ -112,7 +112,8 @@ PROCESSES = finals(sdegen, sdegen.AbstractLinearSDE)
 @functools.cache
 def process(name):
     """The default object of a process, made once in float64."""
-    with jax.enable_x64(True):  # also when a test in float32 asks first
+    # Also when a test in float32, or one that is being traced, asks first.
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
         return PROCESSES[name]()
 
 
