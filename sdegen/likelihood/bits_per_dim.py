@@ -45,7 +45,6 @@ def dequantise(
     Train on a fresh draw in every step: `bits_per_dim` integrates over these bins.
 
     **Arguments:**
-
     - `key`: a random key; draw i depends on (key, i).
     - `images`: whole numbers in any dtype, (batch, ...).
     - `levels`: the number of values of a pixel; 256.
@@ -99,7 +98,6 @@ def bits_per_dim(
     """Bits per dimension of integer images, equation (2).
 
     **Arguments:**
-
     - `model`: any that `log_likelihood` takes.
     - `images`: integers from 0 to `levels` - 1, (batch, ...).
     - `key`: a random key, of the dequantisation, the noise and the probes.

@@ -88,7 +88,6 @@ def log_likelihood(
     precision needs a number of steps, or tolerances above its rounding.
 
     **Arguments:**
-
     - `model`: a denoiser or an `AbstractVelocityModel`, whose x at t_max must be x1.
     - `x0`: floating-point data, (batch, ...).
     - `key`: a random key for the probes; not needed for the exact divergence.

@@ -56,7 +56,6 @@ def score_error(
     """The terms of (1) as means over the pairs (x0, z), for Gaussian noise.
 
     **Arguments:**
-
     - `denoiser`: the model.
     - `exact`: the denoiser of the distribution of the data, on the same path.
     - `t`: times, () or (times,).
@@ -137,7 +136,6 @@ def wasserstein_bound(
     """The bound (2) on W2 at t_min, integrated to a log-SNR of -13.8 at the lowest.
 
     **Arguments:**
-
     - `denoiser`: the model.
     - `exact`: the denoiser of the distribution of the data, on the same path.
     - `x0`, `z`: pairs of data and noise, the same at every time, (batch, ...).

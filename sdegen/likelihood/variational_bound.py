@@ -58,7 +58,6 @@ def variational_bound(
     at a log-SNR of -13.8 at the lowest.
 
     **Arguments:**
-
     - `denoiser`: any, on a path with Gaussian noise.
     - `x0`: floating-point data, (batch, ...).
     - `key`: a random key; the draws of sample i depend on (key, i).

@@ -40,7 +40,6 @@ class Augmented(AbstractGenerator):
     generative modeling with critically-damped Langevin diffusion", eq. 6).
 
     **Arguments:**
-
     - `denoiser`: on a process with auxiliary rows, such as `sdegen.CLD()`.
     """
 

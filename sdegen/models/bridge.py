@@ -40,7 +40,6 @@ class SchroedingerBridge(AbstractVelocityModel):
     """Two networks with the bridge whose drifts they predict.
 
     **Arguments:**
-
     - `down_network`, `up_network`: callable pytrees (time, x, cond) -> drift towards x0
       and towards x1, on batches.
     - `sigma`: the scale of the Brownian motion, in units of the data; 1.

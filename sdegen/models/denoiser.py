@@ -114,7 +114,6 @@ class Denoiser(AbstractDenoiser):
     """A network (time, x, cond) -> prediction, with its path and its kind.
 
     **Arguments:**
-
     - `network`: a callable pytree on batches, such as a Flax NNX module.
     - `path`: the path.
     - `prediction`: what it predicts, a row of `sdegen.prediction`; `edm`.

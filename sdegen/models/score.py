@@ -41,7 +41,6 @@ class SimulatedPrior(AbstractNoise):
     For processes whose law at t_max depends on the data or has no formula.
 
     **Arguments:**
-
     - `sde`: the process.
     - `points`: the data, (n, ...).
     - `steps`: as in `ScoreModel.from_data`; 100.
@@ -97,7 +96,6 @@ class ScoreModel(AbstractGenerator):
         """The model with its scales measured on paths from `data`.
 
         **Arguments:**
-
         - `network`: a callable pytree (time, x, cond) on batches.
         - `sde`: the process.
         - `data`: (n, ...).

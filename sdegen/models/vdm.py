@@ -18,7 +18,6 @@ class VDM(AbstractDenoiser):
     Kingma et al. 2021, "Variational diffusion models".
 
     **Arguments:**
-
     - `network`: a callable pytree (time, x, cond) on batches, as of `Denoiser`.
     - `gamma`: the schedule, a `Gamma`, minus the log-SNR as a function of time.
     - `prediction`: what the network predicts, a row of `sdegen.prediction`; `edm`.

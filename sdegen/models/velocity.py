@@ -72,7 +72,6 @@ class VelocityModel(AbstractVelocityModel):
     """A network with the interpolant whose velocity it predicts.
 
     **Arguments:**
-
     - `network`: a callable pytree (time, x, cond) -> b on batches.
     - `interpolant`: the `AbstractInterpolant` whose velocity b is.
     - `latent_network`: the same for E[z given x_t], for stochastic sampling; none.
@@ -145,7 +144,6 @@ class Forward(AbstractGenerator):
     `sample(key, Forward(model, Empirical(x0)), shape)`, or with `start=x0`.
 
     **Arguments:**
-
     - `model`: a `VelocityModel` or a `SchroedingerBridge`.
     - `noise`: the distribution of x0, from which it starts without `start`.
     """

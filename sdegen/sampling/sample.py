@@ -31,7 +31,6 @@ def sample(
     """Draw `shape[0]` samples; sample i depends on (key, i), not on the batch or mesh.
 
     **Arguments:**
-
     - `key`: a typed random key.
     - `model`: a denoiser, or any model that says how it is sampled.
     - `shape`: (batch, ...).

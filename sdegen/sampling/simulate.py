@@ -30,7 +30,6 @@ def simulate(
     """Integrate `process` from t_min, where it is at `x`, to t_max.
 
     **Arguments:**
-
     - `key`: a typed random key; sample i depends on (key, i) alone.
     - `process`: a forward SDE; or a `reverse` SDE or a `probability_flow`, whose clock
       rises from 0 (noise) to 1 (data).

@@ -183,7 +183,6 @@ def solve(
     Trace-time only: call it inside a jitted function.
 
     **Arguments:**
-
     - `drift`: a function (u, y, args) -> slope, or a Diffrax term, which then is the
       whole equation.
     - `y0`: a batch, or where there is no noise a pytree of batches.
