@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -167,6 +168,17 @@ class AbstractNetworkConfig:
         - `cond_dim`: the length of the condition vector, default 0 for none.
         - `mesh`: the mesh on which the parameters are created sharded, default none.
         """
+        if mesh is None:
+            return _made(self, tuple(shape), cond_dim, key)
+        return init(lambda rngs: self._new(shape, cond_dim, rngs), key, mesh)
+
+    def _new(self, shape, cond_dim, rngs):
         options = {"cond_dim": cond_dim, "dropout": self.dropout, "remat": self.remat}
         options["dtype"] = {"float32": None, "bfloat16": jnp.bfloat16}[self.dtype]
-        return init(lambda rngs: self.make(shape, rngs=rngs, **options), key, mesh)
+        return self.make(shape, rngs=rngs, **options)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _made(config, shape, cond_dim, key):
+    """A network of a configuration: one program for all of its keys."""
+    return config._new(shape, cond_dim, nnx.Rngs(key))
