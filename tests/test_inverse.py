@@ -36,31 +36,26 @@ Y, STD = np.array([0.8, -0.4]), 0.3
 
 
 class Normal(eqx.Module):
-    """E[x0 | x_t] of N(mean, root root'), by linear algebra; tells `heard`."""
+    """E[x0 | x_t] of a normal law with these axes (columns) and variances."""
 
     path: sdegen.AbstractPath
     mean: jax.Array
-    root: jax.Array
+    axes: jax.Array
+    variances: jax.Array
 
     def __call__(self, t, x, cond):
-        if heard is not None:
-            jax.debug.callback(lambda _: heard.append(x.shape), x[0, 0])
         return jax.vmap(self.one, (0 if t.ndim else None, 0))(t, x)
 
     def one(self, t, x):
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        cov = self.root @ self.root.T
-        gain = (
-            alpha * cov @ jnp.linalg.inv(alpha**2 * cov + sigma**2 * jnp.eye(len(cov)))
-        )
-        return self.mean + gain @ (x - alpha * self.mean)
-
-
-heard = None
+        gain = alpha * self.variances / (alpha**2 * self.variances + sigma**2)
+        gap = (x - alpha * self.mean) @ self.axes
+        return self.mean + self.axes @ (gain * gap)
 
 
 def gaussian(path, root=ROOT):
-    return PosteriorMean(Normal(path, jnp.asarray(MEAN), jnp.asarray(root)), path)
+    variances, axes = (jnp.asarray(a) for a in np.linalg.eigh(root @ root.T))
+    return PosteriorMean(Normal(path, jnp.asarray(MEAN), axes, variances), path)
 
 
 def posterior(root=ROOT, a=A, y=Y, std=STD):
@@ -86,15 +81,15 @@ MEASURED = Measurement(matrix, Y, STD)
 def flow_law(denoiser, grid=100):
     """Mean and covariance that the flow ends with: it is affine for Gaussian data."""
     path = denoiser.path
-    start = path.sigma(path.t_max) * jnp.concatenate([jnp.zeros((1, 3)), jnp.eye(3)])
+    start = float(path.sigma(path.t_max)) * jnp.asarray(np.eye(4, 3, -1))
     options = {"start": start, "grid": sdegen.CosineGrid(grid), "solver": dfx.Heun()}
     end = sdegen.sample(jax.random.key(0), denoiser, (4, 3), **options).x
+    end = np.asarray(end)
     slope = (end[1:] - end[0]).T
-    return np.asarray(end[0]), np.asarray(slope @ slope.T)
+    return end[0], slope @ slope.T
 
 
 ROUND = 0.8 * np.eye(3)
-FOUR = ["VP", "EDM", "Cosine", "RectifiedFlow"]
 CASES = {
     "TMPD": (TMPD(iterations=2), ROOT),
     "PiGDM": (PiGDM(sigma_data=0.8), ROUND),
@@ -102,15 +97,23 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", FOUR)
-@pytest.mark.parametrize("method", CASES)
-def test_where_a_method_is_exact_its_denoised_point_is_the_posterior_mean(name, method):
+@eqx.filter_jit
+def guided_means(denoiser, t, x):
+    """At one time for the batch, and at a time for each sample."""
+    return denoiser(t, x), denoiser.posterior_means(jnp.full(len(x), t), x)
+
+
+@pytest.mark.parametrize(
+    "method, name",
+    [("TMPD", "VP"), ("TMPD", "EDM"), ("PiGDM", "Cosine"), ("DDNM", "RectifiedFlow")],
+)
+def test_where_a_method_is_exact_its_denoised_point_is_the_posterior_mean(method, name):
     """E[x0 | x_t, y] from the joint Gaussian of (x0, x_t, y).
 
     Two measured numbers: two steps of conjugate gradients invert any matrix.
     """
     (rule, root), path = CASES[method], process(name)
-    x = jax.random.normal(jax.random.key(1), (5, 3))
+    x = np.random.default_rng(1).normal(size=(5, 3))
     guided = rule.guide(gaussian(path, root), MEASURED)
     for l in (-3.0, 0.0, 4.0):
         t = path.time(l)
@@ -121,15 +124,15 @@ def test_where_a_method_is_exact_its_denoised_point_is_the_posterior_mean(name, 
         gain = cov @ both.T @ np.linalg.inv(both @ cov @ both.T + noise)
         seen = np.concatenate([np.broadcast_to(Y, (5, 2)), x], axis=1)
         exact = MEAN + (seen - both @ MEAN) @ gain.T
-        np.testing.assert_allclose(guided(t, x), exact, rtol=1e-9, atol=1e-9)
-        x0, z = guided.posterior_means(jnp.full(5, t), x)
+        together, (x0, z) = guided_means(guided, jnp.asarray(t), x)
+        np.testing.assert_allclose(together, exact, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(x0, exact, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(alpha * x0 + sigma * z, x, atol=1e-9)
 
 
 @pytest.mark.parametrize(
     "method, name",
-    [("TMPD", "VP"), ("TMPD", "Cosine"), ("PiGDM", "RectifiedFlow"), ("DDNM", "SubVP")],
+    [("TMPD", "Cosine"), ("PiGDM", "RectifiedFlow"), ("DDNM", "SubVP")],
 )
 def test_there_its_flow_ends_at_the_posterior(method, name):
     rule, root = CASES[method]
@@ -190,18 +193,24 @@ def runs(particles, name="VP", repeats=64):
     return many(jax.random.split(jax.random.key(7), repeats))
 
 
+@jax.jit
+def moments_of(out):
+    """Mean and second moments of every run."""
+    mean = jax.vmap(lambda o: o.mean())(out)
+    return mean, jax.vmap(lambda o: o.mean(lambda x: x[:, :, None] * x[:, None]))(out)
+
+
 def errors_of(out, exact):
     """Squared errors of mean and covariance of every run."""
-    mean = jax.vmap(lambda o: o.mean())(out)
-    outer = jax.vmap(lambda o: o.mean(lambda x: x[:, :, None] * x[:, None]))(out)
+    mean, outer = map(np.asarray, moments_of(out))
     cov = outer - mean[:, :, None] * mean[:, None]
     return ((mean - exact[0]) ** 2).sum(1), ((cov - exact[1]) ** 2).sum((1, 2))
 
 
-@pytest.mark.parametrize("name", ["VP", "RectifiedFlow"])
-def test_the_evidence_of_particles_is_the_exact_one(name):
+@pytest.mark.parametrize("name, n", [("VP", 1024), ("RectifiedFlow", 256)])
+def test_the_evidence_of_particles_is_the_exact_one(name, n):
     """Within 4 standard errors; Z itself, not its logarithm, is unbiased."""
-    out, (_, _, exact) = runs(256, name), posterior(ROUND)
+    out, (_, _, exact) = runs(n, name), posterior(ROUND)
     ratio = np.exp(np.asarray(out.log_evidence) - exact)
     error = ratio.std(ddof=1) / len(ratio) ** 0.5
     print(ratio.mean(), error, ratio.std(), out.log_evidence_error.mean())
@@ -211,12 +220,12 @@ def test_the_evidence_of_particles_is_the_exact_one(name):
     bar = float(np.sqrt(np.mean(np.asarray(out.log_evidence_error) ** 2)))
     assert 0.5 * ratio.std() < bar < 2.5 * ratio.std()
     assert bool(out.ok.all()) and out.evaluations[0] == 13
-    assert ((out.ess > 1) & (out.ess <= 256 + 1e-6)).all()
+    assert ((out.ess > 1) & (out.ess <= n + 1e-6)).all()
 
 
 def test_the_error_of_particles_falls_as_their_root():
     exact = posterior(ROUND)
-    sizes = np.array([64, 256, 1024])
+    sizes = np.array([64, 1024])
     rows = np.array(
         [[np.sqrt(e.mean()) for e in errors_of(runs(n), exact)] for n in sizes.tolist()]
     )
@@ -224,8 +233,8 @@ def test_the_error_of_particles_falls_as_their_root():
     print(rows, slopes)
     assert (np.abs(slopes + 0.5) < 0.1).all()
     # and there is nothing else: the mean over runs is right to its own error
-    mean = jax.vmap(lambda o: o.mean())(runs(1024))
-    bar = np.asarray(mean).std(0, ddof=1) / len(mean) ** 0.5
+    mean = np.asarray(moments_of(runs(1024))[0])
+    bar = mean.std(0, ddof=1) / len(mean) ** 0.5
     assert (np.abs(mean.mean(0) - exact[0]) < 4.5 * bar).all()
 
 
@@ -362,11 +371,12 @@ def test_repaint_takes_a_start_keeps_its_trajectory_and_denoises():
     assert out.trajectory.shape == (7, 4, 3) and (out.times == times).all()
     np.testing.assert_allclose(out.trajectory[0], start)
     np.testing.assert_allclose(out.trajectory[-1], out.x)
-    clean = run(denoise=True, **options)
-    np.testing.assert_allclose(clean.x, gaussian(path)(path.t_min, out.x))
+    # on four devices, and denoised at the end
+    clean = run(denoise=True, **options, sharding=batch_sharding(data_mesh(4)))
+    np.testing.assert_allclose(
+        clean.x, gaussian(path)(path.t_min, out.x), rtol=1e-7, atol=1e-12
+    )
     assert (out.evaluations, clean.evaluations) == (12, 13)
-    spread = run(**options, sharding=batch_sharding(data_mesh(4)))
-    np.testing.assert_allclose(spread.x, out.x, atol=1e-12)
 
 
 def test_an_operator_may_be_any_function():
