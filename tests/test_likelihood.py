@@ -355,6 +355,7 @@ def test_gradients_of_a_gaussian_s_likelihood(options):
     assert np.abs(by_x * 7 + x / var).max() < 1e-5
 
 
+@pytest.mark.exhaustive  # the gradients are exact, as tests above show
 @pytest.mark.usefixtures("well_compiled")
 def test_training_by_likelihood_finds_the_law():
     """A continuous normalising flow: a network fitted by the likelihood alone."""
