@@ -86,10 +86,6 @@ class DDIM(AbstractSemilinearSolver):
         """Whether it adds noise even to the flow."""
         return self.variance is not None
 
-    def order(self, terms):
-        """The order of convergence of the flow."""
-        return 1
-
     def advance(self, term, here, there, y, state):
         """One evaluation, one step."""
         x0, z = term.posterior_means(here, y)

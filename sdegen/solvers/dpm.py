@@ -19,11 +19,8 @@ class DPMSolver2(AbstractSemilinearSolver):
     step in eps does not exist, it is two steps of DDIM. For the flow only.
     """
 
+    points = 2
     calls = 2
-
-    def order(self, terms):
-        """The order of convergence."""
-        return 2
 
     def advance(self, term, here, there, y, state):
         """Two evaluations, one step."""
@@ -56,10 +53,6 @@ class DPMSolverPP(AbstractSemilinearSolver):
     def __init__(self, order=2):
         """`order` 1, 2 or 3."""
         self.points = whole("the order of DPMSolverPP", order, 1, 3)
-
-    def order(self, terms):
-        """The order of convergence."""
-        return self.points
 
     @property
     def _adams(self):

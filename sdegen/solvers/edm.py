@@ -24,6 +24,7 @@ class EDMHeun(AbstractSemilinearSolver):
     s_max: Scalar = number(np.inf)
     s_noise: Scalar = number(1.0)
 
+    points = 2
     calls = 2
 
     def __init__(self, s_churn=None, s_min=0.0, s_max=np.inf, s_noise=1.0):
@@ -36,10 +37,6 @@ class EDMHeun(AbstractSemilinearSolver):
     def draws(self):
         """Whether it adds noise of its own."""
         return self.s_churn is not None
-
-    def order(self, terms):
-        """The order of convergence without churn."""
-        return 2
 
     def start(self, term, here, there, y):
         """The clock of the highest noise level, which churn does not exceed."""

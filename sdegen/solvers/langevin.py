@@ -31,10 +31,6 @@ class Langevin(AbstractSemilinearSolver):
         """Network evaluations of one step."""
         return 1 + self.corrections
 
-    def order(self, terms):
-        """The order of convergence of the predictor."""
-        return 1
-
     def advance(self, term, here, there, y, state):
         """A step and its corrections."""
         x0, z = term.posterior_means(here, y)

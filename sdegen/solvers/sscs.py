@@ -34,6 +34,7 @@ from ..processes.momentum import (
 )
 from ..processes.reverse import ProbabilityFlow, ReverseSDE
 from ..typing import PyTree, Scalar, is_traced
+from .solver import unwrapped
 
 
 class BackwardTerm(dfx.AbstractTerm):
@@ -128,11 +129,11 @@ class SSCS(dfx.AbstractItoSolver):
 
     def init(self, terms, t0, t1, y0, args):
         """The inverse of R."""
-        return jnp.linalg.inv(stationary(_unwrap(terms).parts().sde))
+        return jnp.linalg.inv(stationary(unwrapped(terms).parts().sde))
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step, as Diffrax asks for it."""
-        term, precision = _unwrap(terms), solver_state
+        term, precision = unwrapped(terms), solver_state
         process = term.parts()
         sde, noisy = process.sde, term.brownian is not None
         stochasticity = process.stochasticity if noisy else jnp.zeros((), t0.dtype)  # pyright: ignore[reportAttributeAccessIssue]
@@ -179,7 +180,7 @@ class SSCS(dfx.AbstractItoSolver):
 
     def func(self, terms, t0, y0, args):
         """The drift."""
-        return _unwrap(terms).vf(t0, y0, args)
+        return unwrapped(terms).vf(t0, y0, args)
 
 
 def stationary(sde: AbstractBlockSDE) -> Float[Array, "k k"]:
@@ -189,8 +190,3 @@ def stationary(sde: AbstractBlockSDE) -> Float[Array, "k k"]:
     system = jnp.kron(f, one) + jnp.kron(one, f)
     r = jnp.linalg.solve(system, -jnp.diag(g**2).ravel()).reshape(f.shape)
     return (r + r.T) / 2
-
-
-def _unwrap(terms) -> BackwardTerm:
-    # Diffrax hands its solvers the term in a wrapper for the direction of time.
-    return terms.term if hasattr(terms, "direction") else terms

@@ -31,7 +31,7 @@ from ..runs.recorder import json_lines, progress_bar
 from ..sampling.sample import sample
 from ..solvers import DEIS, AbstractSemilinearSolver, UniPC, Weights
 from ..solvers import evaluations as count
-from ..solvers.grids import AbstractGrid, Adaptive, CosineGrid
+from ..solvers.grids import AbstractGrid, Adaptive, CosineGrid, between
 from ..typing import PyTree, RandomKey, float_array
 from .config import configured
 from .optimizer import global_norm
@@ -50,10 +50,9 @@ class LearnedGrid(AbstractGrid):
     losses: Float[Array, " iterations"] | None = None
 
     def __call__(self, path):
-        """The times for `path`, both ends included."""
-        inner = jax.vmap(path.inverse())(jax.nn.softplus(self.half_logsnr))
-        first, last = (float_array(end)[None] for end in (path.t_max, path.t_min))
-        return jnp.concatenate([first, inner, last])
+        """The times for `path`."""
+        clock = jax.nn.softplus(self.half_logsnr)
+        return between(path, jax.vmap(path.inverse())(clock))
 
     def save(self, file: str | Path) -> Path:
         """Write the log-SNRs and weights to `file` as JSON, for `load_grid`."""
