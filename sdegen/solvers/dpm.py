@@ -30,9 +30,7 @@ class DPMSolver2(AbstractSemilinearSolver):
         x0_m, z_m = term.posterior_means(middle, ddim(middle, x0, z))
         shrink, gain = decay(here, there)
         rise = gain / jnp.where(shrink > 0, shrink, 1)  # exp(h) - 1
-        if (
-            here.clock.ndim
-        ):  # coordinates meet their own middle a little earlier or later
+        if here.clock.ndim:  # coordinates meet their own middle earlier or later
             share = middle.half_logsnr - here.half_logsnr
             rise = rise * (there.half_logsnr - here.half_logsnr) / 2 / share
         whole_step = ddim(there, x0, z) - there.tau * rise * (z_m - z)

@@ -152,13 +152,11 @@ def check_grid(grid: Any, path: AbstractPath) -> Any:
 
     Grid objects and functions know their path; `Adaptive` is returned as it is.
     """
-    if isinstance(grid, Adaptive):
-        return grid
-    if callable(grid):
-        if isinstance(grid, type):
-            raise ValueError(
-                f"grid must be an object such as {grid.__name__}(32), got the class."
-            )
+    if isinstance(grid, type):
+        raise ValueError(
+            f"grid must be an object such as {grid.__name__}(32), got the class."
+        )
+    if isinstance(grid, Adaptive) or callable(grid):
         return grid
     try:
         ts = float_array(grid).astype(float_array(path.t_min).dtype)

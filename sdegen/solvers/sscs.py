@@ -34,10 +34,11 @@ from ..processes.momentum import (
 )
 from ..processes.reverse import ProbabilityFlow, ReverseSDE
 from ..typing import PyTree, Scalar, is_traced
+from .semilinear import AbstractDriftTerm
 from .solver import unwrapped
 
 
-class BackwardTerm(dfx.AbstractTerm):
+class BackwardTerm(AbstractDriftTerm):
     """A reversed process on a batch, whole: for a solver that takes it apart.
 
     `process(cond)` is the `ReverseSDE` or the `ProbabilityFlow` of one sample;
@@ -68,14 +69,6 @@ class BackwardTerm(dfx.AbstractTerm):
             return drift(t, y)
 
         return jax.vmap(one)(y, self.cond)
-
-    def contr(self, t0, t1, **kwargs):
-        """The step."""
-        return t1 - t0
-
-    def prod(self, vf, control):
-        """The increment."""
-        return vf * control
 
 
 class SSCS(dfx.AbstractItoSolver):
@@ -153,17 +146,15 @@ class SSCS(dfx.AbstractItoSolver):
                 t = before - span * r
                 g = sde.noise_scale(t)  # pyright: ignore[reportAttributeAccessIssue]
                 pull = weight * g[:, None] ** 2 * precision
-                return -span * (sde.matrix(t) + pull), jnp.sqrt(  # pyright: ignore[reportAttributeAccessIssue]
-                    span
-                ) * stochasticity * g
+                noise = jnp.sqrt(span) * stochasticity * g
+                return -span * (sde.matrix(t) + pull), noise  # pyright: ignore[reportAttributeAccessIssue]
 
             nodes = transition_nodes(t0.dtype)  # pyright: ignore[reportAttributeAccessIssue]
             move, rows = transition(*jax.vmap(coefficients)(nodes))
             u = jax.vmap(mix, (None, 0))(move, u)
             if z is None:
                 return u
-            factor = lower(rows)
-            return u + jax.vmap(mix, (None, 0))(factor, z.astype(u.dtype))
+            return u + jax.vmap(mix, (None, 0))(lower(rows), z.astype(u.dtype))
 
         def rest(u):
             """The slope of B over the whole step, with F and G of its middle, (3)."""
