@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..cli import import_file
-from ..processes.interpolant import AbstractInterpolant
-from ..processes.path import AbstractPath
-from ..processes.sde import AbstractSDE
-from .run import check
+from .run import KINDS, check
 
-_PROCESS = AbstractSDE | AbstractPath | AbstractInterpolant
 _DESCRIPTION = """\
 Is this process what it says it is? Compares alpha and sigma with drift and diffusion,
 tests the distribution of x_t, runs known data back through the flow and the reverse
@@ -69,16 +65,14 @@ def load(name: str) -> Any:
         )
     module = _module(place)
     if not hasattr(module, attribute):
-        names = _candidates(module)
-        near = _near(attribute, names) or names
-        hint = _hint([f"{place}:{name}" for name in near])
+        hint = _hint(attribute, _candidates(module), f"{place}:{{}}".format, cutoff=0.0)
         raise ValueError(f"{place} has no name {attribute}.{hint}")
     found = getattr(module, attribute)
-    if isinstance(found, _PROCESS):
+    if isinstance(found, KINDS):
         return found
     if not callable(found):
         raise _no_process(f"{name} is {type(found).__name__}")
-    if inspect.isclass(found) and not issubclass(found, _PROCESS):
+    if inspect.isclass(found) and not issubclass(found, KINDS):
         raise _no_process(f"{name} is another class")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
@@ -92,7 +86,7 @@ def load(name: str) -> Any:
         made = found()
     except Exception as error:  # the user's code
         raise ValueError(f"{name}() raised {_told(error)}") from error
-    if not isinstance(made, _PROCESS):
+    if not isinstance(made, KINDS):
         raise _no_process(f"{name}() returned {type(made).__name__}")
     return made
 
@@ -122,30 +116,25 @@ def _arguments(factory):
 
 
 def _candidates(module):
-    return [
-        name
-        for name, value in vars(module).items()
-        if isinstance(value, _PROCESS)
-        or inspect.isclass(value)
-        and issubclass(value, _PROCESS)
-        and not inspect.isabstract(value)
-    ]
+    def usable(value):
+        if not inspect.isclass(value):
+            return isinstance(value, KINDS)
+        return issubclass(value, KINDS) and not inspect.isabstract(value)
+
+    return [name for name, value in vars(module).items() if usable(value)]
 
 
-def _near(word, names):
-    return difflib.get_close_matches(word, names, 1, 0.4)
-
-
-def _hint(names):
-    return f" Did you mean {names[0]}?" if names else ""
+def _hint(word, names, shown=str, cutoff=0.4):
+    near = difflib.get_close_matches(word, names, 1, cutoff)
+    return f" Did you mean {shown(near[0])}?" if near else ""
 
 
 def _module(place):
     """Import a module by name, or a file by its path."""
     path = Path(place)
     if path.suffix == ".py" and not path.is_file():
-        near = _near(path.name, [p.name for p in path.parent.glob("*.py")])
-        hint = _hint([path.with_name(name) for name in near])
+        names = [p.name for p in path.parent.glob("*.py")]
+        hint = _hint(path.name, names, path.with_name)
         raise ValueError(f"there is no file {place}.{hint}")
     try:
         if path.suffix == ".py":
@@ -164,7 +153,7 @@ def _no_module(place, error):
     if error.name and not place.startswith(error.name):
         return f"importing {place} needs the module {error.name}, which is missing."
     here = [path.stem for path in Path.cwd().glob("*.py")]
-    hint = "" if "." in place else _hint(_near(place, [*here, "sdegen"]))
+    hint = "" if "." in place else _hint(place, [*here, "sdegen"])
     return (
         f"there is no module {place}.{hint} Run from the directory that holds it, or "
         "give the file: path/to/file.py:Name"

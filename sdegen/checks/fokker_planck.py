@@ -118,10 +118,11 @@ def _step(p, h, f, D, width, gap):
 def _implicit(p, h, f, D, width, gap):
     """The q with q = p + h L q, L from (1) and (2)."""
     from scipy.linalg import solve_banded
+    from scipy.special import exprel
 
     K = 0.25 * (D[1:] + D[:-1]) + 1e-12
-    w = (f - 0.5 * np.diff(D) / gap) * gap / K
-    down, up = K / gap * _bernoulli(w), K / gap * _bernoulli(-w)
+    w = np.clip((f - 0.5 * np.diff(D) / gap) * gap / K, -700, 700)
+    down, up = K / gap / exprel(w), K / gap / exprel(-w)  # exprel(w) = 1 / B(w)
     bands = np.zeros((3, len(p)))
     bands[1] = 1.0
     bands[1, :-1] += h * up / width[:-1]
@@ -131,14 +132,6 @@ def _implicit(p, h, f, D, width, gap):
     if not np.isfinite(bands).all():
         return np.full_like(p, np.nan)
     return solve_banded((1, 1), bands, p)
-
-
-def _bernoulli(w):
-    """B of (2), with its limit at 0."""
-    w = np.clip(w, -700, 700)
-    small = np.abs(w) < 1e-4
-    safe = np.where(small, 1.0, w)
-    return np.where(small, 1 - w / 2 + w**2 / 12, safe / np.expm1(safe))
 
 
 def _scores(p, x):

@@ -8,9 +8,11 @@ import dataclasses
 import math
 import textwrap
 
+from ..runs.recorder import table
 from ..typing import ScalarLike
 
 _WIDTH = 100
+_HEAD = ("", "check", "what is compared", "   found", " allowed")
 _NAME, _WHAT = 14, 58  # with the other columns that makes less than the width
 
 
@@ -84,17 +86,11 @@ class Report:
         return tuple(row for row in self.rows if row.passed is False)
 
     def __str__(self):
-        head = ("", "check", "what is compared", "found", "allowed")
-        columns = list(zip(head, *map(_cells, self.rows), strict=True))
-        widths = [max(map(len, column)) for column in columns]
-        padded = [
-            [f"{cell:{side}{width}}" for cell in column]
-            for side, width, column in zip("<<<>>", widths, columns, strict=True)
-        ]
-        lines = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
-        table = [lines[0], "-" * max(map(len, lines))]
-        for row, line in zip(self.rows, lines[1:], strict=True):
-            table += [line, *_wrap(row.remark, " " * (widths[0] + 4))]
+        cells = [dict(zip(_HEAD, _cells(row), strict=True)) for row in self.rows]
+        head, rule, *lines = table(cells or [dict.fromkeys(_HEAD, "")]).split("\n")
+        shown = [head, rule]
+        for row, line in zip(self.rows, lines, strict=False):
+            shown += [line, *_wrap(row.remark, " " * 8)]
         left_out = sum(row.passed is None for row in self.rows)
         count, total = len(self.failed), len(self.rows) - left_out
         verdict = f"all {total} checks passed"
@@ -104,7 +100,7 @@ class Report:
         title = f"{self.process} ({self.precision})"
         advice = [line for hint in self.advice for line in _wrap(hint, "  ")]
         verdict = f"{self.process}: {verdict}{note}."
-        return "\n".join([title, "", *table, "", verdict, *advice])
+        return "\n".join([title, "", *shown, "", verdict, *advice])
 
 
 def number(value: float | None, unit: str = "") -> str:
@@ -118,8 +114,8 @@ def number(value: float | None, unit: str = "") -> str:
 
 def _cells(row):
     verdict = {True: "ok", False: "FAIL", None: "skip"}[row.passed]
-    found, allowed = number(row.residual, row.unit), number(row.limit, row.unit)
-    return verdict, row.name[:_NAME], row.what[:_WHAT], found, allowed
+    numbers = (f"{number(v, row.unit):>8}" for v in (row.residual, row.limit))
+    return verdict, row.name[:_NAME], row.what[:_WHAT], *numbers
 
 
 def _wrap(text, indent):

@@ -6,9 +6,7 @@
     reversal   the flow and the reverse SDE bring data back              `reversal`
     terminal   x at t_max against the noise                              `reversal`
 
-Other files are for processes of one kind: an SDE without a path (`custom_sde`), with
-auxiliary rows (`momentum`), with other noise (`non_gaussian`) or with noise levels of
-its own in every coordinate (`per_coordinate`), and interpolants.
+The other files are for processes of one kind.
 """
 
 import dataclasses
@@ -35,7 +33,7 @@ from .tables import Case
 PARTS = ("finite", "moments", "weak form", "reversal", "terminal")
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-4}
 _COARSE = 1e-2  # bfloat16, float16
-_KINDS = AbstractSDE | AbstractPath | AbstractInterpolant
+KINDS = AbstractSDE | AbstractPath | AbstractInterpolant
 
 
 def check(
@@ -94,7 +92,7 @@ def check(
 
 
 def _check_arguments(process, shape, samples, parts):
-    if not isinstance(process, _KINDS):
+    if not isinstance(process, KINDS):
         found = f"an object of type {type(process).__name__}"
         if isinstance(process, type):
             found = f"the class {process.__name__}: call the class to get an object"

@@ -130,8 +130,7 @@ LINE = {
 }
 """Test functions on the line."""
 
-COORDINATES = 3
-"""Test functions of a sample see this many of its coordinates."""
+COORDINATES = 3  # of a sample, which test functions see
 
 
 def _tilted(y):

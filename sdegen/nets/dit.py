@@ -165,16 +165,10 @@ _SIZES = {
 class DiTConfig(AbstractNetworkConfig):
     """DiT; the paper names its networks by size and patch, DiT-XL/2."""
 
-    network = DiffusionTransformer
+    network, presets = DiffusionTransformer, _SIZES
     size: Literal["S", "B", "L", "XL"] = "S"
     """Width, depth and heads: 384, 12, 6; 768, 12, 12; 1024, 24, 16; 1152, 28, 16."""
     patch: int = 2  # side of a patch in pixels
     width: int | None = None  # features of a patch, in place of those of `size`
     depth: int | None = None  # blocks, in place of those of `size`
     heads: int | None = None  # of the attention, in place of those of `size`
-
-    def sizes(self):
-        """The arguments of the network: those of `size` where no other is given."""
-        sizes = super().sizes()
-        preset = _SIZES[sizes.pop("size")]
-        return sizes | {name: sizes[name] or value for name, value in preset.items()}

@@ -123,14 +123,10 @@ class EDM2Config(AbstractNetworkConfig):
     """EDM2 for 64 x 64 (latents or pixels); from M on the paper has dropout 0.1."""
 
     network = EDM2UNet
+    presets = {size: {"channels": n} for size, n in _CHANNELS.items()}
     size: Literal["XXS", "XS", "S", "M", "L", "XL", "XXL"] = "XS"
     """64, 128, 192, 256, 320, 384 or 448 channels."""
     channels: int | None = None  # the unit of features, in place of that of `size`
     multiples: tuple[int, ...] = (1, 2, 3, 4)  # of `channels`, one for each halving
     blocks: int = 3  # residual blocks per resolution
     attention: tuple[int, ...] = (16, 8)  # heights in pixels with attention
-
-    def sizes(self):
-        """The arguments of the network; `channels` those of `size` unless given."""
-        sizes = super().sizes() | {"channels": self.channels or _CHANNELS[self.size]}
-        return {name: size for name, size in sizes.items() if name != "size"}

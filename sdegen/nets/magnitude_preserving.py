@@ -76,13 +76,11 @@ def normalise_weights(network: PyTree) -> PyTree:
     - `network`: any pytree that holds such weights, a denoiser for example.
     """
 
-    def is_weight(leaf):
-        return isinstance(leaf, Weight)
-
     def one(leaf):
-        return leaf.replace(_by_output(leaf[...])) if is_weight(leaf) else leaf
+        weight = isinstance(leaf, Weight)
+        return leaf.replace(_by_output(leaf[...])) if weight else leaf
 
-    return jax.tree.map(one, network, is_leaf=is_weight)
+    return jax.tree.map(one, network, is_leaf=lambda leaf: isinstance(leaf, Weight))
 
 
 class MPConv(nnx.Module):

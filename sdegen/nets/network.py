@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
@@ -66,8 +66,7 @@ class AbstractNetwork(nnx.Module):
 
         **Raises:** `ValueError` for an x or a cond of another shape.
         """
-        check_shape(self, x, self.shape)
-        check_condition(cond, self.cond_dim)
+        check_inputs(self, x, cond)
         return self.predict(x, self.embed(t, cond), key)
 
     def runner(self, emb: Array, key: DropoutKey | None) -> Callable[[Any, Array], Any]:
@@ -80,18 +79,15 @@ class AbstractNetwork(nnx.Module):
         return run
 
 
-def check_shape(network: nnx.Module, x: Array, shape: tuple[int, ...]) -> None:
-    """Refuse a batch whose samples do not have `shape`."""
-    if x.shape[1:] != shape:
-        batch = ", ".join(map(str, ("batch", *shape)))
+def check_inputs(network: Any, x: Array, cond: Array | None) -> None:
+    """Refuse samples and conditions that are not what the network was made for."""
+    cond_dim = network.cond_dim
+    if x.shape[1:] != network.shape:
+        batch = ", ".join(map(str, ("batch", *network.shape)))
         raise ValueError(
             f"this {type(network).__name__} was made for x of shape ({batch}), got "
             f"{x.shape}. Check the shape of the samples, channels last."
         )
-
-
-def check_condition(cond: Array | None, cond_dim: int) -> None:
-    """Refuse a condition that is not what the network was made for."""
     if cond_dim and (cond is None or cond.shape[-1:] != (cond_dim,)):
         came = "none" if cond is None else f"one of shape {cond.shape}"
         raise ValueError(
@@ -128,20 +124,23 @@ def init(
 class AbstractNetworkConfig:
     """The hyperparameters of a network, set in Python or on a command line.
 
-    A subclass adds fields, the arguments of the class that it names as `network`.
+    A subclass adds fields, the arguments of the class that it names as `network`. A
+    field `size` chooses from `presets` what replaces fields that are None.
     """
 
     dropout: float = 0.0  # share of features set to zero while training
-    remat: bool = False
-    """Compute every block again for gradients: less memory, a third more work."""
+    remat: bool = False  # compute blocks again for gradients: less memory, more work
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What layers compute in; "float32" stands for the precision of the input."""
     network: ClassVar[type[nnx.Module]]
+    presets: ClassVar[Mapping[str, Mapping[str, int]]] = {}
 
     def sizes(self) -> dict[str, Any]:
         """The arguments of `network` that this class of configurations adds."""
         common = {field.name for field in dataclasses.fields(AbstractNetworkConfig)}
-        return {k: v for k, v in vars(self).items() if k not in common}
+        own = {k: v for k, v in vars(self).items() if k not in common}
+        preset = self.presets.get(own.pop("size", ""), {})
+        return own | {name: own[name] or value for name, value in preset.items()}
 
     def make(self, shape: tuple[int, ...], **options: Any) -> nnx.Module:
         """The network, made without `jit`, with default `dropout`, `remat`, `dtype`.

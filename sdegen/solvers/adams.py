@@ -1,17 +1,12 @@
 """An adaptive exponential solver: Adams with an embedded estimate of its error."""
 
 import diffrax as dfx
-import equinox as eqx
 
 from ..processes import prediction as kinds
-from ..processes.prediction import Prediction
-from ..typing import Scalar, float_array
-from . import multistep
-from .semilinear import splitting
-from .solver import whole
+from .multistep import AbstractAdams
 
 
-class ExponentialAdams(multistep.AbstractAdams, dfx.AbstractAdaptiveSolver):
+class ExponentialAdams(AbstractAdams, dfx.AbstractAdaptiveSolver):
     """Adams-Bashforth-Moulton of a splitting, for adaptive steps: one evaluation each.
 
     The predictor has order `order`, the corrector one more; what they differ by is the
@@ -23,21 +18,11 @@ class ExponentialAdams(multistep.AbstractAdams, dfx.AbstractAdaptiveSolver):
     one evaluation less.
     """
 
-    points: int = eqx.field(static=True)
-    corrector: int = eqx.field(static=True)
-    prediction: Prediction = eqx.field(static=True)
-    sigma_data: Scalar
-    weights: None = None
-
     calls_first = 1
 
     def __init__(self, order=3, prediction=kinds.edm, sigma_data=0.5):
         """`order` 1 to 4, of the predictor."""
-        self.points = whole("the order of ExponentialAdams", order, 1, 4)
-        self.corrector = self.points + 1
-        splitting(prediction)
-        self.prediction = prediction
-        self.sigma_data = float_array(sigma_data)
+        super().__init__(order, None, prediction, sigma_data)
 
     def error_order(self, terms):
         """The local order of the error estimate."""

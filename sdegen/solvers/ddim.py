@@ -69,8 +69,7 @@ class DDIM(AbstractSemilinearSolver):
     path: v = eta^2 sigma_s^2 (1 - exp(-2h)), where the eta of the paper is the
     `stochasticity` of `sample`, 0 to 1. At 0 it is the flow, and Euler's method in
     sigma / alpha; at 1 on the grid of `DDPM` it is the ancestral sampler with the
-    posterior variance. (Other solvers' stochasticity agrees with eta at 0 and 1, and in
-    between for small steps.)
+    posterior variance. Other solvers agree at 0 and 1, and between for small steps.
 
     `variance` adds what x0_hat leaves out, the optimal reverse variance of Bao et al.
     2022 (`analytic_variance`): (alpha_s - alpha_t k)^2 Var[x0], k = sqrt(sigma_s^2 - v)
@@ -85,10 +84,6 @@ class DDIM(AbstractSemilinearSolver):
     def draws(self):
         """Whether it adds noise even to the flow."""
         return self.variance is not None
-
-    def order(self, terms):
-        """The order of convergence of the flow."""
-        return 1
 
     def advance(self, term, here, there, y, state):
         """One evaluation, one step."""

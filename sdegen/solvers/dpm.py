@@ -19,11 +19,8 @@ class DPMSolver2(AbstractSemilinearSolver):
     step in eps does not exist, it is two steps of DDIM. For the flow only.
     """
 
+    points = 2
     calls = 2
-
-    def order(self, terms):
-        """The order of convergence."""
-        return 2
 
     def advance(self, term, here, there, y, state):
         """Two evaluations, one step."""
@@ -33,9 +30,7 @@ class DPMSolver2(AbstractSemilinearSolver):
         x0_m, z_m = term.posterior_means(middle, ddim(middle, x0, z))
         shrink, gain = decay(here, there)
         rise = gain / jnp.where(shrink > 0, shrink, 1)  # exp(h) - 1
-        if (
-            here.clock.ndim
-        ):  # coordinates meet their own middle a little earlier or later
+        if here.clock.ndim:  # coordinates meet their own middle earlier or later
             share = middle.half_logsnr - here.half_logsnr
             rise = rise * (there.half_logsnr - here.half_logsnr) / 2 / share
         whole_step = ddim(there, x0, z) - there.tau * rise * (z_m - z)
@@ -56,10 +51,6 @@ class DPMSolverPP(AbstractSemilinearSolver):
     def __init__(self, order=2):
         """`order` 1, 2 or 3."""
         self.points = whole("the order of DPMSolverPP", order, 1, 3)
-
-    def order(self, terms):
-        """The order of convergence."""
-        return self.points
 
     @property
     def _adams(self):

@@ -29,10 +29,6 @@ class DPMSolverSDE(AbstractSemilinearSolver):
         """`order` 1 or 2."""
         self.points = whole("the order of DPMSolverSDE", order, 1, 2)
 
-    def order(self, terms):
-        """The order of convergence of the flow."""
-        return self.points
-
     def start(self, term, here, there, y):
         """No prediction is known."""
         return multistep.empty(1, y, here)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from ..typing import Scalar, float_array, number
+from ..typing import Scalar, number
 from .semilinear import ddim, root
 from .solver import AbstractSemilinearSolver
 
@@ -16,30 +16,21 @@ class EDMHeun(AbstractSemilinearSolver):
     `KarrasGrid(N - 1)` with `sample(..., denoise=True)`: 2 N - 1 evaluations. Given
     `s_churn`, a step that begins at r in [s_min, s_max] first adds noise up to r (1 +
     min(s_churn / N, sqrt(2) - 1)), but not beyond the start of the path. From alpha = 0
-    the step is DDIM's.
+    the step is DDIM's. The names are the paper's, whose sigma is r.
     """
 
-    s_churn: Scalar | None
+    s_churn: Scalar | None = number(None)
     s_min: Scalar = number(0.0)
     s_max: Scalar = number(np.inf)
     s_noise: Scalar = number(1.0)
 
+    points = 2
     calls = 2
-
-    def __init__(self, s_churn=None, s_min=0.0, s_max=np.inf, s_noise=1.0):
-        """Names and units are the paper's; r is its sigma."""
-        self.s_churn = None if s_churn is None else float_array(s_churn)
-        self.s_min, self.s_max = float_array(s_min), float_array(s_max)
-        self.s_noise = float_array(s_noise)
 
     @property
     def draws(self):
         """Whether it adds noise of its own."""
         return self.s_churn is not None
-
-    def order(self, terms):
-        """The order of convergence without churn."""
-        return 2
 
     def start(self, term, here, there, y):
         """The clock of the highest noise level, which churn does not exceed."""
@@ -75,7 +66,5 @@ class EDMHeun(AbstractSemilinearSolver):
         raised = jnp.maximum(jnp.minimum(raised, ceiling), r)
         noise = root(raised**2 - r**2) * self.s_noise
         point = y / jnp.where(a > 0, a, 1) + noise * term.normal()
-        clock = jnp.where(inside, jnp.log1p(1 / raised), here.clock)
-        node = term.node(clock)
-        y = jnp.where(inside, node.a * point, y).astype(y.dtype)
-        return node, y
+        node = term.node(jnp.where(inside, jnp.log1p(1 / raised), here.clock))
+        return node, jnp.where(inside, node.a * point, y).astype(y.dtype)

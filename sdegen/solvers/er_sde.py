@@ -39,10 +39,6 @@ class ERSDE(AbstractSemilinearSolver):
         self.points = whole("the order of ERSDE", order, 1, 3)
         self.noise = noise
 
-    def order(self, terms):
-        """The order of convergence of the flow."""
-        return self.points
-
     def start(self, term, here, there, y):
         """No prediction is known."""
         return multistep.empty(max(self.points - 1, 1), y, here)

@@ -1,9 +1,4 @@
-"""Where a sampler stops on its way.
-
-A *grid* is a function path -> times that fall from
-t_max to t_min; `Adaptive` stands in its place and lets the solver's error estimate
-choose.
-"""
+"""Where a sampler stops on its way: path -> times that fall from t_max to t_min."""
 
 import abc
 from collections.abc import Callable
@@ -22,7 +17,7 @@ from ..typing import Scalar, float_array, is_traced, number
 class AbstractGrid(eqx.Module):
     """`steps` + 1 times that fall from t_max to t_min."""
 
-    steps: eqx.AbstractVar[int]
+    steps: int = eqx.field(default=32, static=True)
 
     @abc.abstractmethod
     def __call__(self, path: AbstractPath) -> Float[Array, " times"]:
@@ -45,13 +40,17 @@ def _pin(path, ts):
     return ts.at[0].set(path.t_max).at[-1].set(path.t_min)
 
 
+def between(path: AbstractPath, inner: Float[Array, " n"]) -> Float[Array, " times"]:
+    """The times `inner` with t_max before and t_min after them."""
+    first, last = (float_array(end)[None] for end in (path.t_max, path.t_min))
+    return jnp.concatenate([first, inner, last])
+
+
 class UniformGrid(AbstractGrid):
     """Equal steps in t."""
 
-    steps: int = eqx.field(default=32, static=True)
-
     def __call__(self, path):
-        """The times for `path`, both ends included."""
+        """The times for `path`."""
         u = _fraction(path, self.steps)
         return _pin(path, path.t_max + (path.t_min - path.t_max) * u)
 
@@ -59,10 +58,8 @@ class UniformGrid(AbstractGrid):
 class FlowTimeGrid(AbstractGrid):
     """Equal steps in the flow time tau = sigma / (alpha + sigma)."""
 
-    steps: int = eqx.field(default=32, static=True)
-
     def __call__(self, path):
-        """The times for `path`, both ends included."""
+        """The times for `path`."""
         high, low = at_both_ends(path, path.flow_time)
         tau = high + (low - high) * _fraction(path, self.steps)
         return _pin(path, jax.vmap(path.inverse())(-jnp.log(tau)))
@@ -71,10 +68,8 @@ class FlowTimeGrid(AbstractGrid):
 class LogSNRGrid(AbstractGrid):
     """Equal steps in the log-SNR. Lu et al. 2022, "DPM-Solver", section 3.4."""
 
-    steps: int = eqx.field(default=32, static=True)
-
     def __call__(self, path):
-        """The times for `path`, both ends included."""
+        """The times for `path`."""
         low, high = logsnr_span(path)
         logsnr = low + (high - low) * _fraction(path, self.steps)
         return _pin(path, jax.vmap(path.inverse())(jax.nn.softplus(logsnr / 2)))
@@ -87,11 +82,10 @@ class KarrasGrid(AbstractGrid):
     `sample(..., denoise=True)`. Paths that reach alpha = 0 start from sigma/alpha = 80.
     """
 
-    steps: int = eqx.field(default=32, static=True)
     rho: Scalar = number(7.0)
 
     def __call__(self, path):
-        """The times for `path`, both ends included."""
+        """The times for `path`."""
         low, high = (jnp.exp(-logsnr / 2) for logsnr in logsnr_span(path))
         low = jnp.where(path.level(path.t_max)[0] == 0, jnp.minimum(low, 80.0), low)
         start, stop = low ** (1 / self.rho), high ** (1 / self.rho)
@@ -110,12 +104,11 @@ class CosineGrid(AbstractGrid):
     known here for the multistep solvers (see docs/choosing-a-solver.md).
     """
 
-    steps: int = eqx.field(default=32, static=True)
     sigma_data: Scalar = number(0.5)
     rho: Scalar = number(1.5)
 
     def __call__(self, path):
-        """The times for `path`, both ends included."""
+        """The times for `path`."""
 
         def angle(t):
             # from alpha = 0 the angle is pi / 2
@@ -129,8 +122,7 @@ class CosineGrid(AbstractGrid):
         angles = (high + (low - high) * _fraction(path, self.steps))[1:-1]
         ratio = self.sigma_data * jnp.tan(angles) ** self.rho
         times = jax.vmap(path.inverse())(jnp.log1p(1 / ratio).astype(angles.dtype))
-        ends = (float_array(path.t_max)[None], float_array(path.t_min)[None])
-        return jnp.concatenate([ends[0], times, ends[1]])
+        return between(path, times)
 
 
 class Adaptive(eqx.Module):
@@ -160,13 +152,11 @@ def check_grid(grid: Any, path: AbstractPath) -> Any:
 
     Grid objects and functions know their path; `Adaptive` is returned as it is.
     """
-    if isinstance(grid, Adaptive):
-        return grid
-    if callable(grid):
-        if isinstance(grid, type):
-            raise ValueError(
-                f"grid must be an object such as {grid.__name__}(32), got the class."
-            )
+    if isinstance(grid, type):
+        raise ValueError(
+            f"grid must be an object such as {grid.__name__}(32), got the class."
+        )
+    if isinstance(grid, Adaptive) or callable(grid):
         return grid
     try:
         ts = float_array(grid).astype(float_array(path.t_min).dtype)

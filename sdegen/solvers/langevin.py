@@ -14,10 +14,9 @@ class Langevin(AbstractSemilinearSolver):
 
     Song et al. 2021, "Score-based generative modeling through SDEs", algorithms 1 and
     4. Each correction is y <- y + e score + sqrt(2 e) noise at the new noise level with
-    e = 2 (snr sigma)^2. The paper's step also has the ratio of the norms of the noise
-    and of sigma times the score over the batch, which is about 1: left out, because a
-    step that depends on the sample would not keep its law, and one that depends on the
-    batch would tie the devices together. Evaluations: 1 + `corrections` a step.
+    e = 2 (snr sigma)^2. The paper's step also has a ratio of norms over the batch,
+    which is about 1: left out, because a step that depends on the sample would not keep
+    its law. Evaluations: 1 + `corrections` a step.
     """
 
     corrections: int = eqx.field(default=1, static=True)
@@ -30,10 +29,6 @@ class Langevin(AbstractSemilinearSolver):
     def calls(self):
         """Network evaluations of one step."""
         return 1 + self.corrections
-
-    def order(self, terms):
-        """The order of convergence of the predictor."""
-        return 1
 
     def advance(self, term, here, there, y, state):
         """A step and its corrections."""

@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..processes.prediction import Prediction, eps
-from ..typing import Scalar
+from ..typing import Scalar, float_array
 from .semilinear import FLOOR, Node, integrals, splitting
-from .solver import AbstractSemilinearSolver
+from .solver import AbstractSemilinearSolver, whole
 
 
 class Weights(eqx.Module):
@@ -96,16 +96,23 @@ def after(history: History, value, here: Node) -> History:
 class AbstractAdams(AbstractSemilinearSolver):
     """What Adams methods share.
 
-    `points` is the order of the predictor, `corrector` that of the corrector, 0 for
-    none; `prediction` and `sigma_data` are those of the splitting; `weights` were
-    learned, for one number of steps, or are None.
+    `points` is the order of the predictor, 1 to 4, `corrector` that of the corrector, 0
+    for none, by None one more; `prediction` and `sigma_data` are those of the
+    splitting; `weights` were learned, for one number of steps, or are None.
     """
 
-    points: eqx.AbstractVar[int]
-    corrector: eqx.AbstractVar[int]
-    prediction: eqx.AbstractVar[Prediction]
-    sigma_data: eqx.AbstractVar[Scalar]
-    weights: eqx.AbstractVar[Weights | None]
+    points: int = eqx.field(static=True)
+    corrector: int = eqx.field(static=True)
+    prediction: Prediction = eqx.field(static=True)
+    sigma_data: Scalar
+    weights: Weights | None
+
+    def __init__(self, points, corrector, prediction, sigma_data, weights=None):
+        self.points = whole(f"the order of {type(self).__name__}", points, 1, 4)
+        self.corrector = points + 1 if corrector is None else corrector
+        splitting(prediction)
+        self.prediction = prediction
+        self.sigma_data, self.weights = float_array(sigma_data), weights
 
     @property
     def steps(self):
@@ -143,14 +150,10 @@ class AbstractAdams(AbstractSemilinearSolver):
         # Of one step at a time where every coordinate has its own: that takes memory.
         many = jax.lax.map if xi.ndim > 1 else lambda f, xs: jax.vmap(f)(xs)
         weights = many(weigh, (places, known, start, stop))
-        unit = self._unit(start, stop)
-        learned = (None, None)
-        if self.weights is not None:
-            learned = (self.weights.predictor, self.weights.corrector)
+        learned = jax.tree.leaves(self.weights) or (None, None)
+        combine = jax.vmap(self._combination)
         ahead, *behind = (
-            jax.vmap(self._combination)(
-                weights[:, i, :n], known[:, i], unit, learned[i]
-            )
+            combine(weights[:, i, :n], known[:, i], start, stop, learned[i])
             for i, n in enumerate(orders)
         )
         ahead = jax.tree.map(lambda a: jnp.concatenate([a, a[-1:]]), ahead)
@@ -163,14 +166,12 @@ class AbstractAdams(AbstractSemilinearSolver):
             jnp.concatenate([jnp.zeros((1,), bool), usable]),
         )
 
-    def _unit(self, start, stop):
-        """About int w(xi) dxi over a step, the weight of a constant p."""
-        density = splitting(self.prediction).density
-        return (stop - start) * density((start + stop) / 2)
-
-    def _combination(self, weights, known, unit, learned) -> Combination:
+    def _combination(self, weights, known, start, stop, learned) -> Combination:
         """The weights of a step, with its row of what is learned."""
         if learned is not None:
+            # About int w(xi) dxi over the step, the weight of a constant p.
+            density = splitting(self.prediction).density
+            unit = (stop - start) * density((start + stop) / 2)
             used = jnp.where(jnp.arange(len(weights)) < known, learned, 0)
             learned = unit * used.reshape(used.shape + (1,) * unit.ndim)
         return Combination(weights, learned)
@@ -178,10 +179,8 @@ class AbstractAdams(AbstractSemilinearSolver):
     def _weigh(self, nodes, known, start, stop, learned) -> Combination:
         """The weights of the `known` first of `nodes`, for one step."""
         density = splitting(self.prediction).density
-        weights, unit = integrals(nodes, known, start, stop, density), None
-        if learned is not None:
-            unit = self._unit(start, stop)
-        return self._combination(weights, known, unit, learned)
+        weights = integrals(nodes, known, start, stop, density)
+        return self._combination(weights, known, start, stop, learned)
 
     def _usable(self, step, start):
         """Whether the step that led here can be corrected."""
@@ -190,6 +189,14 @@ class AbstractAdams(AbstractSemilinearSolver):
             return (step > 0) & (start > np.log(FLOOR) + 1e-3)
         return step > 0
 
+    def advance(self, term, here, there, y, state):
+        """One evaluation: correct y, if there is a corrector, then predict."""
+        means = term.posterior_means(here, y)
+        if self.corrector:
+            y = self.correct(term.row, here, y, means, state)
+        y1, state = self.predict(term.row, here, there, y, means, state)
+        return y1, None, state
+
     def predict(
         self, row: Row | None, here: Node, there: Node, y, means, history: History
     ) -> tuple[Float[Array, "batch ..."], History]:
@@ -197,25 +204,20 @@ class AbstractAdams(AbstractSemilinearSolver):
         rule, s = splitting(self.prediction), self.sigma_data.astype(y.dtype)
         start, stop = (here.a, here.tau, s), (there.a, there.tau, s)
         values, step, nodes = (rule.value(*means, *start), *history.values), None, None
-        length = len(history.values)
+        length, corrects = len(history.values), history.linear is not None
+        linear = y1 = rule.linear(here, there, y, *means, s, corrects)
         if row is None:
             node, step = rule.variable(*start), history.step + 1
             nodes = jnp.concatenate([node[None], history.nodes])
-        corrects = history.linear is not None
-        y1 = linear = rule.linear(here, there, y, *means, s, corrects)
         if self.points > 1 or self.weights is not None:
             if row is None:
-                known = jnp.minimum(step, self.points)
-                end, learned = rule.variable(*stop), None
-                if self.weights is not None:
-                    learned = self.weights.predictor[history.step]
-                used = nodes[: self.points]
-                change = self._weigh(used, known, node, end, learned)
+                known, used = jnp.minimum(step, self.points), nodes[: self.points]
+                learned = self.weights and self.weights.predictor[history.step]
+                change = self._weigh(used, known, node, rule.variable(*stop), learned)
             else:
                 change = row.predictor
             y1 = linear + rule.scale(*stop) * change(values[: self.points])
-        if row is None:
-            nodes = nodes[:length]
+        nodes = None if nodes is None else nodes[:length]
         return y1, History(step, values[:length], nodes, linear if corrects else None)
 
     def correct(
@@ -233,9 +235,9 @@ class AbstractAdams(AbstractSemilinearSolver):
         if row is None:
             start, node = history.nodes[0], rule.variable(*place)
             nodes = jnp.concatenate([jnp.stack([start, node]), history.nodes[older]])
-            known, learned = jnp.minimum(history.step + 1, self.corrector), None
-            if self.weights is not None:
-                learned = self.weights.corrector[jnp.maximum(history.step - 1, 0)]
+            known = jnp.minimum(history.step + 1, self.corrector)
+            last = jnp.maximum(history.step - 1, 0)
+            learned = self.weights and self.weights.corrector[last]
             change = self._weigh(nodes, known, start, node, learned)
             usable = self._usable(history.step, start)
         else:

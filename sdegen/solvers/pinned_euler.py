@@ -48,10 +48,8 @@ class PinnedEuler(dfx.AbstractItoSolver):
         parts = terms.terms if isinstance(terms, dfx.MultiTerm) else (terms,)
         y1 = y0
         for size, term in zip((1.0, shrink), parts, strict=False):
-            control = term.contr(t0, t1)
-            y1 = y1 + size * term.vf_prod(t0, y0, args, control)
-        dense = {"y0": y0, "y1": y1}
-        return y1, None, dense, None, dfx.RESULTS.successful
+            y1 = y1 + size * term.vf_prod(t0, y0, args, term.contr(t0, t1))
+        return y1, None, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
         """The drift."""

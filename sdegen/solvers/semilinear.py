@@ -116,7 +116,19 @@ def kept(shrink: Clock, stochasticity: ScalarLike | None) -> Clock | float:
     return jnp.where(power > 0, jnp.where(positive, share, 0.0), 1.0)
 
 
-class SemilinearTerm(dfx.AbstractTerm):
+class AbstractDriftTerm(dfx.AbstractTerm):
+    """A term that is driven by time alone."""
+
+    def contr(self, t0, t1, **kwargs):
+        """The step."""
+        return t1 - t0
+
+    def prod(self, vf, control):
+        """The increment."""
+        return vf * control
+
+
+class SemilinearTerm(AbstractDriftTerm):
     """The flow of a denoiser in the clock c, with what an exponential solver asks for.
 
     As a plain Diffrax term it is the probability flow dy/dc = tau (x0_hat - z_hat).
@@ -158,14 +170,6 @@ class SemilinearTerm(dfx.AbstractTerm):
         node = self.node(t)
         x0, z = self.posterior_means(node, y)
         return node.tau * self.inverse.local_rate(t) * (x0 - z)
-
-    def contr(self, t0, t1, **kwargs):
-        """The step."""
-        return t1 - t0
-
-    def prod(self, vf, control):
-        """The increment."""
-        return vf * control
 
 
 def ddim(

@@ -1,8 +1,7 @@
 """The one place that calls Diffrax: a batch on a rising clock, any kind of steps.
 
-Everything in here is free of host callbacks and of run-time errors for fixed grids, so
-it lowers for any platform, never hangs a pod, and puts no collective into the step
-loop.
+On fixed grids there are no host callbacks, no run-time errors and no collectives in the
+step loop, so that it lowers for any platform and never hangs a pod.
 """
 
 import functools
@@ -94,15 +93,13 @@ def check_solver(solver, adaptive: bool, noise: bool) -> None:
             f"solver must be a diffrax solver such as diffrax.Heun(), got {solver!r}. "
             "A class needs its brackets: Heun(), not Heun."
         )
-    name = type(solver).__name__
-    if adaptive and not isinstance(solver, dfx.AbstractAdaptiveSolver):
-        if not (
-            isinstance(solver, dfx.AbstractSRK) and solver.tableau.b_error is not None
-        ):
-            raise ValueError(
-                f"adaptive steps need a solver with an error estimate, and {name} has "
-                "none. Use ExponentialAdams(), Tsit5() or ShARK(), or a fixed grid."
-            )
+    name, srk = type(solver).__name__, isinstance(solver, dfx.AbstractSRK)
+    estimates = isinstance(solver, dfx.AbstractAdaptiveSolver)
+    if adaptive and not estimates and not (srk and solver.tableau.b_error is not None):
+        raise ValueError(
+            f"adaptive steps need a solver with an error estimate, and {name} has "
+            "none. Use ExponentialAdams(), Tsit5() or ShARK(), or a fixed grid."
+        )
     if isinstance(solver, AbstractSemilinearSolver):
         if noise and solver.family == 0:
             raise ValueError(
@@ -110,15 +107,13 @@ def check_solver(solver, adaptive: bool, noise: bool) -> None:
                 "stochasticity=0, or use DDIM(), DPMSolverSDE(), ERSDE() or Langevin()."
             )
         return
-    sde_solver = isinstance(
-        solver, dfx.AbstractItoSolver | dfx.AbstractStratonovichSolver
-    )
-    if noise and not sde_solver:
+    for_sdes = dfx.AbstractItoSolver | dfx.AbstractStratonovichSolver
+    if noise and not isinstance(solver, for_sdes):
         raise ValueError(
             f"stochastic sampling needs an SDE solver, and {name} is for ODEs. Use "
             "Euler(), Heun(), SRA1() or ShARK()."
         )
-    if not noise and isinstance(solver, dfx.AbstractSRK):
+    if not noise and srk:
         raise ValueError(
             f"{name} solves SDEs only. Use an ODE solver such as Heun() or Tsit5(), or "
             "sample with stochasticity > 0."

@@ -18,14 +18,16 @@ class AbstractSemilinearSolver(dfx.AbstractItoSolver):
     rows of a table that was made outside of the loop, each a node and what `rows` has
     for it (`term.row`); else the nodes are found from the clock.
 
-    `family`: the largest stochasticity of the reverse SDE that it follows; 0, the flow
-    alone. `draws`: whether it adds noise even to the flow; no. `calls`: network
-    evaluations of a step; 1. `calls_first`: before the first; 0.
+    `points`: the order of convergence of the flow; 1. `family`: the largest
+    stochasticity of the reverse SDE that it follows; 0, the flow alone. `draws`:
+    whether it adds noise even to the flow; no. `calls`: network evaluations of a step;
+    1. `calls_first`: before the first; 0.
     """
 
     term_structure = SemilinearTerm
     interpolation_cls = dfx.LocalLinearInterpolation
 
+    points = 1
     family = 0.0
     draws = False
     calls = 1
@@ -34,6 +36,10 @@ class AbstractSemilinearSolver(dfx.AbstractItoSolver):
     def start(self, term, here, there, y) -> PyTree:
         """The state before the first step; none."""
         return None
+
+    def order(self, terms):
+        """The order of convergence of the flow."""
+        return self.points
 
     def strong_order(self, terms):
         """The strong order for the additive noise of the reverse SDE."""
@@ -76,10 +82,14 @@ class AbstractSemilinearSolver(dfx.AbstractItoSolver):
         return terms.vf(t0, y0, args)
 
 
+def unwrapped(terms):
+    """The term, which Diffrax wraps for the direction of time."""
+    return terms.term if hasattr(terms, "direction") else terms
+
+
 def _placed(terms, t0, t1, args) -> tuple[SemilinearTerm, Node, Node]:
     """The term of the step from t0 to t1, and the nodes at both ends."""
-    # Diffrax hands its solvers the term in a wrapper for the direction of time.
-    term = terms.term if hasattr(terms, "direction") else terms
+    term = unwrapped(terms)
     if args is None:
         here, there, row = term.node(t0), term.node(t1), None
     else:

@@ -34,9 +34,11 @@ from ..processes.momentum import (
 )
 from ..processes.reverse import ProbabilityFlow, ReverseSDE
 from ..typing import PyTree, Scalar, is_traced
+from .semilinear import AbstractDriftTerm
+from .solver import unwrapped
 
 
-class BackwardTerm(dfx.AbstractTerm):
+class BackwardTerm(AbstractDriftTerm):
     """A reversed process on a batch, whole: for a solver that takes it apart.
 
     `process(cond)` is the `ReverseSDE` or the `ProbabilityFlow` of one sample;
@@ -67,14 +69,6 @@ class BackwardTerm(dfx.AbstractTerm):
             return drift(t, y)
 
         return jax.vmap(one)(y, self.cond)
-
-    def contr(self, t0, t1, **kwargs):
-        """The step."""
-        return t1 - t0
-
-    def prod(self, vf, control):
-        """The increment."""
-        return vf * control
 
 
 class SSCS(dfx.AbstractItoSolver):
@@ -128,11 +122,11 @@ class SSCS(dfx.AbstractItoSolver):
 
     def init(self, terms, t0, t1, y0, args):
         """The inverse of R."""
-        return jnp.linalg.inv(stationary(_unwrap(terms).parts().sde))
+        return jnp.linalg.inv(stationary(unwrapped(terms).parts().sde))
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step, as Diffrax asks for it."""
-        term, precision = _unwrap(terms), solver_state
+        term, precision = unwrapped(terms), solver_state
         process = term.parts()
         sde, noisy = process.sde, term.brownian is not None
         stochasticity = process.stochasticity if noisy else jnp.zeros((), t0.dtype)  # pyright: ignore[reportAttributeAccessIssue]
@@ -152,17 +146,15 @@ class SSCS(dfx.AbstractItoSolver):
                 t = before - span * r
                 g = sde.noise_scale(t)  # pyright: ignore[reportAttributeAccessIssue]
                 pull = weight * g[:, None] ** 2 * precision
-                return -span * (sde.matrix(t) + pull), jnp.sqrt(  # pyright: ignore[reportAttributeAccessIssue]
-                    span
-                ) * stochasticity * g
+                noise = jnp.sqrt(span) * stochasticity * g
+                return -span * (sde.matrix(t) + pull), noise  # pyright: ignore[reportAttributeAccessIssue]
 
             nodes = transition_nodes(t0.dtype)  # pyright: ignore[reportAttributeAccessIssue]
             move, rows = transition(*jax.vmap(coefficients)(nodes))
             u = jax.vmap(mix, (None, 0))(move, u)
             if z is None:
                 return u
-            factor = lower(rows)
-            return u + jax.vmap(mix, (None, 0))(factor, z.astype(u.dtype))
+            return u + jax.vmap(mix, (None, 0))(lower(rows), z.astype(u.dtype))
 
         def rest(u):
             """The slope of B over the whole step, with F and G of its middle, (3)."""
@@ -179,7 +171,7 @@ class SSCS(dfx.AbstractItoSolver):
 
     def func(self, terms, t0, y0, args):
         """The drift."""
-        return _unwrap(terms).vf(t0, y0, args)
+        return unwrapped(terms).vf(t0, y0, args)
 
 
 def stationary(sde: AbstractBlockSDE) -> Float[Array, "k k"]:
@@ -189,8 +181,3 @@ def stationary(sde: AbstractBlockSDE) -> Float[Array, "k k"]:
     system = jnp.kron(f, one) + jnp.kron(one, f)
     r = jnp.linalg.solve(system, -jnp.diag(g**2).ravel()).reshape(f.shape)
     return (r + r.T) / 2
-
-
-def _unwrap(terms) -> BackwardTerm:
-    # Diffrax hands its solvers the term in a wrapper for the direction of time.
-    return terms.term if hasattr(terms, "direction") else terms

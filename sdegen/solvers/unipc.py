@@ -1,16 +1,11 @@
 """UniPC: a predictor and a corrector at one network evaluation a step."""
 
-import equinox as eqx
-
 from ..processes import prediction as kinds
-from ..processes.prediction import Prediction
-from ..typing import Scalar, float_array
-from . import multistep
-from .semilinear import splitting
+from .multistep import AbstractAdams
 from .solver import whole
 
 
-class UniPC(multistep.AbstractAdams):
+class UniPC(AbstractAdams):
     """Exponential Adams predictor and corrector, one network evaluation a step.
 
     Zhao et al. 2023, "UniPC: a unified predictor-corrector framework", algorithm 1:
@@ -22,12 +17,6 @@ class UniPC(multistep.AbstractAdams):
     mixtures. For the flow only.
     """
 
-    points: int = eqx.field(static=True)
-    corrector: int = eqx.field(static=True)
-    prediction: Prediction = eqx.field(static=True)
-    sigma_data: Scalar
-    weights: multistep.Weights | None
-
     def __init__(
         self,
         order=3,
@@ -37,17 +26,5 @@ class UniPC(multistep.AbstractAdams):
         weights=None,
     ):
         """`weights` come from `learn_grid`."""
-        self.points = whole("the order of UniPC", order, 1, 4)
-        corrector = order + 1 if corrector is None else corrector
-        self.corrector = whole("the corrector's order in UniPC", corrector, 2, 5)
-        splitting(prediction)
-        self.prediction = prediction
-        self.sigma_data = float_array(sigma_data)
-        self.weights = weights
-
-    def advance(self, term, here, there, y, state):
-        """One evaluation: correct y, then predict."""
-        means = term.posterior_means(here, y)
-        y = self.correct(term.row, here, y, means, state)
-        y1, state = self.predict(term.row, here, there, y, means, state)
-        return y1, None, state
+        super().__init__(order, corrector, prediction, sigma_data, weights)
+        whole("the corrector's order in UniPC", self.corrector, 2, 5)

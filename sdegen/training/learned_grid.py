@@ -31,7 +31,7 @@ from ..runs.recorder import json_lines, progress_bar
 from ..sampling.sample import sample
 from ..solvers import DEIS, AbstractSemilinearSolver, UniPC, Weights
 from ..solvers import evaluations as count
-from ..solvers.grids import AbstractGrid, Adaptive, CosineGrid
+from ..solvers.grids import AbstractGrid, Adaptive, CosineGrid, between
 from ..typing import PyTree, RandomKey, float_array
 from .config import configured
 from .optimizer import global_norm
@@ -50,20 +50,18 @@ class LearnedGrid(AbstractGrid):
     losses: Float[Array, " iterations"] | None = None
 
     def __call__(self, path):
-        """The times for `path`, both ends included."""
-        inner = jax.vmap(path.inverse())(jax.nn.softplus(self.half_logsnr))
-        first, last = (float_array(end)[None] for end in (path.t_max, path.t_min))
-        return jnp.concatenate([first, inner, last])
+        """The times for `path`."""
+        clock = jax.nn.softplus(self.half_logsnr)
+        return between(path, jax.vmap(path.inverse())(clock))
 
     def save(self, file: str | Path) -> Path:
         """Write the log-SNRs and weights to `file` as JSON, for `load_grid`."""
-        solver, weights, file = self.solver, None, Path(file)
-        if isinstance(solver, UniPC | DEIS) and solver.weights is not None:
-            weights = [solver.weights.predictor, solver.weights.corrector]
-        names = ("steps", "denoise", "half_logsnr")
-        content = {"solver": _name(solver)} | {n: getattr(self, n) for n in names}
+        file, names = Path(file), ("steps", "denoise", "half_logsnr")
+        content = {"solver": _name(self.solver)} | {n: getattr(self, n) for n in names}
+        weights = isinstance(self.solver, UniPC | DEIS) and self.solver.weights
+        content["weights"] = jax.tree.leaves(weights) if weights else None
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json_lines([content | {"weights": weights}]))
+        file.write_text(json_lines([content]))
         return file
 
 
@@ -104,16 +102,11 @@ def _replaced(module, name, value):
 class GridConfig:
     """How a grid is learned; `learn_grid` takes each field by its name, too."""
 
-    iterations: int = 300
-    """Steps of Adam."""
-    rate: float = 0.03
-    """Its learning rate, which falls to 0 along a half cosine."""
-    kept: int = 512
-    """Starts that are trained on, half of them those that a stock grid solves worst."""
-    weights: bool = True
-    """Learn the weights too, if the solver has any (`DEIS`, `UniPC`)."""
-    tolerance: float | None = None
-    """Of the fine solve; 1e-5, or 1e-9 in float64."""
+    iterations: int = 300  # steps of Adam
+    rate: float = 0.03  # its learning rate, which falls to 0 along a half cosine
+    kept: int = 512  # starts trained on, half of them those a stock grid solves worst
+    weights: bool = True  # learn the weights too, if it has any (`DEIS`, `UniPC`)
+    tolerance: float | None = None  # of the fine solve; 1e-5, or 1e-9 in float64
 
 
 def learn_grid(
@@ -172,8 +165,7 @@ def learn_grid(
     gaps = jnp.diff(jnp.concatenate(nodes))
     parameters = {"gaps": jnp.log(jnp.maximum(gaps, 1e-3))}
     if config.weights and isinstance(solver, UniPC | DEIS):
-        corrector = solver.corrector if isinstance(solver, UniPC) else 0
-        sizes = (steps, solver.points), (steps, corrector)
+        sizes = (steps, solver.points), (steps, solver.corrector)
         parameters["weights"] = Weights(*(jnp.zeros(n, start.dtype) for n in sizes))
 
     def build(parameters):

@@ -23,10 +23,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ..data.stream import Arrays
-from ..losses.bridge import bridge_loss
 from ..losses.coupling.pairs import PairedData, paired
 from ..losses.denoising import denoising_loss
-from ..losses.velocity import velocity_loss
 from ..mesh import batch_sharding, to_host
 from ..metrics.path_energy import straightness
 from ..models.bridge import SchroedingerBridge
@@ -42,8 +40,7 @@ from .config import TrainingConfig, configured
 from .fit import fit
 from .pair_store import open_pairs
 
-_WATCHED = 1024
-"""The number of paths that the straightness is measured on."""
+_WATCHED = 1024  # paths that the straightness is measured on
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,28 +115,27 @@ def reflow(
     held = (model, start, cond, options)
     x0, x1, log = open_pairs(directory, key, n, shape, batch_size, held)
 
-    def begin(index):
-        """The first states of these pairs, the ends they stand for, conditions."""
+    def solved(own, index, **more):
+        """A solve of these pairs, and the ends that its first states stand for."""
         given = None if start is None else jnp.asarray(start[index])
         some = jax.tree.map(lambda c: jnp.asarray(c[index]), cond)
-        return *_starts(key, model, index, shape, given), some
+        first, ends = _starts(key, model, index, shape, given)
+        more |= {"start": first, "cond": some, **options}
+        return sample(own, model, first.shape, **more), ends
 
     with progress_bar(n, progress, log.done) as bar:
         while log.done < n:
             rows = np.arange(log.done, min(log.done + batch_size, n))
-            first, ends, some = begin(np.resize(rows, batch_size))
-            given = {"start": first, "cond": some, "sharding": sharding, **options}
             here = jax.random.fold_in(key, log.done)
-            out = sample(here, model, (batch_size, *shape), **given)
+            index = np.resize(rows, batch_size)
+            out, ends = solved(here, index, sharding=sharding)
             _keep(out, ends, rows, (x0, x1), isinstance(model, Forward))
             log.evaluations = int(out.evaluations)
             log.finish(log.done + len(rows))
             bar.update(len(rows))
     bent = (float("nan"),) * 2
     if not is_traced(stochasticity) and float(stochasticity) == 0:
-        first, _, some = begin(np.arange(min(_WATCHED, n)))
-        given = {"start": first, "cond": some, "solver": solver, "grid": grid}
-        out = sample(key, model, first.shape, trajectory=True, **given)
+        out, _ = solved(key, np.arange(min(_WATCHED, n)), trajectory=True)
         bent = _straightness(out, model)
     return Reflow(x0, x1, cond, *_cost(x0, x1), *bent, log.evaluations)
 
@@ -294,13 +290,10 @@ def _with_pairs(loss):
 
 def _loss_of(model):
     """The loss of a model that takes a coupling."""
-    for kind, loss in (
-        (AbstractDenoiser, denoising_loss),
-        (VelocityModel, velocity_loss),
-        (SchroedingerBridge, bridge_loss),
-    ):
-        if isinstance(model, kind):
-            return loss
+    if isinstance(model, AbstractDenoiser):
+        return denoising_loss
+    if isinstance(model, VelocityModel | SchroedingerBridge):
+        return type(model).loss
     raise ValueError(
         "rectify trains a Denoiser, a VelocityModel or a SchroedingerBridge, or gets a "
         f"loss= that takes a coupling, got {type(model).__name__}."
