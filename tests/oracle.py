@@ -16,6 +16,7 @@ from jax.scipy.stats import norm
 
 import sdegen
 from sdegen.models.denoiser import PosteriorMean
+from sdegen.typing import is_traced
 
 
 class Mixture1D:
@@ -109,12 +110,18 @@ PROCESSES = finals(sdegen, sdegen.AbstractLinearSDE)
 """Every linear process that the package exports, LinearSDE included."""
 
 
-@functools.cache
+_MADE = {}
+
+
 def process(name):
     """The default object of a process, made once in float64."""
-    # Also when a test in float32, or one that is being traced, asks first.
-    with jax.enable_x64(True), jax.ensure_compile_time_eval():
-        return PROCESSES[name]()
+    if name not in _MADE:
+        with jax.enable_x64(True):  # also when a test in float32 asks first
+            made = PROCESSES[name]()
+        if is_traced(made):  # inside of a jit: it holds no numbers
+            return made
+        _MADE[name] = made
+    return _MADE[name]
 
 
 def as_float32(tree):
