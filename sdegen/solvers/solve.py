@@ -95,7 +95,9 @@ def check_solver(solver, adaptive: bool, noise: bool) -> None:
         )
     name, srk = type(solver).__name__, isinstance(solver, dfx.AbstractSRK)
     estimates = isinstance(solver, dfx.AbstractAdaptiveSolver)
-    if adaptive and not estimates and not (srk and solver.tableau.b_error is not None):
+    if srk and solver.tableau.b_error is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        estimates = True
+    if adaptive and not estimates:
         raise ValueError(
             f"adaptive steps need a solver with an error estimate, and {name} has "
             "none. Use ExponentialAdams(), Tsit5() or ShARK(), or a fixed grid."
