@@ -34,7 +34,7 @@ from oracle import G1, PROBES, PROCESSES, Mixture1D, as_float32, process
 
 import sdegen
 from sdegen.models.denoiser import PosteriorMean
-from sdegen.solvers.solve import evaluations
+from sdegen.solvers.solve import evaluations, worst_sample_norm
 
 # -- the flow --------------------------------------------------------------------------
 
@@ -452,6 +452,9 @@ def test_the_tolerance_bounds_the_worst_sample():
         errors.append(abs(out.x - end).max() / tolerance)
     print("worst error in units of the tolerance", errors)
     assert max(errors) < 30
+    one_is_wrong = jnp.zeros((100, 3)).at[7].set(jnp.array([3.0, 4.0, 0.0]))
+    norm = worst_sample_norm((0 * one_is_wrong, one_is_wrong))
+    assert abs(norm - (25 / 3) ** 0.5) < 1e-12
 
 
 # -- programs, derivatives -------------------------------------------------------------
