@@ -522,14 +522,14 @@ SAMPLING = (
         "sampling/drive.py",
         "jnp.where(stage == 0, index, halves)",
         "jnp.where(stage == 0, index, 0 * halves)",
-        "test_sample.py::test_samples_from_noise_have_the_law_of_the_data",
+        "test_sample.py::test_no_key_of_a_start_is_that_of_a_path",
     ),
     Mutant(
         "renoise-forgets-what-fades",
         "sampling/ancestral.py",
         "root(s0**2 - (k * s1) ** 2)",
         "root(s0**2 - s1**2)",
-        "test_inverse.py -k repaint",
+        "test_inverse.py::test_noise_is_put_back_to_the_marginals_of_the_path",
     ),
 )
 

@@ -34,6 +34,7 @@ from oracle import G1, PROBES, PROCESSES, Mixture1D, as_float32, process
 
 import sdegen
 from sdegen.models.denoiser import PosteriorMean
+from sdegen.sampling.drive import split_keys
 from sdegen.solvers.solve import evaluations, worst_sample_norm
 
 # -- the flow --------------------------------------------------------------------------
@@ -305,6 +306,11 @@ def test_a_number_of_steps_means_equal_steps_of_the_clock(stochasticity):
         for grid in (8, grid_of_eight(stochasticity))
     )
     assert (a == b).all()
+
+
+def test_no_key_of_a_start_is_that_of_a_path():
+    keys = jax.random.key_data(split_keys(KEY, 6)).reshape(12, -1)
+    assert len(np.unique(keys, axis=0)) == 12
 
 
 def test_another_key_makes_other_samples():
