@@ -827,7 +827,7 @@ TRAINING = (
         "training/compiled_loop.py",
         "x0, key = as_float(x0), jax.random.fold_in(key, step)",
         "x0 = as_float(x0)",
-        "test_train.py -k function_of_the_seed",
+        "test_train.py::test_every_step_has_a_key_of_its_own",
     ),
     Mutant(
         "gradients-summed-over-devices",
