@@ -475,8 +475,8 @@ LIKELIHOOD = (
     Mutant(
         "standard-error-of-one-probe-more",
         "likelihood/log_likelihood.py",
-        "/ max(count - 1, 1)",
-        "/ (count * max(count - 1, 1))",
+        "/ max(probes - 1, 1)",
+        "/ (probes * max(probes - 1, 1))",
         "test_likelihood.py::test_the_error_bar_of_probes_is_honest",
     ),
     Mutant(
@@ -520,8 +520,8 @@ SAMPLING = (
     Mutant(
         "start-and-noise-share-a-key",
         "sampling/drive.py",
-        "jnp.where(stage == 0, index, halves)",
-        "jnp.where(stage == 0, index, 0 * halves)",
+        "jnp.where(stage == 0, index, jnp.arange(2)[:, None])",
+        "jnp.where(stage == 0, index, jnp.zeros((2, 1), int))",
         "test_sample.py::test_no_key_of_a_start_is_that_of_a_path",
     ),
     Mutant(
