@@ -972,7 +972,7 @@ CHECKS = (
         "checks/reversal.py",
         "KS_BAR + bias * 2 * np.sqrt(n)",
         "1000 * KS_BAR",
-        "test_check.py::test_a_wrong_nonlinear_sde_misses_its_base",
+        "test_check.py::test_draws_of_another_law_are_not_accepted",
     ),
 )
 
@@ -996,14 +996,14 @@ MESH_AND_CLI = (
         "cli.py",
         "np.array([float(word) for word in words])",
         "np.array([float(word) for word in words[:1]])",
-        "test_experiments.py -k shell",
+        "test_experiments.py::test_an_array_is_set_from_the_shell_with_all_its_numbers",
     ),
     Mutant(
         "traceback-for-bad-input",
         "cli.py",
         "known or _ours(error, main)",
         "known",
-        "test_experiments.py::test_bad_input_ends_with_one_sentence_and_no_traceback",
+        "test_experiments.py::test_an_error_of_the_library_in_a_script_is_one_sentence",
     ),
 )
 
