@@ -22,6 +22,7 @@ import sdegen
 from sdegen.checks import PARTS, Report
 from sdegen.checks import command as command_line
 from sdegen.checks.fokker_planck import solve
+from sdegen.checks.reversal import ks_row
 from sdegen.checks.test_data import LINE, data, lopsided
 from sdegen.checks.weak_form import STOCHASTICITIES, coefficients, residuals
 
@@ -278,6 +279,12 @@ def test_the_reversal_catches_a_library_without_the_divergence_term(monkeypatch)
     report = sdegen.check(_sine(), parts=("reversal",), samples=SAMPLES)
     print(report)
     assert [row.name for row in report.failed] == ["flow", "reverse SDE"]
+
+
+def test_draws_of_another_law_are_not_accepted():
+    even = (np.arange(2000) + 0.5) / 2000
+    assert ks_row("part", "name", "what", even).passed
+    assert ks_row("part", "name", "what", even**2).passed is False
 
 
 def test_a_constructor_refuses_what_runs_backwards():

@@ -74,16 +74,18 @@ def test_a_power_average_weighs_step_k_by_the_profile_between_k_minus_1_and_k(st
 
 
 def test_a_constant_decay_forgets_its_start_and_then_keeps_its_length():
-    thetas = sequence(2000)
-    (found,) = run_average([Decay(0.98)], jnp.asarray(thetas))
-    # written out as a product, from the last step backwards
-    n = np.arange(1, 2001)
-    kept = np.minimum(0.98, n / (9 + n))
-    after = np.append(np.cumprod(kept[::-1])[::-1][1:], 1.0)
-    weights = (1 - kept) * after
+    for steps in (20, 2000):
+        thetas = sequence(steps)
+        (found,) = run_average([Decay(0.98)], jnp.asarray(thetas))
+        # written out as a product, from the last step backwards
+        n = np.arange(1, steps + 1)
+        kept = np.minimum(0.98, n / (9 + n))
+        after = np.append(np.cumprod(kept[::-1])[::-1][1:], 1.0)
+        weights = (1 - kept) * after
+        expected = weights @ thetas + 1e3 * np.prod(kept)
+        np.testing.assert_allclose(found["w"], expected, atol=1e-11)
     # the start has lost all but nothing: 0.1 * 2/11 * ..., then 0.98 a step
     assert np.prod(kept) < 1e-15
-    np.testing.assert_allclose(found["w"], weights @ thetas, atol=1e-11)
     np.testing.assert_allclose(weights[-1] / weights[-2], 1 / 0.98, rtol=1e-12)
 
 

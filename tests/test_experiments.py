@@ -1,5 +1,6 @@
 """Every script and every block of the README runs, as a user would run it."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -11,8 +12,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Float
 
 import sdegen
 from sdegen import cli
@@ -160,6 +164,22 @@ def test_a_mistyped_field_is_answered_with_the_nearest_name(capsys):
         cli.parse(load("quickstart").Config, ["--batch-sise", "3"])
     assert ended.value.code != 0
     assert "--batch-size" in capsys.readouterr().err
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    levels: Float[jax.Array, " k"] = dataclasses.field(
+        default_factory=lambda: jnp.ones(1)
+    )
+
+
+def test_an_array_is_set_from_the_shell_with_all_its_numbers():
+    assert [*cli.parse(Levels, ["--levels", "1", "2.5", "4"]).levels] == [1, 2.5, 4]
+
+
+def test_an_error_of_the_library_in_a_script_is_one_sentence():
+    with pytest.raises(SystemExit, match="error: VP needs 0 <= t_min < t_max"):
+        cli.run(lambda config: sdegen.VP(t_min=2.0), Levels, [])
 
 
 def test_bad_input_ends_with_one_sentence_and_no_traceback(tmp_path):

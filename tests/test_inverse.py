@@ -26,6 +26,7 @@ from sdegen.guidance.inverse import (
 from sdegen.mesh import batch_sharding, data_mesh
 from sdegen.models.denoiser import PosteriorMean
 from sdegen.runs import recorder
+from sdegen.sampling.ancestral import renoise
 
 MEAN, ROOT = (
     np.array([0.5, -1.0, 0.3]),
@@ -341,6 +342,15 @@ def test_every_image_has_particles_of_its_own():
 
 def known_part(x):
     return x * jnp.array([1.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_noise_is_put_back_to_the_marginals_of_the_path(name):
+    path = process(name)
+    t, s = path.time(-2.0), path.time(1.0)
+    (a0, s0), (a1, s1) = path.scales(t), path.scales(s)
+    keep, more = renoise(path, s, t)
+    np.testing.assert_allclose((keep * a1, jnp.hypot(keep * s1, more)), (a0, s0))
 
 
 def test_repaint_keeps_what_is_known_and_resampling_brings_the_rest_nearer():

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutants
+
 import sdegen
 import sdegen.processes
 
@@ -246,6 +248,23 @@ def test_every_process_is_exported_at_the_top():
                     assert getattr(sdegen, name) is cls
                     found += 1
     assert found > 15
+
+
+def test_every_mutant_fits_the_package_and_names_tests_that_exist():
+    names = [mutant.name for mutant in mutants.MUTANTS]
+    assert len(set(names)) == len(names) >= 45
+    for mutant in mutants.MUTANTS:
+        assert ast.dump(ast.parse(mutant.changed(TEXTS[mutant.file]))) != ast.dump(
+            FILES[mutant.file]
+        ), mutant.name
+        selected = [word for word in mutant.words if word.startswith("tests/")]
+        assert selected, f"{mutant.name} names no test"
+        for file, _, name in (word.partition("::") for word in selected):
+            text = (mutants.ROOT / file).read_text()
+            assert f"def {name.partition('[')[0]}(" in text or not name, mutant.name
+    rooms = {place.strip("/") for places in FLOORS.values() for place in places}
+    rooms -= {"typing.py", "_compat.py", "__init__.py", "__main__.py"}
+    assert {mutant.file.split("/")[0] for mutant in mutants.MUTANTS} == rooms
 
 
 def test_importing_the_package_starts_no_backend():

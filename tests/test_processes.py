@@ -601,7 +601,8 @@ def test_grids_are_equal_steps_of_their_clock(name):
         "Karras": lambda t, out: (out.sigma / out.alpha) ** (1 / 7),
     }
     for kind, ts in grids(name, "float64").items():
-        ts = ts[1:-1]  # the ends are pinned, whatever the clock says
+        if kind in ("log-SNR", "Karras"):
+            ts = ts[1:-1]  # these begin at a floor where alpha = 0
         steps = np.diff(clocks[kind](ts, laws(process(name), ts)))
         np.testing.assert_allclose(steps, steps.mean(), rtol=1e-9)
 

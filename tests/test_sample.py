@@ -34,7 +34,8 @@ from oracle import G1, PROBES, PROCESSES, Mixture1D, as_float32, process
 
 import sdegen
 from sdegen.models.denoiser import PosteriorMean
-from sdegen.solvers.solve import evaluations
+from sdegen.sampling.drive import split_keys
+from sdegen.solvers.solve import evaluations, worst_sample_norm
 
 # -- the flow --------------------------------------------------------------------------
 
@@ -307,6 +308,11 @@ def test_a_number_of_steps_means_equal_steps_of_the_clock(stochasticity):
     assert (a == b).all()
 
 
+def test_no_key_of_a_start_is_that_of_a_path():
+    keys = jax.random.key_data(split_keys(KEY, 6)).reshape(12, -1)
+    assert len(np.unique(keys, axis=0)) == 12
+
+
 def test_another_key_makes_other_samples():
     a, b = (
         sdegen.sample(
@@ -452,6 +458,9 @@ def test_the_tolerance_bounds_the_worst_sample():
         errors.append(abs(out.x - end).max() / tolerance)
     print("worst error in units of the tolerance", errors)
     assert max(errors) < 30
+    one_is_wrong = jnp.zeros((100, 3)).at[7].set(jnp.array([3.0, 4.0, 0.0]))
+    norm = worst_sample_norm((0 * one_is_wrong, one_is_wrong))
+    assert abs(norm - (25 / 3) ** 0.5) < 1e-12
 
 
 # -- programs, derivatives -------------------------------------------------------------

@@ -13,6 +13,7 @@ from oracle import G1, PROBES, PROCESSES, process
 
 import sdegen
 from sdegen import prediction, solvers
+from sdegen.solvers.semilinear import Node
 
 KINDS = ("x0", "eps", "velocity", "edm")
 
@@ -126,6 +127,26 @@ def test_the_cosine_grid_has_equal_angles(name):
         angle = np.arctan2(sigma ** (1 / rho), (scale * alpha) ** (1 / rho))
         assert ts[0] == path.t_max and ts[-1] == path.t_min
         assert np.ptp(np.diff(angle)) < 1e-9 and (np.diff(ts) < 0).all()
+
+
+def test_every_step_integrates_as_many_powers_as_it_knows_predictions():
+    """In the variable tau: step k knows k + 1 of them, the corrector one more."""
+    tau = np.array([1.0, 0.9, 0.75, 0.6, 0.3, 0.2, 0.05])
+    path = sdegen.RectifiedFlow()
+    nodes = jax.vmap(lambda t: Node.at(path, t))(jnp.asarray(tau))
+    rows = solvers.UniPC(3, prediction=prediction.velocity).rows(nodes)
+    for k in range(len(tau) - 1):
+        back = np.maximum(k - np.arange(3), 0)
+        both = (
+            (rows.predictor.weights[k], tau[back], min(k + 1, 3)),
+            (rows.corrector.weights[k + 1], tau[[k, k + 1, *back[1:]]], min(k + 2, 4)),
+        )
+        for weights, x, known in both:
+            for m in range(1, 4):
+                exact = np.diff(tau[[k, k + 1]] ** (m + 1))[0] / (m + 1)
+                exact -= tau[k] ** m * (tau[k + 1] - tau[k])
+                error = abs(weights @ (x**m - tau[k] ** m) - exact)
+                assert error < 1e-14 if m < known else error > 1e-7, (k, m)
 
 
 def test_equal_steps_of_time_are_the_cosine_grid_of_the_cosine_schedule():

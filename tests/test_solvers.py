@@ -117,6 +117,7 @@ def ddpm_clock(steps):
     "steps, eta, variance, expected",
     [
         (5, 0.0, 4.0, 1.857423),
+        (5, 0.5, 4.0, 1.779343),
         (5, 1.0, 4.0, 1.337190),
         (10, 0.0, 4.0, 2.8619),
         (10, 1.0, 4.0, 2.2757),
@@ -238,6 +239,29 @@ def test_langevin_keeps_the_law_to_second_order_in_its_step():
         after = gains[0] ** 2 * law + sum(g**2 for g in gains[1:])
         q = 2 * snr**2 * tau**2 / law
         assert abs(after / law - 1) < 4 * q**2 and gains[0] < 1
+
+
+def test_er_sde_integrates_a_linear_prediction_exactly_under_noise():
+    """x / alpha goes with phi, and x0 with d(-1 / phi), phi(r) = r g(r)^strength^2."""
+    solver, y = solvers.ERSDE(2), jnp.full((1, 1), 0.7)
+    first, start, stop = (node_at(jnp.asarray(c)) for c in (0.3, 0.8, 1.7))
+
+    def posterior_means(node, y):
+        x0 = jnp.full_like(y, node.half_logsnr)
+        return x0, (y - node.a * x0) / node.tau
+
+    strength, zero = jnp.asarray(0.8), lambda: jnp.zeros((1, 1))
+    term = types.SimpleNamespace(
+        posterior_means=posterior_means, normal=zero, stochasticity=strength
+    )
+    state = solver.start(term, first, start, y)
+    state = solver.advance(term, first, start, y, state)[2]
+    got = solver.advance(term, start, stop, y, state)[0]
+    r = np.linspace(*(float(n.tau / n.a) for n in (start, stop)), 20_001)
+    phi = r * (np.exp(r**0.3) + 10) ** 0.64
+    x = phi[-1] / phi[0] * 0.7 / float(start.a)
+    x += phi[-1] * np.sum(-np.log((r[1:] + r[:-1]) / 2) * np.diff(1 / phi))
+    assert abs(got - float(stop.a) * x).max() < 1e-7
 
 
 # -- laws ------------------------------------------------------------------------------

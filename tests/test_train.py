@@ -79,6 +79,13 @@ def test_training_is_a_function_of_the_seed_and_not_of_the_chunking():
     assert not np.allclose(fit(seed=1).losses, runs[0].losses)
 
 
+def test_every_step_has_a_key_of_its_own():
+    def draw(model, key, x0, cond=None, axis_name=None):
+        return jax.random.uniform(key)
+
+    assert len(np.unique(fit(loss=draw).losses)) == 20
+
+
 def test_the_caller_keeps_its_network():
     model = denoiser()
     before = leaves(model.network)
