@@ -12,8 +12,7 @@ towards 0. The floor of each is the same figure for the real training half.
 
 Expect, on two CPU cores, about 85 s of CPU time for training, W2 2.9 or less (floor
 2.6), MMD^2 0.006 or less and nearest 2.4; a Gaussian fit has 3.5, 0.075 and 3.3.
-Pictures: early.png after a quarter of the training, then samples.png, flow.png,
-loss.png, in --out.
+Pictures in --out: early.png (a quarter of the way), samples.png, flow.png, loss.png.
 """
 
 import time
@@ -99,10 +98,8 @@ def main(config: Config) -> None:
     name, net = type(config.process).__name__, type(network).__name__
     print(f"{name}, {net} of {size:,} parameters, {len(train)} images")
 
-    grids = {
-        "flow": config.sampling_steps,
-        "reverse SDE": sdegen.LogSNRGrid(2 * config.sampling_steps),
-    }
+    reverse = sdegen.LogSNRGrid(2 * config.sampling_steps)
+    grids = {"flow": config.sampling_steps, "reverse SDE": reverse}
 
     def draw_set(sampler, model, number):
         return sdegen.sample(
@@ -117,13 +114,12 @@ def main(config: Config) -> None:
     early = config.out / "early.png"
 
     def watch(step, model):
-        if step >= config.steps / 4 and not seen:
-            images = {f"after {step} steps": draw_set("flow", model, 1).x}
-            plots.image_grids(early, images)
-            seen.append(step)
-            print(f"\na first picture, after {step} steps: {early}")
+        if step >= config.steps / 4 and not early.exists():
+            title, images = f"after {step} steps", draw_set("flow", model, 1).x
+            plots.image_grids(early, {title: images})
+            print(f"\na first picture, {title}: {early}")
 
-    seen = []
+    early.unlink(missing_ok=True)
     with Recorder(config.out, config) as recorder:
         cpu = time.process_time()
         fit = sdegen.fit(
@@ -174,10 +170,8 @@ def main(config: Config) -> None:
         how = {"xlabel": "step", "ylabel": "loss", "smooth": max(1, config.steps // 50)}
         plots.curves(config.out / "loss.png", {"loss": fit.losses}, **how)
     print("\n" + table(rows))
-    print(
-        f"Means over {config.draws} sets; +- is the standard error of MMD2; seconds are"
-    )
-    print("per set, compilation included; the real half is its own nearest neighbour.")
+    print(f"Means of {config.draws} sets (seconds: compilation included); +- is the")
+    print("standard error of MMD2. The real half is its own nearest neighbour.")
     print(f"pictures: {config.out}/early.png, samples.png, flow.png, loss.png")
 
 
