@@ -344,7 +344,7 @@ def known_part(x):
     return x * jnp.array([1.0, 1.0, 0.0])
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", ["VP", "EDM", "Cosine", "RectifiedFlow"])
 def test_noise_is_put_back_to_the_marginals_of_the_path(name):
     path = process(name)
     t, s = path.time(-2.0), path.time(1.0)

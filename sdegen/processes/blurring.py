@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 
-from ..typing import Scalar, float_array, number
+from ..typing import Scalar, number
 from .basis import DCT, PIXELS, laplacian
 from .noise import AbstractNoise, Gaussian
 from .sde import AbstractLinearSDE
@@ -51,7 +51,8 @@ class Blurring(AbstractLinearSDE):
         """cos(pi t / 2) d(t), an array over the frequencies."""
         tau = (self.blur * jnp.sin(jnp.pi * t / 2) ** 2) ** 2 / 2
         lam = 0.0 if self.shape is None else laplacian(self.shape, self.axes)
-        fade = (1 - self.floor) * jnp.exp(-float_array(lam) * tau) + self.floor
+        lam = jnp.asarray(lam, jnp.result_type(tau))
+        fade = (1 - self.floor) * jnp.exp(-lam * tau) + self.floor
         return jnp.sin(jnp.pi * (1 - t) / 2) * fade  # relatively exact near t = 1
 
     def sigma(self, t):
