@@ -41,22 +41,15 @@ jaxtyping.install_import_hook("sdegen", "beartype.beartype")
 
 LONG = (
     "experiments",
-    "likelihood",
-    "inverse",
-    "solver_contracts",
-    "sample",
-    "momentum",
-    "nonlinear",
-    "per_coordinate",
-    "interpolants",
+    "resume",
     "check",
-    "heavy_tails",
-    "corruption",
-    "solvers",
-    "guidance",
-    "solver_orders",
-    "learn_grid",
-    "green",
+    "likelihood",
+    "sample",
+    "nets",
+    "mesh",
+    "coupling",
+    "processes",
+    "momentum",
 )
 """Files that take minutes, the longest first."""
 
