@@ -21,6 +21,7 @@ import sdegen.nets
 from sdegen import nets
 from sdegen.nets import MLP, MLPConfig, UNet, UNetConfig
 from sdegen.nets.conv import conv
+from sdegen.nets.network import _made
 
 SMALL = {"channels": 4, "multiples": (1, 2), "blocks": 1}
 MAKE = {
@@ -472,3 +473,13 @@ def test_gradients_inside_a_scan_are_as_fast_as_at_top_level():
         ratios.append(seconds[0] / seconds[1])
     print("scan / top level:", np.round(sorted(ratios), 2))
     assert np.median(ratios) < 5
+
+
+def test_one_program_makes_all_networks_of_a_configuration():
+    _made.clear_cache()
+    made = [nets.MLPConfig(width=8)((2,), jax.random.key(seed)) for seed in (0, 1)]
+    assert _made._cache_size() == 1
+    one, two = (jax.tree.leaves(network) for network in made)
+    assert any((a != b).any() for a, b in zip(one, two, strict=True))  # by their keys
+    nets.MLPConfig(width=9)((2,), jax.random.key(0))
+    assert _made._cache_size() == 2

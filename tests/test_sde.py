@@ -160,6 +160,24 @@ def test_the_table_is_read_as_diffrax_reads_it(solver, degree, steps):
     np.testing.assert_allclose(mine[inside], theirs[inside], rtol=1e-11, atol=1e-13)
 
 
+def test_the_inverse_of_a_table_has_the_derivatives_of_a_formula():
+    def beta(t):
+        return 0.1 + 19.9 * t
+
+    made = sdegen.LinearSDE(
+        lambda t, _: -0.5 * beta(t), lambda t, _: jnp.sqrt(beta(t)), t_max=1.0
+    )
+    levels = jnp.array([-6.0, -1.0, 2.0, 5.0])
+
+    @jax.jit
+    def derivatives(path):  # by Newton's steps, or by the formula of VP
+        first = jax.grad(path.time)
+        return jax.vmap(lambda l: (path.time(l), first(l), jax.grad(first)(l)))(levels)
+
+    for mine, known in zip(derivatives(made), derivatives(sdegen.VP()), strict=True):
+        np.testing.assert_allclose(mine, known, rtol=1e-7)
+
+
 def test_a_sweep_of_gradients_through_the_construction_is_that_of_vp():
     def fact(path):  # a mixture of all that is derived: one gradient sees it all
         law = path.alpha(0.4) + 0.7 * path.sigma(0.4) + 3.1 * path.time(-1.0)
