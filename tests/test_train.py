@@ -331,3 +331,23 @@ def test_make_call_is_what_fit_runs():
     chex.assert_trees_all_close(np.asarray(metrics["loss"]), run.losses, rtol=1e-5)
     state = jax.tree.unflatten(structure, flat)
     chex.assert_trees_all_close(leaves(state), leaves(run.state), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
+def test_parameters_keep_their_precision_and_data_theirs(kind):
+    """With JAX_ENABLE_X64 the numbers of the optimiser are float64, and the data."""
+    with jax.enable_x64(True):
+        network = jax.tree.map(lambda a: a.astype(kind), denoiser().network)
+        model = dataclasses.replace(denoiser(), network=network)
+        x = data().astype(np.float64)
+        run = sdegen.fit(
+            model, x, steps=2, batch_size=8, steps_per_call=2, progress=False
+        )
+        assert {a.dtype for a in leaves(run.model.network)} == {jnp.dtype(kind)}
+        assert run.losses.dtype == np.float64
+        # moments and averages of narrow parameters are wide, or they would not move
+        kept = jax.tree.leaves((run.state.averages, run.state.opt_state))
+        assert {a.dtype for a in kept if a.ndim} == {jnp.dtype(jnp.float32)}
+        assert sdegen.sample(jax.random.key(0), run.model, (2, 2), grid=2).ok
+        found = sdegen.likelihood.log_likelihood(run.model, jnp.asarray(x[:2]), grid=2)
+        assert found.ok and found.value.dtype == np.float64

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..typing import Scalar, number
+from ..typing import PyTree, Scalar, number
 
 
 class AbstractOptimizer(eqx.Module):
@@ -27,7 +27,9 @@ class AbstractOptimizer(eqx.Module):
 def _scheduled(rule, numbers, steps):
     """Clipping, then `rule` with its `numbers`, an `AdamW` or a `Lion`.
 
-    The rate rises linearly, then is constant or falls to zero at `steps`.
+    The rate rises linearly, then is constant or falls to zero at `steps`. Everything is
+    computed in the precision of the parameters, but in float32 for narrower ones: in
+    bfloat16 a moment would not move by a part in a thousand.
     """
     warmup, shape = numbers.warmup, optax.constant_schedule(1.0)
     if numbers.decay:
@@ -35,15 +37,64 @@ def _scheduled(rule, numbers, steps):
     if warmup:
         ramp = optax.linear_schedule(1 / (warmup + 1), 1.0, warmup)
         shape = optax.join_schedules([ramp, shape], [warmup])
-    return optax.chain(
-        optax.clip_by_global_norm(numbers.clip),
-        rule(
-            lambda count: numbers.learning_rate * shape(count),
-            numbers.b1,
-            numbers.b2,
-            weight_decay=numbers.weight_decay,
-        ),
-    )
+
+    def chain(params):
+        # Numbers are float64 with JAX_ENABLE_X64, whatever the parameters are.
+        kind = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+        own = jax.tree.map(lambda a: a.astype(kind), numbers)
+        return optax.chain(
+            _clip(own.clip),
+            rule(
+                lambda count: own.learning_rate * shape(count),
+                own.b1,
+                own.b2,
+                weight_decay=own.weight_decay,
+            ),
+        )
+
+    def init(params):
+        return chain(params).init(at_least_float32(params))
+
+    def update(grads, state, params=None):
+        wide = at_least_float32((grads, params))
+        return chain(grads).update(wide[0], state, wide[1])
+
+    return optax.GradientTransformation(init, update)
+
+
+def _clip(most):
+    """`optax.clip_by_global_norm`, in the precision of each gradient."""
+
+    def clip(grads, params=None):
+        norm = global_norm(grads)
+
+        def one(g):
+            small = g / norm.astype(g.dtype) * most.astype(g.dtype)
+            return jax.lax.select(norm < most, g, small)
+
+        return jax.tree.map(one, grads)
+
+    return optax.stateless(clip)
+
+
+def at_least_float32(tree: PyTree) -> PyTree:
+    """`tree` with its narrower floating-point arrays as float32."""
+
+    def one(a):
+        if not eqx.is_inexact_array(a):
+            return a
+        return a.astype(jnp.promote_types(a.dtype, jnp.float32))
+
+    return jax.tree.map(one, tree)
+
+
+def like_dtypes(tree: PyTree, like: PyTree) -> PyTree:
+    """`tree` with its arrays in the types of those of `like`."""
+
+    def one(a, b):
+        return a.astype(b.dtype) if eqx.is_array(b) else a
+
+    return jax.tree.map(one, tree, like)
 
 
 class AdamW(AbstractOptimizer):

@@ -13,7 +13,7 @@ from ..runs import checkpoint
 from ..runs.recorder import describe
 from .compiled_loop import make_call
 from .ema import as_averages
-from .optimizer import as_optimizer
+from .optimizer import as_optimizer, like_dtypes
 from .step import TrainState, own_loss
 
 
@@ -63,7 +63,8 @@ class Run:
 
     def averaged(self, copy: bool = False):
         """The model by the first average; a copy outlives the next call."""
-        trained = self.state.averages[0]
+        state = self.state
+        trained = like_dtypes(state.averages[0], state.trained)
         if copy:
             trained = jax.tree.map(jnp.copy, trained)
         return self.model.with_trained(trained)

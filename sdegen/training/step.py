@@ -18,11 +18,14 @@ from ..models.model import AbstractModel
 from ..typing import AxisName, PyTree, RandomKey, Scalar, ScalarLike
 from . import ema
 from .ema import DECAY, AbstractAverage, as_averages
-from .optimizer import global_norm
+from .optimizer import at_least_float32, global_norm, like_dtypes
 
 
 class TrainState(eqx.Module):
-    """`model.trained`, its averages, the state of the optimiser, the step."""
+    """`model.trained`, its averages, the state of the optimiser, the step.
+
+    Averages are float32 at least: in bfloat16 they would not move.
+    """
 
     trained: Any
     averages: tuple[Any, ...]
@@ -49,7 +52,7 @@ def init_state(
     def copy():
         return jax.tree.map(lambda a: jnp.copy(a) if eqx.is_array(a) else a, trained)
 
-    copies = tuple(copy() for _ in range(averages))
+    copies = tuple(at_least_float32(copy()) for _ in range(averages))
     return TrainState(copy(), copies, transform.init(params), jnp.array(0))
 
 
@@ -146,7 +149,9 @@ def apply_gradients(
     """The next state, and `loss`, `grad_norm`, `update_norm` and `aux`."""
     params = eqx.filter(state.trained, eqx.is_inexact_array)
     updates, opt_state = transform.update(grads, state.opt_state, params)
-    trained = eqx.apply_updates(state.trained, updates)
+    # What is kept keeps its type, whatever the numbers of the optimiser are.
+    opt_state = like_dtypes(opt_state, state.opt_state)
+    trained = like_dtypes(eqx.apply_updates(state.trained, updates), state.trained)
     n = (state.step + 1).astype(jnp.float32)
     moving = ema.update(averages, state.averages, trained, n)
     norms = {"grad_norm": global_norm(grads), "update_norm": global_norm(updates)}
