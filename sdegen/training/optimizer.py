@@ -92,7 +92,7 @@ def like_dtypes(tree: PyTree, like: PyTree) -> PyTree:
     """`tree` with its arrays in the types of those of `like`."""
 
     def one(a, b):
-        return a.astype(b.dtype) if eqx.is_array(b) else a
+        return a.astype(b.dtype) if eqx.is_inexact_array(b) else a
 
     return jax.tree.map(one, tree, like)
 

@@ -84,8 +84,8 @@ def reconstruct(
     total = {name: a.astype(part[name].dtype) for name, a in total.items()}
     if like is None:
         return total, error
-    leaves = [total[name].astype(a.dtype) for name, a in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves), error
+    own = {name: total[name].astype(a.dtype) for name, a in wanted.items()}
+    return checkpoint.unnamed(own, like), error
 
 
 def _as_kept(a):

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..losses.coupling.pairs import split_aux
@@ -44,16 +45,17 @@ def init_state(
     - `averages`: how many moving averages are kept; 1.
     """
     params = eqx.filter(trained, eqx.is_inexact_array)
-
     if not jax.tree.leaves(params):
         raise ValueError("the network has no floating-point arrays: nothing to train.")
 
     # The state's buffers are donated, the model's stay the caller's.
-    def copy():
-        return jax.tree.map(lambda a: jnp.copy(a) if eqx.is_array(a) else a, trained)
+    copies = tuple(at_least_float32(copied(trained)) for _ in range(averages))
+    return TrainState(copied(trained), copies, transform.init(params), jnp.array(0))
 
-    copies = tuple(at_least_float32(copy()) for _ in range(averages))
-    return TrainState(copy(), copies, transform.init(params), jnp.array(0))
+
+def copied(tree: Any) -> Any:
+    """`tree` with copies of its arrays."""
+    return jax.tree.map(lambda a: jnp.copy(a) if eqx.is_array(a) else a, tree)
 
 
 def own_loss(model, key, x0, cond=None, *, axis_name=None):
@@ -68,6 +70,19 @@ def check_model(model: Any) -> None:
             "training takes an sdegen.AbstractModel, such as sdegen.Denoiser(network, "
             f"path), which says what of it is trained and how, got {model!r:.60}."
         )
+    variables = jax.tree.leaves_with_path(
+        model.trained, is_leaf=lambda v: isinstance(v, nnx.Variable)
+    )
+    for place, variable in variables:
+        if isinstance(variable, nnx.BatchStat | nnx.RngState | nnx.Cache):
+            raise ValueError(
+                "training changes parameters alone, but the network has a state that "
+                f"moves with its calls: network{jax.tree_util.keystr(place)}, an nnx."
+                f"{type(variable).__name__}. In the place of nnx.BatchNorm take a norm "
+                "without running statistics, such as nnx.GroupNorm; in the place of "
+                "nnx.Dropout take dropout= of sdegen.nets, or draw from the parameter "
+                "`key` of the network's call, which only training gives."
+            )
 
 
 def without_trained(model: AbstractModel) -> AbstractModel:
