@@ -7,13 +7,37 @@ state is one moment per parameter, half of AdamW's.
 """
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from ..typing import PyTree, Scalar, number
+
+
+def matrices(params: PyTree) -> PyTree:
+    """Where weights decay by default: arrays of two axes and more, but no embeddings.
+
+    Decay holds back the size of a map. A bias shifts it and the scale of a norm has its
+    optimum at one, so decay only pulls them off; of an embedding a step moves the rows
+    of its batch, and decay would move all others (Loshchilov and Hutter 2019; Karpathy
+    2020, "minGPT").
+
+    **Arguments:**
+    - `params`: a pytree of parameters.
+
+    **Returns:** a pytree of booleans of the same structure, as masks of Optax are.
+    """
+    table = lambda node: isinstance(node, nnx.Embed | eqx.nn.Embedding)  # noqa: E731
+
+    def one(node):
+        inside = table(node)
+        return jax.tree.map(lambda a: jnp.ndim(a) > 1 and not inside, node)
+
+    return jax.tree.map(one, params, is_leaf=table)
 
 
 class AbstractOptimizer(eqx.Module):
@@ -49,6 +73,7 @@ def _scheduled(rule, numbers, steps):
                 own.b1,
                 own.b2,
                 weight_decay=own.weight_decay,
+                mask=own.mask,
             ),
         )
 
@@ -105,6 +130,9 @@ class AdamW(AbstractOptimizer):
     - `clip`: the largest global norm of a gradient.
     - `warmup`: steps of linear warm-up.
     - `decay`: whether the rate falls to zero along a half cosine.
+    - `mask`: which parameters `weight_decay` acts on, a function from parameters to
+      booleans as in Optax; `matrices`, which leaves out biases, the scales of norms and
+      embeddings. None stands for all.
     """
 
     learning_rate: Scalar = number(1e-3)
@@ -114,6 +142,7 @@ class AdamW(AbstractOptimizer):
     clip: Scalar = number(1.0)
     warmup: int = eqx.field(default=100, static=True)
     decay: bool = eqx.field(default=True, static=True)
+    mask: Callable | None = eqx.field(default=matrices, static=True)
 
     def transform(self, steps):
         """Clipping, the update rule, and its schedule over `steps` steps."""
@@ -133,6 +162,7 @@ class Lion(AbstractOptimizer):
     clip: Scalar = number(1.0)
     warmup: int = eqx.field(default=100, static=True)
     decay: bool = eqx.field(default=True, static=True)
+    mask: Callable | None = eqx.field(default=matrices, static=True)
 
     def transform(self, steps):
         """Clipping, the update rule, and its schedule over `steps` steps."""
