@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ..losses.denoising import denoising_loss
 from ..losses.per_sample import batch_index, sample_keys
 from ..typing import AxisName, PyTree, RandomKey, Scalar, is_traced, number
-from .guidance import arrays, check_alike, spread
+from .guidance import check_alike, marker, spread
 
 _APART = 2**31 - 2  # apart from the keys that the loss draws itself
 
@@ -26,7 +26,7 @@ class LabelDropout(eqx.Module):
     - `loss`: one with the arguments of `denoising_loss`, which is the default.
     """
 
-    null: PyTree = eqx.field(converter=arrays)
+    null: PyTree = eqx.field(converter=marker)
     rate: Scalar = number(0.1)
     loss: Callable = denoising_loss
 

@@ -27,7 +27,15 @@ from ..sampling.ancestral import Transition, draws
 from ..sampling.drive import check_sharding, constrain, sample_keys
 from ..solvers.ddim import Variance
 from ..solvers.grids import Adaptive, Grid, LogSNRGrid, check_grid
-from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
+from ..typing import (
+    PyTree,
+    RandomKey,
+    Scalar,
+    ScalarLike,
+    condition_arrays,
+    float_array,
+    is_traced,
+)
 from .classifier import rewarded
 from .guidance import check_gaussian, noise_gain, off_noise, remaining_variance, spread
 
@@ -117,6 +125,7 @@ def sample_tilted(
         )
     numbers = (float_array(stochasticity), float_array(threshold))
     own = (temper or share_temper(), variance, shape, sharding)
+    cond = condition_arrays(cond)
     return _run(key, denoiser, reward, cond, grid, *numbers, *own)
 
 

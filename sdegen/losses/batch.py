@@ -21,7 +21,7 @@ from ..processes.interpolant import AbstractInterpolant
 from ..processes.path import AbstractPath, basis_of, batched, check_sample
 from ..processes.prediction import Prediction
 from ..processes.sde import AbstractSDE
-from ..typing import AxisName, PyTree, RandomKey
+from ..typing import AxisName, PyTree, RandomKey, condition_arrays
 from .coupling.pairs import PairedData, couple, independent
 from .per_sample import batch_index, draw_each, sample_keys
 from .simulated_paths import chain, targets
@@ -171,6 +171,7 @@ def draw_batch(
             )
         return simulated_batch(model, key, x0, cond, draws=1, axis_name=axis_name)[0]
     _check_data(x0)
+    cond = condition_arrays(cond, len(x0))
     options["times"] = Uniform() if times is None else times
     if isinstance(model, OnPath | HasVelocity | HasDrifts):
         return _draw(model, key, x0, cond, **options)
@@ -258,6 +259,7 @@ def simulated_batch(
     Arguments as for `simulated_score_loss`; without targets `target` is None.
     """
     _check_data(x0)
+    cond = condition_arrays(cond, len(x0))
     ts = model.clock.astype(x0.dtype)
     steps = len(ts) - 1
     if not 1 <= draws <= steps:

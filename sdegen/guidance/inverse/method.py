@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, Float
 
 from ...models.denoiser import AbstractDenoiser
+from ...models.model import conditions
 from ...sampling.drive import check_sharding, whole_numbers
 from ...solvers.grids import Adaptive, Grid
 from ...solvers.solve import Solution
@@ -57,6 +58,7 @@ class AbstractMethod(eqx.Module):
         shape = whole_numbers(shape)
         measurement.check(shape)
         check_sharding(sharding, shape)
+        cond = conditions(denoiser, cond, shape[0])
         options = Options(grid, cond, start, denoise, trajectory, sharding)
         return self.draw(key, denoiser, measurement, shape, options)
 
