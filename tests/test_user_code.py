@@ -150,6 +150,52 @@ def fit(model=None, data=None, **options):
     return sdegen.fit(model, data, **options)
 
 
+def doors(cond):
+    """Every verb that takes a condition, for ten samples."""
+    network = lambda t, x, cond: x + 0 * cond.sum()  # noqa: E731
+    model, x = sdegen.Denoiser(network, sdegen.VP()), jnp.ones((10, 2))
+    key, cond = jax.random.key(0), {"cond": cond}
+    known = sdegen.inverse.Measurement(lambda x: x[:1], y=jnp.ones(1), std=0.1)
+    integers = np.ones((10, 2), int)
+    return {
+        "fit": lambda: sdegen.fit(model, x, **cond),
+        "loss": lambda: sdegen.denoising_loss(model, key, x, **cond),
+        "sample": lambda: sdegen.sample(key, model, (10, 2), **cond),
+        "log_likelihood": lambda: sdegen.log_likelihood(model, x, **cond),
+        "bits": lambda: sdegen.bits_per_dim(model, integers, key=key, **cond),
+        "bound": lambda: sdegen.variational_bound(model, x, key=key, **cond),
+        "score_error": lambda: sdegen.score_error(model, model, 0.5, x, x, **cond),
+        "RePaint": lambda: sdegen.inverse.RePaint()(key, model, known, (10, 2), **cond),
+        "denoiser": lambda: model(jnp.ones(()), x, **cond),
+        "Arrays": lambda: sdegen.data.Arrays(x, **cond),
+    }
+
+
+@pytest.mark.parametrize("door", doors(None))
+def test_a_condition_has_one_row_per_sample_at_every_door(door, float32):
+    wrong = {
+        r"leading axis of 10, got the shape \(5, 3\)": np.ones((5, 3)),
+        r"leading axis of 10, got the shape \(3,\)": {"a": np.ones(3)},
+        "A list is a tree of its items": list(range(10)),
+        "arrays of numbers, got 'cat'": "cat",
+        "Number the classes": np.array(["cat"] * 10),
+    }
+    for sentence, cond in wrong.items():
+        with pytest.raises(ValueError, match=sentence):
+            doors(cond)[door]()
+
+
+def test_labels_out_of_range_are_refused_where_they_have_values(float32):
+    network = nets.MLPConfig(width=4, depth=1, classes=3)((2,), jax.random.key(0))
+    model, labels = sdegen.Denoiser(network, sdegen.VP()), np.array([0, 4])
+    key, sentence = jax.random.key(0), "labels of 3 classes are 0 to 2, or 3 for no"
+    for guided in (model, sdegen.guidance.ClassifierFree(model, 3)):
+        with pytest.raises(ValueError, match=sentence):
+            sdegen.sample(key, guided, (2, 2), cond=labels)
+    with pytest.raises(ValueError, match=sentence):
+        sdegen.fit(model, jnp.ones((2, 2)), cond=labels)
+
+
 def test_an_update_that_is_not_finite_is_caught_at_its_own_step(float32):
     poisoned = sdegen.AdamW(learning_rate=float("nan"), warmup=0)
     with pytest.raises(sdegen.NonFiniteError, match="step 0") as caught:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ..losses.per_sample import sample_keys
 from ..models.denoiser import AbstractDenoiser
-from ..models.model import AbstractModel
+from ..models.model import AbstractModel, conditions
 from ..processes.path import basis_of
 from ..solvers.semilinear import root
 from ..typing import PyTree, RandomKey, ScalarLike, float_array, is_traced
@@ -115,6 +115,7 @@ def bits_per_dim(
     images = _checked_images(images, levels)
     if not is_whole(draws):
         raise ValueError(f"draws must be a whole number >= 1, got {draws!r}.")
+    cond = conditions(model, cond, len(images))
     correct = correct and isinstance(model, AbstractDenoiser)
     if correct:
         noise = model.path.noise  # pyright: ignore[reportAttributeAccessIssue]

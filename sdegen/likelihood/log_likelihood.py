@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from ..models.model import AbstractModel, floating_batch
+from ..models.model import AbstractModel, conditions, floating_batch
 from ..processes.path import AbstractPath, check_sample
 from ..solvers.grids import Adaptive, Grid
 from ..solvers.semilinear import root
@@ -106,7 +106,8 @@ def log_likelihood(
     **Raises:** a ValueError for a model without a velocity, for noise without a
     density, and for what cannot be solved.
     """
-    x0, flow = _checked_data(x0), flow_of(model, cond, "log_likelihood")
+    x0 = _checked_data(x0)
+    flow = flow_of(model, conditions(model, cond, len(x0)), "log_likelihood")
     if isinstance(flow.process, AbstractPath):
         check_sample(flow.process, x0.shape[1:])
     probes = _check_probes(probes, probe_noise, key)  # pyright: ignore[reportAssignmentType]

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from ..losses.per_sample import sample_keys
 from ..models.denoiser import AbstractDenoiser
-from ..models.model import Points, check_gaussian, floating_batch
+from ..models.model import Points, check_gaussian, conditions, floating_batch
 from ..processes.path import check_one_level, logsnr_span
 from ..solvers.semilinear import root
 from ..typing import PyTree, RandomKey, float_array
@@ -68,6 +68,7 @@ def variational_bound(
     **Raises:** a ValueError for noise that is not Gaussian, and for wrong arguments.
     """
     x0 = floating_batch(x0, "variational_bound")
+    cond = conditions(denoiser, cond, len(x0))
     check_gaussian(denoiser.path, "the bound is for", " Use log_likelihood.")
     check_one_level(denoiser.path, "variational_bound")
     if not is_whole(draws, 2) or draws % 2:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Num
 
-from ..models.model import AbstractModel
+from ..models.model import AbstractModel, conditions
 from ..models.problem import noise_level
 from ..solvers.grids import Adaptive, Grid
 from ..solvers.solve import Solution
@@ -63,6 +63,7 @@ def sample(
             f"{model!r:.60}."
         )
     start = None if start is None else jnp.asarray(start)
+    cond = conditions(model, cond, shape[0])
     same = {"cond": cond, "start": start, "refinable": refinable}
     problem = model.problem(
         shape,
