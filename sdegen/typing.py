@@ -21,6 +21,8 @@ Levels: TypeAlias = float | int | Shaped[Array, "..."]
 Time: TypeAlias = Float[Array, "..."]
 """A time seen by a network: () for the whole batch, or (batch,)."""
 RandomKey: TypeAlias = Key[Array, ""]
+Seed: TypeAlias = RandomKey | int | np.integer
+"""A key, or the seed of one: what users give, see `random_key`."""
 DropoutKey: TypeAlias = Key[Array, "..."]
 """One key for a batch, () or one for each sample, (batch,)."""
 AxisName: TypeAlias = str | tuple[str, ...]
@@ -59,6 +61,28 @@ def is_traced(tree: PyTree) -> bool:
 def is_key(x: Array | np.ndarray) -> bool:
     """Whether an array holds random keys of the new style (`jax.random.key`)."""
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def is_whole(value: Any, least: int | float = 1) -> bool:
+    """Whether `value` is a whole number of at least `least`; True and 2.0 are none."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and bool(value >= least)
+
+
+def random_key(key: Any) -> RandomKey:
+    """One typed key from itself or from a whole number, its seed; else a sentence."""
+    one = isinstance(key, jax.Array) and not key.ndim
+    if one and is_key(key):
+        return key
+    if is_whole(key, -np.inf) or (one and jnp.issubdtype(key.dtype, jnp.integer)):
+        return jax.random.key(key)
+    came = f"{key!r:.60}"
+    if isinstance(key, jax.Array):
+        came = f"{key.dtype} of shape {key.shape}"
+    raise ValueError(
+        f"a key is one jax.random.key(seed), or the seed, a whole number, got {came}. "
+        "jax.random.PRNGKey makes keys of the old style, and split makes several."
+    )
 
 
 def condition_arrays(cond: PyTree, batch: int | None = None) -> PyTree:

@@ -13,6 +13,8 @@ from oracle import G1, G2, process
 import sdegen
 from sdegen import nets
 from sdegen.mesh import data_mesh
+from sdegen.solvers.grids import whole_steps
+from sdegen.typing import random_key
 
 
 def narrow(path, std=0.1):
@@ -148,6 +150,31 @@ def fit(model=None, data=None, **options):
     data = np.ones((16, 2), np.float32) if data is None else data
     options = {"steps": 3, "batch_size": 8, "progress": False} | options
     return sdegen.fit(model, data, **options)
+
+
+def test_a_number_of_steps_is_whole(float32):
+    assert whole_steps(np.int64(5), "sample") == whole_steps(jnp.array(5), "") == 5
+    assert sdegen.CosineGrid(np.int64(5)) == sdegen.CosineGrid(5)
+    for other in (None, [1.0, 0.1], sdegen.Adaptive(), lambda path: 0, "ten"):
+        assert whole_steps(other, "sample") is None
+    for wrong in (10.0, 10.5, True, np.True_, 0, np.float32(3), jnp.array(2.0)):
+        with pytest.raises(ValueError, match="sample needs at least one step: a num"):
+            whole_steps(wrong, "sample")
+    for wrong in (10.0, True):
+        with pytest.raises(ValueError, match="whole number of steps >= 1"):
+            sdegen.CosineGrid(wrong)
+
+
+def test_a_key_may_be_its_seed(float32):
+    mixture, key = sdegen.data.ring(), jax.random.key(7)
+    assert (mixture.sample(7, 3) == mixture.sample(key, 3)).all()
+    denoiser = mixture.denoiser(sdegen.VP())
+    x, y = (sdegen.sample(k, denoiser, (4, 2), grid=5).x for k in (7, key))
+    assert (x == y).all()
+    sentence = r"one jax.random.key\(seed\), or the seed"
+    for wrong in (None, 1.5, True, "a", jax.random.PRNGKey(0), jax.random.split(key)):
+        with pytest.raises(ValueError, match=sentence):
+            random_key(wrong)
 
 
 def doors(cond):

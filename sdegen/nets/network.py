@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from .. import mesh as meshes
-from ..typing import DropoutKey, Time, check_labels, is_labels
+from ..typing import DropoutKey, Seed, Time, check_labels, is_labels, random_key
 from .embeddings import Embedding
 from .layers import call, fold_in
 
@@ -117,7 +117,7 @@ def condition_vectors(
 
 
 def init(
-    make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array, mesh: Mesh | None = None
+    make: Callable[[nnx.Rngs], nnx.Module], key: Seed, mesh: Mesh | None = None
 ) -> nnx.Module:
     """`make(rngs)` under one jit, which is seconds faster for deep networks.
 
@@ -127,7 +127,7 @@ def init(
     - `mesh`: where parameters are created sharded (`sdegen.mesh.parameter_sharding`);
       default one device.
     """
-    network = lambda key: make(nnx.Rngs(key))  # noqa: E731
+    network, key = lambda key: make(nnx.Rngs(key)), random_key(key)
     if mesh is None:
         return jax.jit(network)(key)
     abstract = jax.eval_shape(network, key)
@@ -179,7 +179,7 @@ class AbstractNetworkConfig:
     def __call__(
         self,
         shape: tuple[int, ...],
-        key: jax.Array,
+        key: Seed,
         *,
         cond_dim: int = 0,
         mesh: Mesh | None = None,
@@ -193,7 +193,7 @@ class AbstractNetworkConfig:
         - `mesh`: the mesh on which the parameters are created sharded, default none.
         """
         if mesh is None:
-            return _made(self, tuple(shape), cond_dim, key)
+            return _made(self, tuple(shape), cond_dim, random_key(key))
         return init(lambda rngs: self._new(shape, cond_dim, rngs), key, mesh)
 
     def _new(self, shape, cond_dim, rngs):

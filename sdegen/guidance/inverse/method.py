@@ -12,7 +12,7 @@ from ...models.model import conditions
 from ...sampling.drive import check_sharding, whole_numbers
 from ...solvers.grids import Adaptive, Grid
 from ...solvers.solve import Solution
-from ...typing import PyTree, RandomKey
+from ...typing import PyTree, Seed, random_key
 from .measurement import Measurement
 
 
@@ -32,7 +32,7 @@ class AbstractMethod(eqx.Module):
 
     def __call__(
         self,
-        key: RandomKey,
+        key: Seed,
         denoiser: AbstractDenoiser,
         measurement: Measurement,
         shape: tuple[int, ...],
@@ -60,7 +60,7 @@ class AbstractMethod(eqx.Module):
         check_sharding(sharding, shape)
         cond = conditions(denoiser, cond, shape[0])
         options = Options(grid, cond, start, denoise, trajectory, sharding)
-        return self.draw(key, denoiser, measurement, shape, options)
+        return self.draw(random_key(key), denoiser, measurement, shape, options)
 
     @abc.abstractmethod
     def draw(self, key, denoiser, measurement, shape, options: Options) -> Solution:
