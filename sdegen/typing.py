@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Key, Shaped
 
@@ -20,6 +21,8 @@ Levels: TypeAlias = float | int | Shaped[Array, "..."]
 Time: TypeAlias = Float[Array, "..."]
 """A time seen by a network: () for the whole batch, or (batch,)."""
 RandomKey: TypeAlias = Key[Array, ""]
+Seed: TypeAlias = RandomKey | int | np.integer
+"""A key, or the seed of one: what users give, see `random_key`."""
 DropoutKey: TypeAlias = Key[Array, "..."]
 """One key for a batch, () or one for each sample, (batch,)."""
 AxisName: TypeAlias = str | tuple[str, ...]
@@ -55,6 +58,79 @@ def is_traced(tree: PyTree) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def is_key(x: Array) -> bool:
+def is_key(x: Array | np.ndarray) -> bool:
     """Whether an array holds random keys of the new style (`jax.random.key`)."""
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def is_whole(value: Any, least: int | float = 1) -> bool:
+    """Whether `value` is a whole number of at least `least`; True and 2.0 are none."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and bool(value >= least)
+
+
+def random_key(key: Any) -> RandomKey:
+    """One typed key from itself or from a whole number, its seed; else a sentence."""
+    one = isinstance(key, jax.Array) and not key.ndim
+    if one and is_key(key):
+        return key
+    if is_whole(key, -np.inf) or (one and jnp.issubdtype(key.dtype, jnp.integer)):
+        return jax.random.key(key)
+    came = f"{key!r:.60}"
+    if isinstance(key, jax.Array):
+        came = f"{key.dtype} of shape {key.shape}"
+    raise ValueError(
+        f"a key is one jax.random.key(seed), or the seed, a whole number, got {came}. "
+        "jax.random.PRNGKey makes keys of the old style, and split makes several."
+    )
+
+
+def condition_arrays(cond: PyTree, batch: int | None = None) -> PyTree:
+    """A condition with arrays for leaves, each with the batch as its leading axis.
+
+    **Arguments:**
+    - `cond`: a pytree of arrays of numbers or random keys, or None.
+    - `batch`: the number of samples; None for the condition of one sample.
+
+    **Raises:** a ValueError for another leading axis, for strings and other objects.
+    """
+
+    def checked(leaf):
+        a = leaf if isinstance(leaf, jax.Array) else np.asanyarray(leaf)
+        if not (a.dtype == bool or jnp.issubdtype(a.dtype, np.number) or is_key(a)):
+            raise ValueError(
+                f"a condition is a pytree of arrays of numbers, got {leaf!r:.60} "
+                f"({a.dtype}). Number the classes: integer labels or one-hot vectors."
+            )
+        if batch is not None and a.shape[:1] != (batch,):
+            advice = "Repeat what all samples share: jnp.tile(c, (batch, 1))."
+            if not a.ndim:
+                advice = "A list is a tree of its items: give one array of them."
+            raise ValueError(
+                "every array of the condition needs one row per sample, a leading "
+                f"axis of {batch}, got the shape {a.shape}. {advice}"
+            )
+        return a
+
+    return jax.tree.map(checked, cond)
+
+
+def is_labels(cond: PyTree) -> bool:
+    """Whether a condition is one array of integers, a class for each sample."""
+    found = getattr(cond, "dtype", None)
+    return found is not None and cond.ndim == 1 and jnp.issubdtype(found, jnp.integer)
+
+
+def check_labels(labels: Array | np.ndarray, classes: int) -> None:
+    """Refuse integer labels that are not 0 to `classes` - 1, or `classes` for no class.
+
+    Labels without a value yet, or on other processes, are not looked at.
+    """
+    if is_traced(labels) or not getattr(labels, "is_fully_addressable", True):
+        return
+    found = np.asarray(labels)
+    if found.size and not (found.min() >= 0 and found.max() <= classes):
+        raise ValueError(
+            f"labels of {classes} classes are 0 to {classes - 1}, or {classes} for no "
+            f"class, got {found.min()} to {found.max()}."
+        )

@@ -418,6 +418,13 @@ def test_mistakes_are_answered_with_a_sentence():
         Interval(2.0, 1.0)
     with say(match="0 to 1"):
         LabelDropout(NULL, 1.5)
+    for none in (None, ()):
+        with say(match="null is the condition of one sample that stands for none"):
+            LabelDropout(none)
+    with say(match="arrays of numbers, got 'no'"):
+        LabelDropout("no")
+    with say(match="must be an integer as the labels are"):
+        ClassifierFree(bare, 2.0)(path.t_max, X, np.arange(11))
     with say(match="built like the marker"):
         LabelDropout(NULL)(bare, jax.random.key(0), X)
 

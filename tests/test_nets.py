@@ -312,6 +312,29 @@ def test_conditions_that_do_not_fit_are_refused(cls, float32):
 
 
 @every_network
+def test_integer_labels_are_one_hot_vectors_and_the_last_is_no_class(cls, float32):
+    t, x, _ = inputs(cls)
+    labels = jnp.array([0, 3, COND, 1, 2], jnp.uint8)
+    vectors = np.eye(COND + 1, COND, dtype=np.float32)[labels]
+    vectors = jnp.asarray(vectors)
+    out = forward(network(cls), t, x, labels)
+    assert (out == forward(network(cls), t, x, vectors)).all()
+    with pytest.raises(ValueError, match="0 to 3, or 4 for no class, got 1 to 5"):
+        network(cls)(t, x, labels + 1)
+    with pytest.raises(ValueError, match=r"got one of shape \(4,\)"):
+        network(cls)(t[:4], x[:4], jnp.ones(4))  # once one vector for all
+
+
+def test_a_configuration_of_classes_makes_a_network_of_labels(float32):
+    config = nets.MLPConfig(width=16, depth=2, classes=COND)
+    assert config((3, 2), jax.random.key(0)).cond_dim == COND
+    with pytest.raises(ValueError, match="classes=4 and cond_dim=3"):
+        config((3, 2), jax.random.key(0), cond_dim=3)
+    with pytest.raises(ValueError, match="2 or more"):
+        nets.MLPConfig(classes=1)((3, 2), jax.random.key(0))
+
+
+@every_network
 def test_samples_of_another_shape_are_refused(cls, float32):
     t, x, cond = inputs(cls)
     expected = f"this {cls.__name__} was made for x of shape"

@@ -191,7 +191,7 @@ def test_arrays_that_are_no_data_are_answered():
     for bad in (np.zeros(4), np.zeros((4, 2), int), np.zeros((0, 2))):
         with pytest.raises(ValueError, match="uint8 or floating"):
             Arrays(bad)
-    with pytest.raises(ValueError, match="4 samples, got an array of shape"):
+    with pytest.raises(ValueError, match=r"leading axis of 4, got the shape \(3,\)"):
         Arrays(np.zeros((4, 2)), {"label": np.zeros(3)})
 
 

@@ -13,6 +13,8 @@ from oracle import G1, G2, process
 import sdegen
 from sdegen import nets
 from sdegen.mesh import data_mesh
+from sdegen.solvers.grids import whole_steps
+from sdegen.typing import random_key
 
 
 def narrow(path, std=0.1):
@@ -148,6 +150,77 @@ def fit(model=None, data=None, **options):
     data = np.ones((16, 2), np.float32) if data is None else data
     options = {"steps": 3, "batch_size": 8, "progress": False} | options
     return sdegen.fit(model, data, **options)
+
+
+def test_a_number_of_steps_is_whole(float32):
+    assert whole_steps(np.int64(5), "sample") == whole_steps(jnp.array(5), "") == 5
+    assert sdegen.CosineGrid(np.int64(5)) == sdegen.CosineGrid(5)
+    for other in (None, [1.0, 0.1], sdegen.Adaptive(), lambda path: 0, "ten"):
+        assert whole_steps(other, "sample") is None
+    for wrong in (10.0, 10.5, True, np.True_, 0, np.float32(3), jnp.array(2.0)):
+        with pytest.raises(ValueError, match="sample needs at least one step: a num"):
+            whole_steps(wrong, "sample")
+    for wrong in (10.0, True):
+        with pytest.raises(ValueError, match="whole number of steps >= 1"):
+            sdegen.CosineGrid(wrong)
+
+
+def test_a_key_may_be_its_seed(float32):
+    mixture, key = sdegen.data.ring(), jax.random.key(7)
+    assert (mixture.sample(7, 3) == mixture.sample(key, 3)).all()
+    denoiser = mixture.denoiser(sdegen.VP())
+    x, y = (sdegen.sample(k, denoiser, (4, 2), grid=5).x for k in (7, key))
+    assert (x == y).all()
+    sentence = r"one jax.random.key\(seed\), or the seed"
+    for wrong in (None, 1.5, True, "a", jax.random.PRNGKey(0), jax.random.split(key)):
+        with pytest.raises(ValueError, match=sentence):
+            random_key(wrong)
+
+
+def doors(cond):
+    """Every verb that takes a condition, for ten samples."""
+    network = lambda t, x, cond: x + 0 * cond.sum()  # noqa: E731
+    model, x = sdegen.Denoiser(network, sdegen.VP()), jnp.ones((10, 2))
+    key, cond = jax.random.key(0), {"cond": cond}
+    known = sdegen.inverse.Measurement(lambda x: x[:1], y=jnp.ones(1), std=0.1)
+    integers = np.ones((10, 2), int)
+    return {
+        "fit": lambda: sdegen.fit(model, x, **cond),
+        "loss": lambda: sdegen.denoising_loss(model, key, x, **cond),
+        "sample": lambda: sdegen.sample(key, model, (10, 2), **cond),
+        "log_likelihood": lambda: sdegen.log_likelihood(model, x, **cond),
+        "bits": lambda: sdegen.bits_per_dim(model, integers, key=key, **cond),
+        "bound": lambda: sdegen.variational_bound(model, x, key=key, **cond),
+        "score_error": lambda: sdegen.score_error(model, model, 0.5, x, x, **cond),
+        "RePaint": lambda: sdegen.inverse.RePaint()(key, model, known, (10, 2), **cond),
+        "denoiser": lambda: model(jnp.ones(()), x, **cond),
+        "Arrays": lambda: sdegen.data.Arrays(x, **cond),
+    }
+
+
+@pytest.mark.parametrize("door", doors(None))
+def test_a_condition_has_one_row_per_sample_at_every_door(door, float32):
+    wrong = {
+        r"leading axis of 10, got the shape \(5, 3\)": np.ones((5, 3)),
+        r"leading axis of 10, got the shape \(3,\)": {"a": np.ones(3)},
+        "A list is a tree of its items": list(range(10)),
+        "arrays of numbers, got 'cat'": "cat",
+        "Number the classes": np.array(["cat"] * 10),
+    }
+    for sentence, cond in wrong.items():
+        with pytest.raises(ValueError, match=sentence):
+            doors(cond)[door]()
+
+
+def test_labels_out_of_range_are_refused_where_they_have_values(float32):
+    network = nets.MLPConfig(width=4, depth=1, classes=3)((2,), jax.random.key(0))
+    model, labels = sdegen.Denoiser(network, sdegen.VP()), np.array([0, 4])
+    key, sentence = jax.random.key(0), "labels of 3 classes are 0 to 2, or 3 for no"
+    for guided in (model, sdegen.guidance.ClassifierFree(model, 3)):
+        with pytest.raises(ValueError, match=sentence):
+            sdegen.sample(key, guided, (2, 2), cond=labels)
+    with pytest.raises(ValueError, match=sentence):
+        sdegen.fit(model, jnp.ones((2, 2)), cond=labels)
 
 
 def test_an_update_that_is_not_finite_is_caught_at_its_own_step(float32):

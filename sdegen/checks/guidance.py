@@ -22,13 +22,13 @@ from ..processes.path import AbstractPath
 from ..sampling.sample import sample
 from ..solvers import DPMSolverSDE, Variance
 from ..solvers.grids import LogSNRGrid
-from ..typing import RandomKey
+from ..typing import Seed, random_key
 
 _NODES = 20_001
 
 
 def tilt_report(
-    key: RandomKey,
+    key: Seed,
     conditional: Mixture,
     unconditional: Mixture,
     weight: float,
@@ -70,7 +70,7 @@ def tilt_report(
     guided, shape = Autoguided(strong, weak, weight), (samples, 1)
     grid = LogSNRGrid(steps)(path)
     noisy = {"solver": DPMSolverSDE(), "stochasticity": 1.0}
-    keys = jax.random.split(key, 4 + len(particles))
+    keys = jax.random.split(random_key(key), 4 + len(particles))
     variance = _left_out(keys[3], conditional, strong, grid)
     u = np.asarray(jax.random.uniform(keys[0], (samples,)))
     exact = _row("tilted", (x[1:] + x[:-1]) / 2, x, cdf, np.diff(cdf))

@@ -14,15 +14,18 @@ from ..losses.coupling.pairs import independent
 from ..losses.per_sample import batch_index, sample_keys
 from ..models.model import AbstractModel
 from ..models.problem import AbstractProblem, Table
+from ..solvers.grids import whole_steps
 from ..typing import (
     AxisName,
     PyTree,
     RandomKey,
     Scalar,
     ScalarLike,
+    Seed,
     Time,
     float_array,
     is_traced,
+    random_key,
 )
 from .corruption import AbstractCorruption
 
@@ -87,8 +90,9 @@ class Restorer(AbstractModel):
                 "a Restorer takes no solver, stochasticity, denoise and refinable: it "
                 f"runs the chain of {type(self.system).__name__}, which sets the noise."
             )
-        if grid is None or isinstance(grid, int | np.integer):
-            times = self.system.times(grid, shape[1:])
+        count = whole_steps(grid, "sample")
+        if grid is None or count is not None:
+            times = self.system.times(count, shape[1:])
         else:
             times = _falling(grid)
         draw = lambda k: self.system.prior(k, shape[1:], times.dtype)  # noqa: E731
@@ -163,7 +167,7 @@ class ChainProblem(AbstractProblem):
 
 
 def corrupt(
-    key: RandomKey,
+    key: Seed,
     system: AbstractCorruption,
     t: ScalarLike,
     x0: Num[Array, "batch ..."] | np.ndarray,
@@ -176,7 +180,9 @@ def corrupt(
     - `t`: the time, one for all.
     - `x0`: data, (batch, ...).
     """
-    return _corrupt(system, key, jnp.arange(len(x0)), float_array(t), jnp.asarray(x0))
+    return _corrupt(
+        system, random_key(key), jnp.arange(len(x0)), float_array(t), jnp.asarray(x0)
+    )
 
 
 @eqx.filter_jit

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from ..models.denoiser import PosteriorMean
 from ..processes.normaliser import Normaliser
 from ..processes.path import AbstractPath, basis_of
-from ..typing import Levels, RandomKey, Scalar, ScalarLike, float_array
+from ..typing import Levels, Scalar, ScalarLike, Seed, float_array, random_key
 
 
 class Mixture(eqx.Module):
@@ -25,9 +25,9 @@ class Mixture(eqx.Module):
     means: Float[Array, "k d"] = eqx.field(converter=float_array)
     stds: Float[Array, " k"] = eqx.field(converter=float_array)
 
-    def sample(self, key: RandomKey, n: int) -> Float[Array, "n d"]:
+    def sample(self, key: Seed, n: int) -> Float[Array, "n d"]:
         """`n` draws of x0."""
-        pick, noise = jax.random.split(key)
+        pick, noise = jax.random.split(random_key(key))
         k = jax.random.categorical(pick, jnp.log(self.weights), shape=(n,))
         z = jax.random.normal(noise, (n, self.means.shape[1]), self.means.dtype)
         return self.means[k] + self.stds[k, None] * z

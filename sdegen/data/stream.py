@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from ..typing import condition_arrays
 from .batches import batch_indices
 
 Batch: TypeAlias = tuple[Shaped[np.ndarray, "rows ..."], Any]
@@ -67,18 +68,13 @@ class Arrays(AbstractStream):
     def __post_init__(self):
         # np.asanyarray keeps a memory map what it is.
         object.__setattr__(self, "x", np.asanyarray(self.x))
-        object.__setattr__(self, "cond", jax.tree.map(np.asanyarray, self.cond))
         if self.x.ndim < 2 or not len(self.x) or not is_data(self.x.dtype):
             raise ValueError(
                 "Arrays takes uint8 or floating-point data of shape (n, ...), at least "
                 f"two axes and one sample, got {self.x.dtype} of shape {self.x.shape}."
             )
-        for leaf in jax.tree.leaves(self.cond):
-            if leaf.shape[:1] != self.x.shape[:1]:
-                raise ValueError(
-                    f"cond must have one row per sample: {len(self.x)} samples, got an "
-                    f"array of shape {leaf.shape}."
-                )
+        cond = jax.tree.map(np.asanyarray, condition_arrays(self.cond, len(self.x)))
+        object.__setattr__(self, "cond", cond)
 
     def __len__(self) -> int:
         return len(self.x)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
-from ..typing import RandomKey
+from ..typing import Seed, random_key
 
 
 class Planar(eqx.Module):
@@ -30,9 +30,10 @@ class Planar(eqx.Module):
     size: int = eqx.field(static=True)
 
     def sample(
-        self, key: RandomKey, n: int, stratified: bool = False
+        self, key: Seed, n: int, stratified: bool = False
     ) -> Float[Array, "n 2"]:
         """`n` points, independent (the default) or stratified, in no useful order."""
+        key = random_key(key)
         if not stratified:
             u = jax.random.uniform(key, (n, self.size))
         else:

@@ -19,9 +19,9 @@ from .guidance import (
     AbstractGuidance,
     Interval,
     Means,
-    arrays,
     check_alike,
     finite,
+    marker,
     moved,
     spread,
 )
@@ -42,10 +42,12 @@ class ClassifierFree(AbstractGuidance):
     """
 
     denoiser: AbstractDenoiser
-    null: PyTree = eqx.field(converter=arrays)
+    null: PyTree = eqx.field(converter=marker)
     weight: Scalar = finite(default=1.0)
     interval: Interval = eqx.field(default_factory=Interval)
     rescale: Scalar = finite("rescale", default=0.0)
+    # which the labels of a call are for
+    network = property(lambda self: getattr(self.denoiser, "network", None))
 
     def posterior_means(self, t, x, cond=None):
         """(x0_hat, z_hat) of equation (1)."""

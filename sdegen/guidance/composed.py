@@ -24,9 +24,9 @@ from .classifier_free import stacked
 from .guidance import (
     AbstractGuidance,
     Interval,
-    arrays,
     check_alike,
     finite,
+    marker,
     per_sample,
     spread,
 )
@@ -43,7 +43,7 @@ class ProductOf(AbstractGuidance):
     """
 
     denoiser: AbstractDenoiser
-    null: PyTree = eqx.field(converter=arrays)
+    null: PyTree = eqx.field(converter=marker)
     weights: Float[Array, " k"] = finite("weights")
     interval: Interval = eqx.field(default_factory=Interval)
 

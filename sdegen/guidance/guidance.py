@@ -18,14 +18,35 @@ from jaxtyping import Array, Float
 
 from ..models.denoiser import AbstractDenoiser
 from ..processes.path import LOGSNR_FLOOR, AbstractPath, batched
-from ..typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced, number
+from ..typing import (
+    PyTree,
+    Scalar,
+    ScalarLike,
+    Time,
+    condition_arrays,
+    float_array,
+    is_labels,
+    is_traced,
+    number,
+)
 
 Means: TypeAlias = tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]
 
 
 def arrays(tree: PyTree) -> PyTree:
-    """`tree` with JAX arrays for leaves."""
-    return jax.tree.map(jnp.asarray, tree)
+    """The condition of one sample with JAX arrays for leaves."""
+    return jax.tree.map(jnp.asarray, condition_arrays(tree))
+
+
+def marker(tree: PyTree) -> PyTree:
+    """The condition of one sample that stands for none, which is not None."""
+    if not jax.tree.leaves(tree):
+        raise ValueError(
+            "null is the condition of one sample that stands for none, built like the "
+            "others, such as jnp.zeros(10), or the label 10 for a network of 10 "
+            f"classes, got {tree!r}."
+        )
+    return arrays(tree)
 
 
 def finite(name: str = "weight", **options) -> Any:
@@ -154,17 +175,23 @@ def spread(cond: PyTree, batch: int) -> PyTree:
 def check_alike(cond: PyTree, null: PyTree, batch: int) -> None:
     """Refuse a condition without the structure of the marker and a batch axis."""
     here, there = jax.tree.structure(cond), jax.tree.structure(null)
-    if here != there or not jax.tree.leaves(null):
+    if here != there:
         raise ValueError(
             "the condition must be built like the marker for no condition, with the "
             f"structure {there}, got {here}."
         )
+    cond = condition_arrays(cond)
     for leaf, blank in zip(jax.tree.leaves(cond), jax.tree.leaves(null), strict=True):
-        wanted = (batch, *jnp.shape(blank))
-        if jnp.shape(leaf) != wanted:
+        wanted = (batch, *blank.shape)
+        if leaf.shape != wanted:
             raise ValueError(
                 "every array of the condition needs the shape of its part of the "
-                f"marker with the batch in front, {wanted}, got {jnp.shape(leaf)}."
+                f"marker with the batch in front, {wanted}, got {leaf.shape}."
+            )
+        if is_labels(leaf) and not jnp.issubdtype(blank.dtype, jnp.integer):
+            raise ValueError(
+                "the marker for no condition must be an integer as the labels are, got "
+                f"{blank.dtype}: for a network of 10 classes the label 10."
             )
 
 

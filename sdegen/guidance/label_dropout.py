@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from ..losses.denoising import denoising_loss
 from ..losses.per_sample import batch_index, sample_keys
-from ..typing import AxisName, PyTree, RandomKey, Scalar, is_traced, number
-from .guidance import arrays, check_alike, spread
+from ..typing import AxisName, PyTree, Scalar, Seed, is_traced, number, random_key
+from .guidance import check_alike, marker, spread
 
 _APART = 2**31 - 2  # apart from the keys that the loss draws itself
 
@@ -26,7 +26,7 @@ class LabelDropout(eqx.Module):
     - `loss`: one with the arguments of `denoising_loss`, which is the default.
     """
 
-    null: PyTree = eqx.field(converter=arrays)
+    null: PyTree = eqx.field(converter=marker)
     rate: Scalar = number(0.1)
     loss: Callable = denoising_loss
 
@@ -37,7 +37,7 @@ class LabelDropout(eqx.Module):
     def __call__(
         self,
         denoiser: eqx.Module,
-        key: RandomKey,
+        key: Seed,
         x0: Float[Array, "batch ..."],
         cond: PyTree = None,
         *,
@@ -45,6 +45,7 @@ class LabelDropout(eqx.Module):
     ) -> Scalar:
         """The loss of the batch with some conditions hidden."""
         check_alike(cond, self.null, len(x0))
+        key = random_key(key)
         index, _ = batch_index(len(x0), axis_name)
         keys = sample_keys(jax.random.fold_in(key, _APART), index)
         hidden = jax.vmap(lambda k: jax.random.uniform(k, ()))(keys) < self.rate

@@ -26,8 +26,18 @@ from ..processes.path import AbstractPath, basis_of, check_sample
 from ..sampling.ancestral import Transition, draws
 from ..sampling.drive import check_sharding, constrain, sample_keys
 from ..solvers.ddim import Variance
-from ..solvers.grids import Adaptive, Grid, LogSNRGrid, check_grid
-from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
+from ..solvers.grids import Adaptive, Grid, LogSNRGrid, check_grid, whole_steps
+from ..typing import (
+    PyTree,
+    RandomKey,
+    Scalar,
+    ScalarLike,
+    Seed,
+    condition_arrays,
+    float_array,
+    is_traced,
+    random_key,
+)
 from .classifier import rewarded
 from .guidance import check_gaussian, noise_gain, off_noise, remaining_variance, spread
 
@@ -61,15 +71,15 @@ class Particles(eqx.Module):
         weights = jnp.exp(self.log_weights)
         return jax.tree.map(lambda a: jnp.tensordot(weights, a, 1), fn(self.x))
 
-    def draw(self, key: RandomKey, n: int) -> Float[Array, "n ..."]:
+    def draw(self, key: Seed, n: int) -> Float[Array, "n ..."]:
         """n samples of equal weight, in random order."""
-        pick, order = jax.random.split(key)
+        pick, order = jax.random.split(random_key(key))
         index = systematic(pick, self.log_weights, n)
         return self.x[jax.random.permutation(order, index)]
 
 
 def sample_tilted(
-    key: RandomKey,
+    key: Seed,
     denoiser: AbstractDenoiser,
     reward: Callable,
     shape: tuple[int, ...],
@@ -117,7 +127,8 @@ def sample_tilted(
         )
     numbers = (float_array(stochasticity), float_array(threshold))
     own = (temper or share_temper(), variance, shape, sharding)
-    return _run(key, denoiser, reward, cond, grid, *numbers, *own)
+    cond = condition_arrays(cond)
+    return _run(random_key(key), denoiser, reward, cond, grid, *numbers, *own)
 
 
 def fixed_grid(grid, steps: int, path: AbstractPath, what: str):
@@ -127,8 +138,8 @@ def fixed_grid(grid, steps: int, path: AbstractPath, what: str):
             f"{what} takes its steps on a fixed grid, such as LogSNRGrid({steps}): it "
             "needs their densities or noise levels."
         )
-    if grid is None or isinstance(grid, int):
-        return LogSNRGrid(steps if grid is None else grid)
+    if (count := whole_steps(steps if grid is None else grid, what)) is not None:
+        return LogSNRGrid(count)
     return check_grid(grid, path)
 
 

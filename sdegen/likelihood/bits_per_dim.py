@@ -25,15 +25,23 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from ..losses.per_sample import sample_keys
 from ..models.denoiser import AbstractDenoiser
-from ..models.model import AbstractModel
+from ..models.model import AbstractModel, conditions
 from ..processes.path import basis_of
 from ..solvers.semilinear import root
-from ..typing import PyTree, RandomKey, ScalarLike, float_array, is_traced
-from .log_likelihood import is_whole, log_likelihood
+from ..typing import (
+    PyTree,
+    ScalarLike,
+    Seed,
+    float_array,
+    is_traced,
+    is_whole,
+    random_key,
+)
+from .log_likelihood import log_likelihood
 
 
 def dequantise(
-    key: RandomKey,
+    key: Seed,
     images: Shaped[Array, "batch ..."] | np.ndarray,
     *,
     levels: int = 256,
@@ -55,7 +63,7 @@ def dequantise(
     images = jnp.asarray(images)
     _check_range(levels, low, high)
     dtype = jnp.result_type(float)
-    keys = sample_keys(key, jnp.arange(len(images)))
+    keys = sample_keys(random_key(key), jnp.arange(len(images)))
     inside = jax.vmap(lambda k: jax.random.uniform(k, images.shape[1:], dtype))(keys)
     return low + (high - low) / levels * (images + inside)
 
@@ -86,7 +94,7 @@ def bits_per_dim(
     model: AbstractModel,
     images: Shaped[Array, "batch ..."] | np.ndarray,
     *,
-    key: RandomKey,
+    key: Seed,
     levels: int = 256,
     low: float = -1.0,
     high: float = 1.0,
@@ -115,6 +123,7 @@ def bits_per_dim(
     images = _checked_images(images, levels)
     if not is_whole(draws):
         raise ValueError(f"draws must be a whole number >= 1, got {draws!r}.")
+    cond = conditions(model, cond, len(images))
     correct = correct and isinstance(model, AbstractDenoiser)
     if correct:
         noise = model.path.noise  # pyright: ignore[reportAttributeAccessIssue]
@@ -123,7 +132,7 @@ def bits_per_dim(
                 "the step from t_min to data needs the density of "
                 f"{type(noise).__name__}, which is not known: take correct=False."
             )
-    found, each = [], []
+    key, found, each = random_key(key), [], []
     for draw in range(draws):
         keys = jax.random.split(jax.random.fold_in(key, draw), 3)
         x = dequantise(keys[0], images, levels=levels, low=low, high=high)

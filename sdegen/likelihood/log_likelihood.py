@@ -30,16 +30,15 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from ..models.model import AbstractModel, floating_batch
+from ..models.model import AbstractModel, conditions, floating_batch
 from ..processes.path import AbstractPath, check_sample
-from ..solvers.grids import Adaptive, Grid
+from ..solvers.grids import Adaptive, Grid, whole_steps
 from ..solvers.semilinear import root
 from ..solvers.solve import check_solver, checked, evaluations, solve, spread
 from ..solvers.solver import AbstractSemilinearSolver
-from ..typing import PyTree, RandomKey, float_array
+from ..typing import PyTree, Seed, float_array, is_whole, random_key
 from .coordinates import Flow, check_end, flow_of, sum_per_sample, unit_vectors
 
 
@@ -71,7 +70,7 @@ def log_likelihood(
     model: AbstractModel,
     x0: Shaped[Array, "batch ..."],
     *,
-    key: RandomKey | None = None,
+    key: Seed | None = None,
     probes: Literal["exact"] | int = "exact",
     probe_noise: Literal["rademacher", "gaussian"] = "rademacher",
     solver: dfx.AbstractSolver | None = None,
@@ -106,7 +105,8 @@ def log_likelihood(
     **Raises:** a ValueError for a model without a velocity, for noise without a
     density, and for what cannot be solved.
     """
-    x0, flow = _checked_data(x0), flow_of(model, cond, "log_likelihood")
+    x0 = _checked_data(x0)
+    flow = flow_of(model, conditions(model, cond, len(x0)), "log_likelihood")
     if isinstance(flow.process, AbstractPath):
         check_sample(flow.process, x0.shape[1:])
     probes = _check_probes(probes, probe_noise, key)  # pyright: ignore[reportAssignmentType]
@@ -115,7 +115,7 @@ def log_likelihood(
     solver, grid = _solver_and_grid(solver, grid, flow)
     if not is_whole(at_once):
         raise ValueError(f"at_once must be a whole number >= 1, got {at_once!r}.")
-    key = jax.random.key(0) if key is None else key
+    key = random_key(0 if key is None else key)
     static = (probes, probe_noise, at_once, sharding)
     return _log_likelihood(key, flow, x0, grid, solver, log_prior, *static)
 
@@ -149,17 +149,10 @@ def _solver_and_grid(solver, grid, flow):
             f"{type(solver).__name__} is implicit, and would solve for the divergence, "
             "too. Use an explicit solver: Tsit5(), Dopri8(), Heun()."
         )
-    if isinstance(grid, int | np.integer):
-        if not is_whole(grid):
-            raise ValueError(f"log_likelihood needs at least one step, got {grid=}.")
-        return solver, int(grid)
+    steps = whole_steps(grid, "log_likelihood")
+    if steps is not None:
+        return solver, steps
     return solver, grid if isinstance(grid, Adaptive) else flow.grid(grid)
-
-
-def is_whole(value: Any, least: int = 1) -> bool:
-    """Whether `value` is a whole number of at least `least`."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and bool(value >= least)
 
 
 def _check_probes(probes, noise, key):

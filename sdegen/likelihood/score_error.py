@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..models.denoiser import AbstractDenoiser
-from ..models.model import Points, check_gaussian
+from ..models.model import Points, check_gaussian, conditions
 from ..models.problem import noise_level
 from ..processes.normaliser import Normaliser
 from ..processes.path import basis_of, check_one_level, logsnr_span
@@ -86,6 +86,7 @@ def score_error(
     x0 = bases[0].coordinates(x0)
     if t.ndim > 1:
         raise ValueError(f"score_error takes t of shape () or (times,), got {t.shape}.")
+    cond = conditions(denoiser, cond, len(x0))
     return _score_error(denoiser, exact, t, x0, z, weights, cond)
 
 
@@ -175,6 +176,7 @@ def wasserstein_bound(
         check_gaussian(denoiser.path, "the reverse SDE needs", " Take stochasticity=0.")
         level = level.astype(dtype)
     start = float_array(start).astype(dtype)
+    cond = conditions(denoiser, cond, len(x0))
     return _bound(denoiser, exact, x0, z, level, weights, start, steps, cond)
 
 

@@ -22,12 +22,11 @@ from jaxtyping import Array, Float
 
 from ..losses.per_sample import sample_keys
 from ..models.denoiser import AbstractDenoiser
-from ..models.model import Points, check_gaussian, floating_batch
+from ..models.model import Points, check_gaussian, conditions, floating_batch
 from ..processes.path import basis_of, check_one_level, logsnr_span
 from ..solvers.semilinear import root
-from ..typing import PyTree, RandomKey, float_array
+from ..typing import PyTree, Seed, float_array, is_whole, random_key
 from .coordinates import sum_per_sample
-from .log_likelihood import is_whole
 
 
 class Bound(eqx.Module):
@@ -47,7 +46,7 @@ def variational_bound(
     denoiser: AbstractDenoiser,
     x0: Points,
     *,
-    key: RandomKey,
+    key: Seed,
     draws: int = 32,
     uniform_in: Literal["logsnr", "t"] = "logsnr",
     cond: PyTree = None,
@@ -68,13 +67,14 @@ def variational_bound(
     **Raises:** a ValueError for noise that is not Gaussian, and for wrong arguments.
     """
     x0 = floating_batch(x0, "variational_bound")
+    cond = conditions(denoiser, cond, len(x0))
     check_gaussian(denoiser.path, "the bound is for", " Use log_likelihood.")
     check_one_level(denoiser.path, "variational_bound")
     if not is_whole(draws, 2) or draws % 2:
         raise ValueError(f"draws must be an even number >= 2, got {draws!r}.")
     if uniform_in not in ("logsnr", "t"):
         raise ValueError(f'uniform_in must be "logsnr" or "t", got {uniform_in!r}.')
-    return _bound(key, denoiser, x0, cond, int(draws), uniform_in)
+    return _bound(random_key(key), denoiser, x0, cond, int(draws), uniform_in)
 
 
 @eqx.filter_jit

@@ -21,7 +21,7 @@ from ..processes.interpolant import AbstractInterpolant
 from ..processes.path import AbstractPath, basis_of, batched, check_sample
 from ..processes.prediction import Prediction
 from ..processes.sde import AbstractSDE
-from ..typing import AxisName, PyTree, RandomKey
+from ..typing import AxisName, PyTree, Seed, condition_arrays, random_key
 from .coupling.pairs import PairedData, couple, independent
 from .per_sample import batch_index, draw_each, sample_keys
 from .simulated_paths import chain, targets
@@ -135,7 +135,7 @@ def check_model(loss: str, protocol: Any, model: Any) -> None:
 
 def draw_batch(
     model: Any,
-    key: RandomKey,
+    key: Seed,
     x0: Num[Array, "batch ..."],
     cond: PyTree = None,
     *,
@@ -149,7 +149,7 @@ def draw_batch(
 
     **Arguments:**
     - `model`: one of those above, or one with a method `draw_batch` of its own.
-    - `key`: the key of the batch; sample i draws from fold_in of parts of it.
+    - `key`: the key of the batch, or a seed; sample i draws from its own part of it.
     - `x0`: floating-point data, (batch, ...).
     - `cond`: a pytree of arrays with leading axis batch, or None.
     - `coupling`: which x1 goes with which x0, see `sdegen.coupling`; `independent`.
@@ -163,6 +163,7 @@ def draw_batch(
     **Raises:** ValueError for a model, data or a coupling that do not fit.
     """
     options = {"coupling": coupling, "times": times, "axis_name": axis_name}
+    cond, key = condition_arrays(cond, len(x0)), random_key(key)
     if isinstance(model, DrawsBatches):
         return model.draw_batch(key, x0, cond, **options)
     if isinstance(model, HasScore):
@@ -262,7 +263,7 @@ def bridge_noise(sigma: Any, t: Float[Array, " batch"], z: Data) -> tuple[Data, 
 
 def simulated_batch(
     model: HasScore,
-    key: RandomKey,
+    key: Seed,
     x0: Data,
     cond: PyTree = None,
     *,
@@ -276,6 +277,7 @@ def simulated_batch(
     Arguments as for `simulated_score_loss`; without targets `target` is None.
     """
     _check_data(x0)
+    cond, key = condition_arrays(cond, len(x0)), random_key(key)
     ts = model.clock.astype(x0.dtype)
     steps = len(ts) - 1
     if not 1 <= draws <= steps:

@@ -5,14 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..typing import PyTree, RandomKey
+from ..typing import PyTree, Seed
 from .batch import Data, HasDrifts, bridge_noise, check_model, draw_batch
 from .coupling.pairs import Loss, with_aux
 from .velocity import antithetic_square
 
 
 def bridge_loss(
-    model: PyTree, key: RandomKey, x0: Data, cond: PyTree = None, **options: Any
+    model: PyTree, key: Seed, x0: Data, cond: PyTree = None, **options: Any
 ) -> Loss:
     """The regression of both networks on (2) of `sdegen.models.bridge`, per coordinate.
 

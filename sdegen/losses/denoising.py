@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ..processes.path import batched
 from ..processes.prediction import PosteriorMeans
-from ..typing import PyTree, RandomKey
+from ..typing import PyTree, Seed
 from . import weight as weights
 from .batch import Data, Predicts, check_model, draw_batch
 from .coupling.pairs import Loss, independent, with_aux
@@ -22,7 +22,7 @@ from .coupling.pairs import Loss, independent, with_aux
 
 def denoising_loss(
     model: PyTree,
-    key: RandomKey,
+    key: Seed,
     x0: Data,
     cond: PyTree = None,
     *,

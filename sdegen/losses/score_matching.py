@@ -18,13 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..typing import PyTree, RandomKey, Scalar
+from ..typing import PyTree, Scalar, Seed
 from .batch import Data, HasScore, check_model, simulated_batch
 from .per_sample import draw_each
 
 
 def simulated_score_loss(
-    model: PyTree, key: RandomKey, x0: Data, cond: PyTree = None, **options: Any
+    model: PyTree, key: Seed, x0: Data, cond: PyTree = None, **options: Any
 ) -> Scalar:
     """Equation (1): regression on unbiased targets; no derivative of the network.
 
@@ -42,7 +42,7 @@ def simulated_score_loss(
 
 
 def implicit_score_loss(
-    model: PyTree, key: RandomKey, x0: Data, cond: PyTree = None, **options: Any
+    model: PyTree, key: Seed, x0: Data, cond: PyTree = None, **options: Any
 ) -> Scalar:
     """Equation (2), the trace exact: one derivative per coordinate, forward mode.
 
@@ -56,7 +56,7 @@ def implicit_score_loss(
 
 
 def sliced_score_loss(
-    model: PyTree, key: RandomKey, x0: Data, cond: PyTree = None, **options: Any
+    model: PyTree, key: Seed, x0: Data, cond: PyTree = None, **options: Any
 ) -> Scalar:
     """Equation (3), with one v of signs per state: for many coordinates.
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from ..processes.path import AbstractPath, batched
 from ..processes.prediction import PosteriorMeans
-from ..typing import AxisName, PyTree, RandomKey, Scalar
+from ..typing import AxisName, PyTree, Scalar, Seed, random_key
 from .batch import Data, HasSchedule, check_model, draw_batch
 from .per_sample import batch_index, draw_each, sample_keys
 from .times import AbstractTimes, Uniform
@@ -51,7 +51,7 @@ def diffusion_term(
 
 def vdm_loss(
     model: PyTree,
-    key: RandomKey,
+    key: Seed,
     x0: Data,
     cond: PyTree = None,
     *,
@@ -76,6 +76,7 @@ def vdm_loss(
             "the bound of vdm_loss is a mean over uniform times: times is Uniform(), "
             f"stratified or not, got {type(times).__name__}."
         )
+    key = random_key(key)
     batch = draw_batch(model, key, x0, cond, times=times, axis_name=axis_name)
     t, z, cond = batch.t, batch.x1, batch.cond
     first_key = jax.random.split(key, 3)[2]  # which draw_batch gives to couplings

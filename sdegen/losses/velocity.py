@@ -5,14 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..typing import PyTree, RandomKey
+from ..typing import PyTree, Seed
 from .batch import Data, HasVelocity, check_model, draw_batch
 from .coupling.pairs import Loss, with_aux
 
 
 def velocity_loss(
     model: PyTree,
-    key: RandomKey,
+    key: Seed,
     x0: Data,
     cond: PyTree = None,
     *,

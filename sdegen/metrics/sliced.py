@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..typing import RandomKey, Scalar
+from ..typing import Scalar, Seed, random_key
 from .points import Points, device_pair
 
 
@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
     error: Scalar
 
 
-def sliced_w2(key: RandomKey, x: Points, y: Points, directions: int = 256) -> Estimate:
+def sliced_w2(key: Seed, x: Points, y: Points, directions: int = 256) -> Estimate:
     """The sliced 2-Wasserstein distance, in units of the data.
 
     SW_2 of a shift by v is |v| / sqrt(d): compare only within one dimension d. Points
@@ -39,7 +39,7 @@ def sliced_w2(key: RandomKey, x: Points, y: Points, directions: int = 256) -> Es
     x, y = device_pair(x, y, "sliced_w2")
     if directions < 2:
         raise ValueError(f"sliced_w2 needs at least 2 directions, got {directions}.")
-    return _sliced_w2(key, x, y, directions)
+    return _sliced_w2(random_key(key), x, y, directions)
 
 
 @functools.partial(jax.jit, static_argnames="directions")

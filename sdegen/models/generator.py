@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ..processes.reverse import probability_flow, reverse
 from ..processes.sde import AbstractSDE, noise_depends_on_state
-from ..solvers.grids import Adaptive
+from ..solvers.grids import Adaptive, whole_steps
 from ..solvers.solve import brownian_path, check_solver
 from ..solvers.sscs import BackwardTerm
 from ..typing import PyTree, RandomKey, Scalar, ScalarLike, float_array, is_traced
@@ -72,10 +72,8 @@ class AbstractGenerator(AbstractModel):
     def steps(self, grid: Any, dtype) -> Float[Array, " points"]:
         """The clock of a number of steps (200 for None) or of an array of times."""
         grid = 200 if grid is None else grid
-        if isinstance(grid, int | np.integer):
-            if grid < 1:
-                raise ValueError(f"sample needs at least one step, got grid={grid}.")
-            return jnp.arange(grid + 1, dtype=dtype) / grid
+        if (count := whole_steps(grid, "sample")) is not None:
+            return jnp.arange(count + 1, dtype=dtype) / count
         try:
             times = float_array(grid).astype(dtype)
         except (TypeError, ValueError):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ..losses.coupling.pairs import Loss
 from ..processes.path import AbstractPath
-from ..typing import PyTree, ScalarLike, Time
+from ..typing import PyTree, ScalarLike, Time, check_labels, condition_arrays, is_labels
 from .problem import AbstractProblem
 
 Points: TypeAlias = Float[Array, "batch ..."]
@@ -20,6 +20,7 @@ Points: TypeAlias = Float[Array, "batch ..."]
 
 def call_network(network: Any, t: Time, x: Array, cond: PyTree, **more: Any) -> Array:
     """The output of a network at times () or (batch,), which has the shape of x."""
+    cond = condition_arrays(cond, len(x))
     out = network(jnp.broadcast_to(t, x.shape[:1]), x, cond, **more)
     found = out.shape if eqx.is_array(out) else type(out).__name__
     if found != x.shape:
@@ -28,6 +29,19 @@ def call_network(network: Any, t: Time, x: Array, cond: PyTree, **more: Any) -> 
             f"{found}. Check its output."
         )
     return out.astype(x.dtype)
+
+
+def conditions(model: Any, cond: PyTree, batch: int) -> PyTree:
+    """The condition of a batch, checked before anything is traced.
+
+    **Raises:** a ValueError as `condition_arrays`, and for labels that are out of range
+    for the network of the model.
+    """
+    cond = condition_arrays(cond, batch)
+    dim = getattr(getattr(model, "network", None), "cond_dim", 0)
+    if dim > 1 and is_labels(cond):
+        check_labels(cond, dim)
+    return cond
 
 
 def of_one(method: Callable, t: ScalarLike, x: Array, cond: PyTree, *more) -> Array:

@@ -23,14 +23,20 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from ..processes import prediction
 from ..processes.path import LOGSNR_FLOOR, basis_of, check_sample, noise_slope
 from ..processes.prediction import PosteriorMeans
 from ..solvers.adams import ExponentialAdams
-from ..solvers.grids import Adaptive, CosineGrid, FlowTimeGrid, LogSNRGrid, check_grid
+from ..solvers.grids import (
+    Adaptive,
+    CosineGrid,
+    FlowTimeGrid,
+    LogSNRGrid,
+    check_grid,
+    whole_steps,
+)
 from ..solvers.semilinear import Node, SemilinearTerm
 from ..solvers.solve import brownian_path, check_solver
 from ..solvers.solver import AbstractSemilinearSolver
@@ -209,9 +215,8 @@ def path_problem(
             "refinable noise is that of the reverse SDE, stochasticity > 0; here "
             f"{name} {reason}."
         )
-    if grid is None or isinstance(grid, int | np.integer):
+    if (steps := whole_steps(32 if grid is None else grid, "sample")) is not None:
         # Each in the clock that it is solved in, where equal steps serve it best.
-        steps = 32 if grid is None else int(grid)
         if semilinear and flow:
             grid = CosineGrid(steps, denoiser.overall_sigma_data)
         else:

@@ -26,7 +26,16 @@ from ..losses.simulated_paths import best_weights, chain, square_clock
 from ..processes.noise import AbstractNoise
 from ..processes.reverse import clock_of_time, time_of_clock
 from ..processes.sde import AbstractSDE
-from ..typing import PyTree, RandomKey, Scalar, ScalarLike, Time, float_array, is_traced
+from ..typing import (
+    PyTree,
+    Scalar,
+    ScalarLike,
+    Seed,
+    Time,
+    float_array,
+    is_traced,
+    random_key,
+)
 from .generator import AbstractGenerator, backward_of
 from .model import Points, call_network, floating_batch, of_one
 
@@ -87,7 +96,7 @@ class ScoreModel(AbstractGenerator):
         network: Callable,
         sde: AbstractSDE,
         data: Float[Array, "n ..."],
-        key: RandomKey,
+        key: Seed,
         *,
         steps: int = 100,
         prior: AbstractNoise | None = None,
@@ -120,7 +129,7 @@ class ScoreModel(AbstractGenerator):
                 "a score needs noise in every coordinate, but this diffusion is 0 at "
                 "t_min and the first row of the data."
             )
-        prior = sde.noise if prior is None else prior
+        prior, key = sde.noise if prior is None else prior, random_key(key)
         *scales, weights, ends, drawn = _measure(sde, prior, data, key, steps, pathwise)
         if not is_traced(drawn):
             _check_prior(prior, ends, drawn)

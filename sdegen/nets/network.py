@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from .. import mesh as meshes
-from ..typing import DropoutKey, Time
+from ..typing import DropoutKey, Seed, Time, check_labels, is_labels, random_key
 from .embeddings import Embedding
 from .layers import call, fold_in
 
@@ -61,12 +61,13 @@ class AbstractNetwork(nnx.Module):
         **Arguments:**
         - `t`: times of order one, () for the whole batch or (batch,).
         - `x`: samples, (batch, *shape), channels last.
-        - `cond`: conditions, (batch, cond_dim); None (the default) if `cond_dim` is 0.
+        - `cond`: conditions, (batch, cond_dim), or integer labels (batch,), see
+          `condition_vectors`; None (the default) if `cond_dim` is 0.
         - `key`: turns dropout on; () for the batch or (batch,), one for each sample.
 
         **Raises:** `ValueError` for an x or a cond of another shape.
         """
-        check_inputs(self, x, cond)
+        cond = condition_vectors(self, x, cond)
         return self.predict(x, self.embed(t, cond), key)
 
     def runner(self, emb: Array, key: DropoutKey | None) -> Callable[[Any, Array], Any]:
@@ -79,8 +80,15 @@ class AbstractNetwork(nnx.Module):
         return run
 
 
-def check_inputs(network: Any, x: Array, cond: Array | None) -> None:
-    """Refuse samples and conditions that are not what the network was made for."""
+def condition_vectors(
+    network: Any, x: Array, cond: Array | None
+) -> Float[Array, "batch cond"] | None:
+    """The conditions of a batch as vectors; what the network cannot take is refused.
+
+    Integer labels (batch,) become one-hot vectors of length `cond_dim`. The label
+    `cond_dim` stands for no class and becomes zeros, and so does, inside `jit`, any
+    label that is out of range.
+    """
     cond_dim = network.cond_dim
     if x.shape[1:] != network.shape:
         batch = ", ".join(map(str, ("batch", *network.shape)))
@@ -88,20 +96,28 @@ def check_inputs(network: Any, x: Array, cond: Array | None) -> None:
             f"this {type(network).__name__} was made for x of shape ({batch}), got "
             f"{x.shape}. Check the shape of the samples, channels last."
         )
-    if cond_dim and (cond is None or cond.shape[-1:] != (cond_dim,)):
-        came = "none" if cond is None else f"one of shape {cond.shape}"
-        raise ValueError(
-            f"this network was made for a condition (batch, {cond_dim}), got {came}."
-        )
-    if not cond_dim and cond is not None:
+    if not cond_dim:
+        if cond is None:
+            return None
         raise ValueError(
             "this network was made without a condition, got one. Make it with "
-            "cond_dim=the length of the condition vector."
+            "cond_dim=the length of the condition vector, or classes=their number."
         )
+    shape = None if cond is None else jnp.shape(cond)
+    if shape == (len(x), cond_dim):
+        return cond
+    if cond_dim > 1 and is_labels(cond) and shape == x.shape[:1]:
+        check_labels(cond, cond_dim)
+        return jax.nn.one_hot(cond, cond_dim, dtype=x.dtype)
+    came = "none" if cond is None else f"one of shape {shape} and type {cond.dtype}"
+    raise ValueError(
+        "this network was made for a condition of integer labels (batch,) or vectors "
+        f"(batch, {cond_dim}), got {came} for a batch of {len(x)}."
+    )
 
 
 def init(
-    make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array, mesh: Mesh | None = None
+    make: Callable[[nnx.Rngs], nnx.Module], key: Seed, mesh: Mesh | None = None
 ) -> nnx.Module:
     """`make(rngs)` under one jit, which is seconds faster for deep networks.
 
@@ -111,7 +127,7 @@ def init(
     - `mesh`: where parameters are created sharded (`sdegen.mesh.parameter_sharding`);
       default one device.
     """
-    network = lambda key: make(nnx.Rngs(key))  # noqa: E731
+    network, key = lambda key: make(nnx.Rngs(key)), random_key(key)
     if mesh is None:
         return jax.jit(network)(key)
     abstract = jax.eval_shape(network, key)
@@ -132,6 +148,7 @@ class AbstractNetworkConfig:
     remat: bool = False  # compute blocks again for gradients: less memory, more work
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What layers compute in; "float32" stands for the precision of the input."""
+    classes: int = 0  # of integer labels as conditions, cond_dim by another name
     network: ClassVar[type[nnx.Module]]
     presets: ClassVar[Mapping[str, Mapping[str, int]]] = {}
 
@@ -149,12 +166,20 @@ class AbstractNetworkConfig:
         - `shape`: of one sample, channels last.
         - `options`: other arguments of `network`, such as `rngs` and `cond_dim`.
         """
+        if self.classes:
+            dim = options.setdefault("cond_dim", self.classes) or self.classes
+            if self.classes < 2 or dim != self.classes:
+                raise ValueError(
+                    "classes is the number of classes, 2 or more, and the length of "
+                    f"the condition, got classes={self.classes} and cond_dim={dim}."
+                )
+            options["cond_dim"] = dim
         return self.network(shape, **self.sizes(), **options)
 
     def __call__(
         self,
         shape: tuple[int, ...],
-        key: jax.Array,
+        key: Seed,
         *,
         cond_dim: int = 0,
         mesh: Mesh | None = None,
@@ -168,7 +193,7 @@ class AbstractNetworkConfig:
         - `mesh`: the mesh on which the parameters are created sharded, default none.
         """
         if mesh is None:
-            return _made(self, tuple(shape), cond_dim, key)
+            return _made(self, tuple(shape), cond_dim, random_key(key))
         return init(lambda rngs: self._new(shape, cond_dim, rngs), key, mesh)
 
     def _new(self, shape, cond_dim, rngs):

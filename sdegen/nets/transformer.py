@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from ..typing import Time
 from .embeddings import Embedding
 from .layers import attend
-from .network import check_inputs, init
+from .network import condition_vectors, init
 
 
 class Block(nnx.Module):
@@ -75,8 +75,7 @@ class TokenTransformer(nnx.Module):
         self, t: Time, x: Int[Array, "batch length"], cond: Array | None = None
     ) -> Float[Array, "batch length vocabulary"]:
         """The logits of tokens x at times t, () or (batch,)."""
-        check_inputs(self, x, cond)
-        emb = self.embedding(t, cond)
+        emb = self.embedding(t, condition_vectors(self, x, cond))
         h = self.tokens(x) + self.places(jnp.arange(x.shape[1])) + emb[..., None, :]
         for block in self.blocks:
             h = block(h)

@@ -11,13 +11,13 @@ from jaxtyping import Array, Num
 from ..losses import per_sample
 from ..models.problem import AbstractProblem
 from ..solvers.solve import Solution, checked, evaluations, solve, spread
-from ..typing import PyTree, RandomKey
+from ..typing import PyTree, RandomKey, Seed, random_key
 
 Sharding: TypeAlias = jax.sharding.Sharding | None
 
 
 def drive(
-    key: RandomKey,
+    key: Seed,
     problem: AbstractProblem,
     shape: tuple[int, ...],
     *,
@@ -29,6 +29,7 @@ def drive(
 ) -> Solution:
     """Solve a problem for a batch; the arguments are those of `sample`."""
     check_sharding(sharding, shape)
+    key = random_key(key)
     if start is not None:
         draw = lambda k: problem.start(problem.table(), k, shape[1:])  # noqa: E731
         own = (shape[0], *jax.eval_shape(draw, key).shape)

@@ -5,16 +5,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Num
 
-from ..models.model import AbstractModel
+from ..models.model import AbstractModel, conditions
 from ..models.problem import noise_level
 from ..solvers.grids import Adaptive, Grid
 from ..solvers.solve import Solution
-from ..typing import PyTree, RandomKey, ScalarLike
+from ..typing import PyTree, ScalarLike, Seed
 from .drive import drive, whole_numbers
 
 
 def sample(
-    key: RandomKey,
+    key: Seed,
     model: AbstractModel,
     shape: tuple[int, ...],
     *,
@@ -31,7 +31,7 @@ def sample(
     """Draw `shape[0]` samples; sample i depends on (key, i), not on the batch or mesh.
 
     **Arguments:**
-    - `key`: a typed random key.
+    - `key`: a typed random key, or a seed.
     - `model`: a denoiser, or any model that says how it is sampled.
     - `shape`: (batch, ...).
     - `solver`: one of `sdegen.solvers`, or any Diffrax solver. Default for a denoiser:
@@ -63,6 +63,7 @@ def sample(
             f"{model!r:.60}."
         )
     start = None if start is None else jnp.asarray(start)
+    cond = conditions(model, cond, shape[0])
     same = {"cond": cond, "start": start, "refinable": refinable}
     problem = model.problem(
         shape,

@@ -12,14 +12,14 @@ from ..models.model import Points, floating_batch
 from ..models.problem import AbstractProblem, Table
 from ..processes.reverse import ProbabilityFlow
 from ..processes.sde import AbstractSDE
-from ..solvers.grids import Adaptive
+from ..solvers.grids import Adaptive, whole_steps
 from ..solvers.solve import Solution, check_solver
-from ..typing import RandomKey, float_array, is_traced
+from ..typing import Seed, float_array, is_traced
 from .drive import drive
 
 
 def simulate(
-    key: RandomKey,
+    key: Seed,
     process: AbstractSDE | ProbabilityFlow,
     x: Points,
     *,
@@ -30,7 +30,7 @@ def simulate(
     """Integrate `process` from t_min, where it is at `x`, to t_max.
 
     **Arguments:**
-    - `key`: a typed random key; sample i depends on (key, i) alone.
+    - `key`: a typed random key, or a seed; sample i depends on (key, i) alone.
     - `process`: a forward SDE; or a `reverse` SDE or a `probability_flow`, whose clock
       rises from 0 (noise) to 1 (data).
     - `x`: the states at the start of the clock, data or noise, (batch, ...).
@@ -47,10 +47,8 @@ def simulate(
     check_solver(solver, adaptive is not None, noisy)
     if adaptive is not None:
         clock = jnp.stack([process.t_min, process.t_max])
-    elif isinstance(grid, int | np.integer):
-        if grid < 1:
-            raise ValueError(f"simulate needs at least one step, got grid={grid}.")
-        unit = jnp.arange(grid + 1, dtype=process.t_min.dtype) / grid
+    elif (count := whole_steps(grid, "simulate")) is not None:
+        unit = jnp.arange(count + 1, dtype=process.t_min.dtype) / count
         clock = process.t_min + (process.t_max - process.t_min) * unit
     else:
         clock = float_array(grid)

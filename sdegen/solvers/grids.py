@@ -11,20 +11,24 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..processes.path import AbstractPath, at_both_ends, logsnr_span
-from ..typing import Scalar, float_array, is_traced, number
+from ..typing import Scalar, float_array, is_traced, is_whole, number
+
+
+def _plain(steps: Any) -> Any:
+    return int(steps) if is_whole(steps) else steps
 
 
 class AbstractGrid(eqx.Module):
     """`steps` + 1 times that fall from t_max to t_min."""
 
-    steps: int = eqx.field(default=32, static=True)
+    steps: int = eqx.field(default=32, static=True, converter=_plain)
 
     @abc.abstractmethod
     def __call__(self, path: AbstractPath) -> Float[Array, " times"]:
         """The times for `path`, both ends included."""
 
     def __check_init__(self):
-        if not (isinstance(self.steps, int) and self.steps >= 1):
+        if not is_whole(self.steps):
             raise ValueError(
                 f"{type(self).__name__} needs a whole number of steps >= 1, got "
                 f"{self.steps!r}."
@@ -145,6 +149,26 @@ class Adaptive(eqx.Module):
 
 Grid: TypeAlias = AbstractGrid | Callable[[AbstractPath], Array]
 """Anything that maps a path to falling times: the classes above, or a function."""
+
+
+def whole_steps(grid: Any, what: str) -> int | None:
+    """`grid` as a number of steps; None for what is no number, such as a grid.
+
+    **Raises:** a ValueError, which begins with `what`, for a number that is not whole,
+    for one below 1, and for True and False.
+    """
+    none = grid is None or isinstance(grid, str | eqx.Module) or callable(grid)
+    if none or np.ndim(grid):
+        return None
+    count = grid
+    if isinstance(grid, jax.Array) and jnp.issubdtype(grid.dtype, jnp.integer):
+        count = grid if is_traced(grid) else int(grid)
+    if not is_whole(count):
+        raise ValueError(
+            f"{what} needs at least one step: a number of steps is a whole number such "
+            f"as 10, got {grid!r}."
+        )
+    return int(count)
 
 
 def check_grid(grid: Any, path: AbstractPath) -> Any:

@@ -5,6 +5,9 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
+from ..typing import is_whole
 from .ema import DECAY
 from .optimizer import AdamW, Lion
 
@@ -44,6 +47,8 @@ class TrainingConfig:
     """Steps between calls of `watch`; ten calls by default."""
 
     def __post_init__(self):
+        if not is_whole(self.seed, -np.inf):
+            raise ValueError(f"seed is a whole number such as 0, got {self.seed!r}.")
         if self.steps < 1 or self.steps_per_call < 1:
             raise ValueError(
                 f"fit needs steps >= 1 and steps_per_call >= 1, got {self.steps} and "

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ..data.stream import AbstractStream
+from ..models.model import conditions
 from ..runs import checkpoint
 from ..runs.recorder import Recorder, progress_bar
 from ..runs.throughput import Speedometer, Trace
@@ -112,6 +113,8 @@ def fit(
     """
     config = configured(TrainingConfig, config, changes, "fit")
     check_model(model)
+    if not isinstance(data, AbstractStream):
+        cond = conditions(model, cond, len(data))
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     feed = Feed(data, cond, seed=config.seed, mesh=mesh, **sizes)
     run = Run(feed.in_units(model), feed, config, loss)

@@ -32,7 +32,7 @@ from ..sampling.sample import sample
 from ..solvers import DEIS, AbstractSemilinearSolver, UniPC, Weights
 from ..solvers import evaluations as count
 from ..solvers.grids import AbstractGrid, Adaptive, CosineGrid, between
-from ..typing import PyTree, RandomKey, float_array
+from ..typing import PyTree, Seed, float_array, random_key
 from .config import configured
 from .optimizer import global_norm
 
@@ -110,7 +110,7 @@ class GridConfig:
 
 
 def learn_grid(
-    key: RandomKey,
+    key: Seed,
     model: AbstractDenoiser,
     solver: dfx.AbstractSolver | None = None,
     evaluations: int = 8,
@@ -152,7 +152,7 @@ def learn_grid(
     config = configured(GridConfig, config, changes, "learn_grid")
     solver = UniPC(2, prediction=velocity) if solver is None else solver
     steps, path = _steps(solver, evaluations, denoise), model.path
-    start_key, order_key = jax.random.split(key)
+    start_key, order_key = jax.random.split(key := random_key(key))
     start = _starts(start_key, path, shape, start, cond, draws)
     options = {"start": start, "cond": cond, "denoise": denoise}
     fine, stock = _fine_and_stock(key, model, solver, steps, options, config.tolerance)

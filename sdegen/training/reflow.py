@@ -35,7 +35,7 @@ from ..processes.noise import Empirical
 from ..processes.path import basis_of
 from ..runs.recorder import progress_bar
 from ..sampling.sample import sample
-from ..typing import PyTree, RandomKey, ScalarLike, is_traced
+from ..typing import PyTree, ScalarLike, Seed, is_traced, random_key
 from .config import TrainingConfig, configured
 from .fit import fit
 from .pair_store import open_pairs
@@ -70,7 +70,7 @@ class Reflow:
 
 
 def reflow(
-    key: RandomKey,
+    key: Seed,
     model: AbstractDenoiser | AbstractGenerator,
     shape: tuple[int, ...],
     *,
@@ -104,7 +104,7 @@ def reflow(
     **Raises:** ValueError if a solve did not reach its end, or gave what is not finite;
     the pairs before it are kept in `directory`.
     """
-    shape = _checked(shape, start, cond)
+    shape, key = _checked(shape, start, cond), random_key(key)
     n, shape = shape[0], shape[1:]
     sharding, parts = None, 1
     if mesh is not None:
@@ -215,7 +215,7 @@ class Round(NamedTuple):
 
 
 def rectify(
-    key: RandomKey,
+    key: Seed,
     model: Any,
     x0: Array | np.ndarray,
     config: TrainingConfig | None = None,
@@ -250,7 +250,7 @@ def rectify(
       training or the pairs, wherever it was stopped; none.
     - `options`: the other arguments of `fit`: fields of `config`, `mesh`, `progress`.
     """
-    n, data = len(x0) if n is None else n, np.asarray(x0)
+    n, data, key = len(x0) if n is None else n, np.asarray(x0), random_key(key)
     if cond is not None and n != len(data):
         raise ValueError(
             "with conditions a round makes a pair for each sample: leave n out, got "

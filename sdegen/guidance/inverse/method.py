@@ -8,10 +8,11 @@ import jax
 from jaxtyping import Array, Float
 
 from ...models.denoiser import AbstractDenoiser
+from ...models.model import conditions
 from ...sampling.drive import check_sharding, whole_numbers
 from ...solvers.grids import Adaptive, Grid
 from ...solvers.solve import Solution
-from ...typing import PyTree, RandomKey
+from ...typing import PyTree, Seed, random_key
 from .measurement import Measurement
 
 
@@ -31,7 +32,7 @@ class AbstractMethod(eqx.Module):
 
     def __call__(
         self,
-        key: RandomKey,
+        key: Seed,
         denoiser: AbstractDenoiser,
         measurement: Measurement,
         shape: tuple[int, ...],
@@ -57,8 +58,9 @@ class AbstractMethod(eqx.Module):
         shape = whole_numbers(shape)
         measurement.check(shape)
         check_sharding(sharding, shape)
+        cond = conditions(denoiser, cond, shape[0])
         options = Options(grid, cond, start, denoise, trajectory, sharding)
-        return self.draw(key, denoiser, measurement, shape, options)
+        return self.draw(random_key(key), denoiser, measurement, shape, options)
 
     @abc.abstractmethod
     def draw(self, key, denoiser, measurement, shape, options: Options) -> Solution:
