@@ -59,6 +59,19 @@ class AbstractDenoiser(AbstractModel):
     ) -> tuple[Points, Points]:
         """(E[x0 given x_t], E[z given x_t])."""
 
+    def coefficients(self, t: ScalarLike) -> PyTree:
+        """What the model needs to know of a time, for a scalar t; t itself by default.
+
+        On a fixed grid it is made once, for all times together, outside of the loop.
+        """
+        return float_array(t)
+
+    def means_from(
+        self, known: PyTree, x: Points, cond: PyTree = None
+    ) -> tuple[Points, Points]:
+        """`posterior_means` at the time of these `coefficients`."""
+        return self.posterior_means(known, x, cond)
+
     @property
     def data_scale(self) -> Float[Array, "..."]:
         """The standard deviation of the data, or of each coordinate; 0.5 if unknown.
@@ -165,7 +178,10 @@ class Denoiser(AbstractDenoiser):
         t = float_array(t)
         _check_time(t, x)
         inputs = lambda t: self.inputs(self.path, t, self.data_scale)  # noqa: E731
-        time, scale = batched(inputs, t, x)
+        return self._output(batched(inputs, t, x), x, cond, keys)
+
+    def _output(self, inputs, x, cond, keys=None):
+        time, scale = inputs
         time, basis = jnp.broadcast_to(time.ravel(), x.shape[:1]), _turn(self.path)
         data = basis.data((scale * x).astype(x.dtype))
         drops = keys is not None and "key" in inspect.signature(self.network).parameters
@@ -177,13 +193,18 @@ class Denoiser(AbstractDenoiser):
         """(E[x0 given x_t], E[z given x_t])."""
         t = float_array(t)
         _check_time(t, x)
+        return self.means_from(batched(self.coefficients, t, x), x, cond)
 
-        def coefficients(t):
-            row = self.prediction.row(self.path, t, self.data_scale)
-            return row, *self.path.scales(t)
+    def coefficients(self, t):
+        """The network's inputs, the row of the prediction, alpha and sigma."""
+        t, path, size = float_array(t), self.path, self.data_scale
+        row = self.prediction.row(path, t, size)
+        return self.inputs(path, t, size), (row, *path.scales(t))
 
-        known = batched(coefficients, t, x)
-        return prediction.posterior_means(*known, x, self.predict(t, x, cond))
+    def means_from(self, known, x, cond=None):
+        """`posterior_means` at the time of these `coefficients`."""
+        inputs, rows = known
+        return prediction.posterior_means(*rows, x, self._output(inputs, x, cond))
 
     def __check_init__(self):
         if not isinstance(self.path, AbstractPath):

@@ -104,7 +104,7 @@ class Normaliser(AbstractBasis):
             )
 
 
-class NormalisedPath(AbstractPath):
+class _Normalised(AbstractPath):
     """A path of u, in the units of `basis`; made by `normalised`."""
 
     path: AbstractPath
@@ -150,11 +150,11 @@ class NormalisedPath(AbstractPath):
         return self.path.training_time(u, sigma_data)
 
 
-class NormalisedSDE(NormalisedPath, AbstractLinearSDE):
-    """A `NormalisedPath` with Gaussian noise, hence a linear SDE of u."""
+class _NormalisedSDE(_Normalised, AbstractLinearSDE):
+    """A `_Normalised` with Gaussian noise, hence a linear SDE of u."""
 
 
-def normalised(path: AbstractPath, normaliser: Normaliser) -> NormalisedPath:
+def normalised(path: AbstractPath, normaliser: Normaliser) -> _Normalised:
     """`path` for data in the units of `normaliser`.
 
     **Arguments:**
@@ -168,5 +168,5 @@ def normalised(path: AbstractPath, normaliser: Normaliser) -> NormalisedPath:
             f"this {type(path).__name__} has a Normaliser already. Start from the path "
             "inside, `path.path`."
         )
-    kind = NormalisedSDE if path.noise.gaussian else NormalisedPath
+    kind = _NormalisedSDE if path.noise.gaussian else _Normalised
     return kind(path, Normaliser(normaliser.shift, normaliser.scale, basis))
