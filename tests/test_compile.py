@@ -12,7 +12,7 @@ bench = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(bench)
 
 MOST = {
-    "flow": 700,
+    "flow": 820,
     "DDIM": 520,
     "Heun": 610,
     "sde": 740,

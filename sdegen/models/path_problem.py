@@ -27,7 +27,6 @@ from jaxtyping import Array
 
 from ..processes import prediction
 from ..processes.path import LOGSNR_FLOOR, basis_of, check_sample, noise_slope
-from ..processes.prediction import PosteriorMeans
 from ..solvers.adams import ExponentialAdams
 from ..solvers.grids import (
     Adaptive,

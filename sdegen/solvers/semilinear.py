@@ -35,7 +35,7 @@ The clock that Diffrax sees is their mean (`path`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import diffrax as dfx
 import equinox as eqx
@@ -47,7 +47,7 @@ from jaxtyping import Array, Float, Int
 from ..processes import prediction
 from ..processes.brownian import GridBrownianPath, TreeBrownianPath
 from ..processes.path import AbstractPath, NoiseInverse
-from ..processes.prediction import PosteriorMeans, Prediction
+from ..processes.prediction import Prediction
 from ..typing import PyTree, Scalar, ScalarLike, float_array
 
 Clock: TypeAlias = Float[Array, "..."]
@@ -141,7 +141,7 @@ class SemilinearTerm(AbstractDriftTerm):
     fixed grid. y is (batch, ...).
     """
 
-    denoiser: PosteriorMeans
+    denoiser: Any  # an AbstractDenoiser
     inverse: NoiseInverse
     cond: PyTree = None
     stochasticity: Scalar | None = None
@@ -253,6 +253,15 @@ def splitting(kind: Prediction) -> Splitting:
             f"{kind!r}. For example: prediction=sdegen.prediction.eps."
         )
     return _SPLITTINGS[kind]
+
+
+def of_constant(start: Clock, stop: Clock, density: Callable) -> Clock:
+    """The integral of w(xi) from start to stop, the weight of a constant p."""
+    half = (stop - start) / 2
+    wide = (-1,) + (1,) * half.ndim
+    xi = (start + stop) / 2 + half * jnp.asarray(_NODES, half.dtype).reshape(wide)
+    weights = half * jnp.asarray(_WEIGHTS, half.dtype).reshape(wide)
+    return jnp.sum(density(xi) * weights, axis=0)
 
 
 def integrals(
