@@ -41,7 +41,7 @@ from ..solvers.solve import brownian_path, check_solver
 from ..solvers.solver import AbstractSemilinearSolver
 from ..solvers.sscs import BackwardTerm
 from ..solvers.unipc import UniPC
-from ..typing import PyTree, Scalar, float_array, is_traced
+from ..typing import PyTree, float_array, is_traced
 from .model import check_gaussian
 from .problem import AbstractProblem, Table
 
