@@ -11,7 +11,15 @@ from jaxtyping import Array, Float
 
 from ..losses.coupling.pairs import Loss
 from ..processes.path import AbstractPath
-from ..typing import PyTree, ScalarLike, Time, check_labels, condition_arrays, is_labels
+from ..typing import (
+    PyTree,
+    ScalarLike,
+    Time,
+    check_labels,
+    condition_arrays,
+    data_array,
+    is_labels,
+)
 from .problem import AbstractProblem
 
 Points: TypeAlias = Float[Array, "batch ..."]
@@ -51,14 +59,8 @@ def of_one(method: Callable, t: ScalarLike, x: Array, cond: PyTree, *more) -> Ar
 
 
 def floating_batch(x: Any, what: str, advice: str = "") -> Array:
-    """`x` as an array, if it is a floating-point one with at least two axes."""
-    x = jnp.asarray(x)
-    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"{what} takes floating-point data of shape (batch, ...) with at least two "
-            f"axes, got {x.dtype} of shape {x.shape}.{advice}"
-        )
-    return x
+    """`x` as an array, if it is floating-point data; see `data_array`."""
+    return jnp.asarray(data_array(x, what, advice=advice))
 
 
 def check_gaussian(path: AbstractPath, what: str, advice: str = "") -> None:
