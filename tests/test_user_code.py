@@ -185,9 +185,7 @@ class Frame:
 
 
 NO_DATA = {
-    "at least one axis per sample, got shape .4,.. For 1-D data use x0.:, None.": np.ones(
-        4
-    ),
+    "at least one axis per sample, got shape .4,.. For 1-D data use": np.ones(4),
     r"got int64 of shape \(4, 2\). Scale it": np.ones((4, 2), int),
     "Scale it": np.ones((4, 2), np.uint8),  # a vector of bytes
     "Cast booleans": np.ones((4, 2), bool),
