@@ -6,6 +6,7 @@ never retraces and every field can be differentiated and vmapped.
 """
 
 import contextlib
+import inspect
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -130,6 +131,35 @@ def data_array(
             "x0[:, None]."
         )
     return a
+
+
+_ROLES = {
+    "t": "t time times timestep timesteps step steps noise_level",
+    "x": "x x_t xt x_noisy sample samples state image images",
+    "cond": "c cond condition conditions label labels class_labels context y",
+}
+
+
+def argument_order(network: Any) -> tuple[str, ...] | None:
+    """The order of "t", "x" and "cond" by the names of a network's first parameters.
+
+    None where they do not say it; "cond" is left out where it is not taken.
+    """
+    try:
+        parameters = inspect.signature(network).parameters.values()
+    except (TypeError, ValueError):  # builtins have none
+        return None
+    found = []
+    for one in parameters:
+        if one.kind not in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD):
+            break
+        role = next((k for k, v in _ROLES.items() if one.name in v.split()), None)
+        if role is None and one.default is one.empty or role in found:
+            return None
+        if role is None or len(found) == 3:
+            break
+        found.append(role)
+    return tuple(found) if {"t", "x"} <= set(found) else None
 
 
 def condition_arrays(cond: PyTree, batch: int | None = None) -> PyTree:
