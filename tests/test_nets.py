@@ -22,6 +22,7 @@ import sdegen.nets
 from sdegen import nets
 from sdegen.nets import MLP, MLPConfig, UNet, UNetConfig
 from sdegen.nets.conv import conv
+from sdegen.nets.layers import check_sides
 from sdegen.nets.network import _made
 
 SMALL = {"channels": 4, "multiples": (1, 2), "blocks": 1}
@@ -366,7 +367,7 @@ def test_parameters_are_float32_under_x64_too(cls):
 # -- the UNet --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(6, 8, 1), (8, 6, 1), (2, 2, 1)])
+@pytest.mark.parametrize("shape", [(6, 8, 1), (8, 6, 1), (2, 2, 1), (6, 1)])
 def test_a_unet_refuses_sides_that_it_cannot_halve(shape, float32):
     with pytest.raises(ValueError, match="divisible by 4 .*halves them 2 times"):
         UNet(shape, channels=8, multiples=(1, 1, 1), rngs=nnx.Rngs(0))
@@ -383,12 +384,31 @@ def test_a_unet_works_at_any_depth_on_images_that_are_not_square(float32):
     assert (far[1] == out[1]).all()
 
 
+@pytest.mark.parametrize("shape", [(8, 3), (4, 4, 4, 3)])
+def test_a_unet_works_on_series_and_volumes(shape, float32):
+    net, t = network(UNet, 0, shape=shape, multiples=(1, 2)), jnp.float32(0.1)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape)), jnp.float32)
+    out = forward(net, t, x, None)
+    far = forward(net, t, x.at[(0,) * x.ndim].add(1.0), None)
+    assert out.shape == x.shape and abs(far - out)[0, -1].max() > 0
+    assert (far[1] == out[1]).all()
+
+
+def test_what_a_network_is_not_for_is_named():
+    for shape, kind in {(4,): "vectors", (8, 2): "series", (4, 4, 4, 1): "vol"}.items():
+        with pytest.raises(ValueError, match=f"needs images.*got .*: {kind}"):
+            check_sides(None, shape, 2, "2")
+    with pytest.raises(ValueError, match="vectors .features,.. nets.UNetConfig"):
+        UNet((4,), rngs=nnx.Rngs(0))
+
+
 # -- the convolution -------------------------------------------------------------------
 
 
 def plain(x, w):
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
+    numbers = {3: ("NHC", "HIO", "NHC"), 4: ("NHWC", "HWIO", "NHWC")}[x.ndim]
+    ones = (1,) * (x.ndim - 2)
+    return jax.lax.conv_general_dilated(x, w, ones, "SAME", dimension_numbers=numbers)
 
 
 def images(*shapes):
@@ -418,6 +438,10 @@ def derivatives(f):
 def test_conv_has_the_values_and_gradients_of_lax(k, height, width):
     x, y = (2, height, width, 3), (2, height, width, 4)
     agree(derivatives, *images(x, (k, k, 3, 4), x, (k, k, 3, 4), y))
+
+
+def test_conv_of_series_has_the_values_and_gradients_of_lax():
+    agree(derivatives, *images(*2 * [(2, 5, 3), (3, 3, 4)], (2, 5, 4)))
 
 
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (3, None), (2, 4)])
