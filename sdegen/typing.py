@@ -126,9 +126,9 @@ def data_array(
         raise ValueError(f"{what} takes {kinds}, got {came}. {hint}")
     if a.ndim < 2:
         raise ValueError(
-            f"{what} takes data of shape (batch, ...) with at least two axes, that is "
-            f"at least one axis per sample, got shape {a.shape}. For 1-D data use "
-            "x0[:, None]."
+            f"{what} takes a batch of data of shape (batch, ...) with at least two "
+            f"axes, that is at least one axis per sample, got shape {a.shape}. For 1-D "
+            "data use x0[:, None]."
         )
     return a
 
