@@ -49,7 +49,7 @@ def draw(**options):
 
 def by_hand(model):
     """32 steps of DDIM, with nothing that a hand-written script would not have."""
-    path, s = model.path, model.sigma_data
+    path, s = model.path, model.data_scale
 
     def step(x, times):
         (a, b), (c, d) = (path.scales(t) for t in times)
@@ -66,7 +66,7 @@ def by_hand(model):
 
 def flow_by_hand(model):
     """The probability flow of EDM's preconditioning, as a script would write it."""
-    path, s = model.path, model.sigma_data
+    path, s = model.path, model.data_scale
 
     def field(t, x, args):
         (a, b), (da, db) = path.scales_and_rates(t)

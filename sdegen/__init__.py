@@ -95,6 +95,7 @@ from .processes.noise import Empirical as Empirical
 from .processes.noise import Gaussian as Gaussian
 from .processes.noise import Radial as Radial
 from .processes.noise import StudentT as StudentT
+from .processes.normaliser import Normaliser as Normaliser
 from .processes.path import AbstractPath as AbstractPath
 from .processes.reverse import ProbabilityFlow as ProbabilityFlow
 from .processes.reverse import ReverseSDE as ReverseSDE

@@ -746,10 +746,24 @@ DATA = (
         "test_data_files.py::test_a_flip_mirrors_left_and_right_half_of_the_time",
     ),
     Mutant(
+        "units-without-their-log-determinant",
+        "likelihood/coordinates.py",
+        "log_p = log_p + basis_of(path).log_det(shape)",
+        "log_p = log_p - basis_of(path).log_det(shape)",
+        "test_units.py::test_the_likelihood_has_the_log_determinant",
+    ),
+    Mutant(
+        "a-constant-coordinate-moves",
+        "processes/normaliser.py",
+        "eps * np.abs(shift), scale, 0.0)",
+        "eps * np.abs(shift), scale, 1.0)",
+        "test_units.py::test_a_constant_coordinate_comes_back_as_it_is",
+    ),
+    Mutant(
         "posterior-mean-without-alpha",
         "data/mixture.py",
-        "share @ (alpha * self.stds**2)",
-        "share @ self.stds**2",
+        "return alpha * slope * x +",
+        "return slope * x +",
         "test_data_metrics.py::test_the_score_of_a_mixture_in_the_plane_is_tweedies",
     ),
     Mutant(

@@ -104,7 +104,7 @@ def test_x_t_and_the_target_are_those_of_the_equations(name):
         path, row = model.path, model.prediction.row
         alpha, sigma = jax.vmap(path.level)(batch.t)
         np.testing.assert_allclose(x, alpha[:, None] * x0 + sigma[:, None] * batch.x1)
-        a, b = jax.vmap(lambda t: row(path, t, model.sigma_data))(batch.t)
+        a, b = jax.vmap(lambda t: row(path, t, model.data_scale))(batch.t)
         exact = a[:, None] * x0 + b[:, None] * batch.x1
         np.testing.assert_allclose(batch.target, exact, rtol=1e-12)
     if name == "bridge_loss":  # equation (2) of sdegen.models.bridge

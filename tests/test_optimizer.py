@@ -10,14 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import sdegen
 from sdegen.training.optimizer import Given, global_norm
 
+KEY = jax.random.key(0)
+
 
 def plain(cls, **kwargs):
-    """No clipping, no warm-up, a constant rate."""
-    return cls(**{"clip": 1e9, "warmup": 0, "decay": False} | kwargs)
+    """No clipping, no warm-up, a constant rate, decay of vectors too."""
+    fixed = {"clip": 1e9, "warmup": 0, "decay": False, "mask": None}
+    return cls(**fixed | kwargs)
 
 
 def run(optimizer, params, grads, steps=100):
@@ -111,6 +115,37 @@ def test_leaves_of_a_tree_move_as_if_they_were_alone(cls):
     together = run(plain(cls), params, grads)[-1][0]
     alone = run(plain(cls), params["b"][0], [g["b"][0] for g in grads])[-1][0]
     np.testing.assert_array_equal(together["b"][0], alone)
+
+
+class Layers(nnx.Module):
+    def __init__(self, rngs):
+        self.table = nnx.Embed(4, 3, rngs=rngs)
+        self.linear = nnx.Linear(3, 2, rngs=rngs)
+        self.norm = nnx.LayerNorm(2, rngs=rngs)
+
+
+@pytest.mark.parametrize("cls", [sdegen.Lion, sdegen.AdamW])
+def test_decay_moves_matrices_alone_unless_a_mask_says_otherwise(cls):
+    """With a gradient of zero whatever moves has decayed."""
+    flax = jax.tree.map(lambda a: a + 1, Layers(nnx.Rngs(0)))
+    layers = eqx.nn.Embedding(4, 3, key=KEY), eqx.nn.Linear(3, 2, key=KEY)
+
+    def moved(params, **options):
+        still = jax.tree.map(jnp.zeros_like, params)
+        optimizer = plain(cls, learning_rate=0.1, weight_decay=0.5, **options)
+        (new, _), *_ = run(optimizer, params, [still])
+        pairs = zip(*map(jax.tree.leaves_with_path, (params, new)), strict=True)
+        return {jax.tree_util.keystr(p) for (p, a), (_, b) in pairs if (a != b).any()}
+
+    matrices = cls().mask
+    assert moved(flax, mask=matrices) == {".linear.kernel.value"}
+    assert moved(layers, mask=matrices) == {"[1].weight"}
+    assert len(moved(flax, mask=None)) == len(jax.tree.leaves(flax))
+    assert moved({"a": jnp.ones(2), "b": jnp.ones(2)}, mask=only_b) == {"['b']"}
+
+
+def only_b(params):
+    return {"a": False, "b": True}
 
 
 def rates(optimizer, steps, total):

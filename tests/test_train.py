@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import sdegen
 from sdegen import cli, nets, prediction
 from sdegen import training as train
 from sdegen.runs import checkpoint
-from sdegen.training import optimizer
+from sdegen.training import optimizer, posthoc_ema
 from sdegen.training.config import configured
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -322,12 +323,82 @@ def test_what_is_no_model_is_answered_with_a_sentence():
 
 def test_make_call_is_what_fit_runs():
     feed = train.Feed(data(), None, batch_size=32, seed=0, mesh=None)
-    call, flat, structure = train.make_call(denoiser(), feed, steps=20)
+    call, flat, to_state = train.make_call(denoiser(), feed, steps=20)
     from sdegen.data import batch_indices
 
     index = batch_indices(0, 0, 20, n=len(data()), batch_size=32)
     flat, metrics = call(flat, jnp.asarray(index))
     run = fit(steps_per_call=20)
     chex.assert_trees_all_close(np.asarray(metrics["loss"]), run.losses, rtol=1e-5)
-    state = jax.tree.unflatten(structure, flat)
+    state = to_state(flat)
     chex.assert_trees_all_close(leaves(state), leaves(run.state), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
+def test_parameters_keep_their_precision_and_data_theirs(kind):
+    """With JAX_ENABLE_X64 the numbers of the optimiser are float64, and the data."""
+    with jax.enable_x64(True):
+        network = jax.tree.map(lambda a: a.astype(kind), denoiser().network)
+        model = dataclasses.replace(denoiser(), network=network)
+        x = data().astype(np.float64)
+        run = sdegen.fit(
+            model, x, steps=2, batch_size=8, steps_per_call=2, progress=False
+        )
+        assert {a.dtype for a in leaves(run.model.network)} == {jnp.dtype(kind)}
+        assert run.losses.dtype == np.float64
+        # moments and averages of narrow parameters are wide, or they would not move
+        kept = jax.tree.leaves((run.state.averages, run.state.opt_state))
+        assert {a.dtype for a in kept if a.ndim} == {jnp.dtype(jnp.float32)}
+        assert sdegen.sample(jax.random.key(0), run.model, (2, 2), grid=2).ok
+        found = sdegen.likelihood.log_likelihood(run.model, jnp.asarray(x[:2]), grid=2)
+        assert found.ok and found.value.dtype == np.float64
+
+
+class Concatenated(eqx.Module):
+    """An Equinox MLP, whose activation functions are leaves, as a network."""
+
+    mlp: eqx.nn.MLP
+
+    def __call__(self, t, x, cond):
+        return jax.vmap(self.mlp)(jnp.concatenate([x, t[:, None]], -1))
+
+
+def test_leaves_that_are_no_arrays_stay_as_they_are(tmp_path):
+    mlp = eqx.nn.MLP(3, 2, 8, 1, activation=jnp.tanh, key=jax.random.key(0))
+    model = sdegen.Denoiser(Concatenated(mlp), sdegen.RectifiedFlow())
+    options = {"ema": [sdegen.ema.Power(0.05), sdegen.ema.Power(0.1)], "steps": 4}
+    one = fit(model, directory=tmp_path, **options)
+    assert one.state.trained.mlp.activation is jnp.tanh
+    again = fit(model, directory=tmp_path, **options)
+    assert again.start == 4
+    t, x = jnp.full(3, 0.5), jnp.ones((3, 2))
+    np.testing.assert_array_equal(one.model(t, x), again.model(t, x))
+    found, _ = posthoc_ema.reconstruct(tmp_path, 0.07, like=model.network)
+    assert found.mlp.activation is jnp.tanh
+
+    def trial(key, rate):
+        given = {"optimizer": sdegen.AdamW(learning_rate=rate), "batch_size": 32}
+        return sdegen.Training(model, data(), steps=4, **given)
+
+    assert sdegen.sweep(trial, {"rate": [1e-3]}, progress=False).rows[0]["loss"] > 0
+
+
+class Normalised(nnx.Module):
+    """A network of a user with a state that is no parameter."""
+
+    def __init__(self, rngs, layer):
+        self.linear = nnx.Linear(2, 2, rngs=rngs)
+        self.layer = layer
+
+    def __call__(self, t, x, cond):
+        return self.layer(self.linear(x))
+
+
+def test_a_state_that_moves_with_the_calls_is_refused():
+    for layer in (
+        nnx.BatchNorm(2, rngs=nnx.Rngs(0)),
+        nnx.Dropout(0.5, rngs=nnx.Rngs(0)),
+    ):
+        network = Normalised(nnx.Rngs(0), layer)
+        with pytest.raises(ValueError, match="moves with its calls: network.layer"):
+            fit(sdegen.Denoiser(network, sdegen.VP()))

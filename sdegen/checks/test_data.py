@@ -55,8 +55,9 @@ class Mixture(eqx.Module):
         """The gradient of `log_prob`, equation (2)."""
         flat = self.along(x.shape)
         joint, v = flat.joint(x.ravel(), alpha, sigma)
-        share = jax.nn.softmax(joint) / v
-        return (share @ (alpha * flat.means - x.ravel())).reshape(x.shape)
+        share = jax.nn.softmax(joint)[:, None] / v
+        pull = jnp.sum(share * (alpha * flat.means - x.ravel()), axis=0)
+        return pull.reshape(x.shape)
 
     def cdf(
         self, x: Float[Array, " n"], alpha: ScalarLike = 1.0, sigma: ScalarLike = 0.0

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..models.denoiser import PosteriorMean
-from ..processes.path import AbstractPath
-from ..typing import Scalar, ScalarLike, Seed, float_array, random_key
+from ..processes.normaliser import Normaliser
+from ..processes.path import AbstractPath, basis_of
+from ..typing import Levels, Scalar, ScalarLike, Seed, float_array, random_key
 
 
 class Mixture(eqx.Module):
@@ -32,13 +33,16 @@ class Mixture(eqx.Module):
         return self.means[k] + self.stds[k, None] * z
 
     def joint(
-        self, x: Float[Array, " d"], alpha: ScalarLike, sigma: ScalarLike
-    ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
-        """log p(k, x_t = x) of every component k, and its variance."""
-        variance = (alpha * self.stds) ** 2 + sigma**2
-        distance = jnp.sum((x - alpha * self.means) ** 2, axis=-1)
-        norming = 0.5 * x.size * jnp.log(2 * jnp.pi * variance)
-        return jnp.log(self.weights) - 0.5 * distance / variance - norming, variance
+        self, x: Float[Array, " d"], alpha: Levels, sigma: Levels
+    ) -> tuple[Float[Array, " k"], Float[Array, "k ..."]]:
+        """log p(k, x_t = x) of every component k, and its variance.
+
+        `alpha` and `sigma` are numbers, or one for each coordinate.
+        """
+        variance = (alpha * self.stds[:, None]) ** 2 + sigma**2
+        distance = jnp.sum((x - alpha * self.means) ** 2 / variance, axis=-1)
+        norming = x.size * jnp.mean(jnp.log(2 * jnp.pi * variance), axis=-1)
+        return jnp.log(self.weights) - 0.5 * (distance + norming), variance
 
     def log_prob(
         self, path: AbstractPath, t: ScalarLike, x: Float[Array, " d"]
@@ -50,14 +54,24 @@ class Mixture(eqx.Module):
         self, path: AbstractPath, t: ScalarLike, x: Float[Array, " d"]
     ) -> Float[Array, " d"]:
         """E[x0 given x_t = x]."""
-        alpha, sigma = path.alpha(t), path.sigma(t)
+        return self.posterior_mean(x, *path.scales(t))
+
+    def posterior_mean(
+        self, x: Float[Array, " d"], alpha: Levels, sigma: Levels
+    ) -> Float[Array, " d"]:
+        """E[x0 given alpha x0 + sigma z = x]."""
         log_joint, variance = self.joint(x, alpha, sigma)
         # Component k has the posterior mean (alpha s_k^2 x + sigma^2 mu_k) / variance.
-        share = jax.nn.softmax(log_joint) / variance
-        return (share @ (alpha * self.stds**2)) * x + (share * sigma**2) @ self.means
+        share = jax.nn.softmax(log_joint)[:, None] / variance
+        slope = jnp.sum(share * self.stds[:, None] ** 2, axis=0)
+        return alpha * slope * x + sigma**2 * jnp.sum(share * self.means, axis=0)
 
     def denoiser(self, path: AbstractPath) -> PosteriorMean:
-        """The exact denoiser on `path`, to sample from without a network."""
+        """The exact denoiser on `path`, to sample from without a network.
+
+        With the units of a `Normaliser` u = (x0 - shift) / scale, and scale x_t + alpha
+        shift is the path of x0 with the noise scale * sigma.
+        """
         return PosteriorMean(_Exact(self, path), path)
 
 
@@ -66,8 +80,15 @@ class _Exact(eqx.Module):
     path: AbstractPath
 
     def __call__(self, t, x, cond):
+        units = basis_of(self.path)
+
         def one(t, x):
-            return self.mixture.denoise(self.path, t, x).astype(x.dtype)
+            alpha, sigma = self.path.scales(t)
+            if not isinstance(units, Normaliser):
+                return self.mixture.posterior_mean(x, alpha, sigma).astype(x.dtype)
+            x = units.scale * x + alpha * units.shift
+            found = self.mixture.posterior_mean(x, alpha, units.scale * sigma)
+            return units.coordinates(found).astype(x.dtype)
 
         return jax.vmap(one, (0 if t.ndim else None, 0))(t, x)
 

@@ -118,6 +118,7 @@ class AngleFlow(eqx.Module):
         if log_prior is None:
             sigma, density = path.sigma(last), jax.vmap(path.noise.log_prob)
             log_p = density(u * scale / sigma) - _log_det(sigma, shape)  # pyright: ignore[reportOptionalOperand]
+            log_p = log_p + basis_of(path).log_det(shape)
         else:
             log_p = jax.vmap(log_prior)(x)
         return x, log_p + _log_det(scale / self.angle.scale(first), shape)

@@ -25,7 +25,8 @@ from jaxtyping import Array, Float
 from ..models.denoiser import AbstractDenoiser
 from ..models.model import Points, check_gaussian, conditions
 from ..models.problem import noise_level
-from ..processes.path import check_one_level, logsnr_span
+from ..processes.normaliser import Normaliser
+from ..processes.path import basis_of, check_one_level, logsnr_span
 from ..solvers.semilinear import root
 from ..solvers.solve import checked, solve
 from ..typing import PyTree, Scalar, ScalarLike, float_array
@@ -76,6 +77,13 @@ def score_error(
             )
     t = float_array(t).astype(float_array(denoiser.path.t_min).dtype)
     _check_pairs("score_error", x0, z)
+    bases = basis_of(denoiser.path), basis_of(exact.path)
+    if any(isinstance(b, Normaliser) for b in bases) and not eqx.tree_equal(*bases):
+        raise ValueError(
+            "score_error compares two denoisers on one path, and one of them has other "
+            "units (a Normaliser). Make the exact one on `denoiser.path`."
+        )
+    x0 = bases[0].coordinates(x0)
     if t.ndim > 1:
         raise ValueError(f"score_error takes t of shape () or (times,), got {t.shape}.")
     cond = conditions(denoiser, cond, len(x0))
@@ -149,6 +157,12 @@ def wasserstein_bound(
     **Raises:** a ValueError for different paths, and as `score_error`.
     """
     _check_pairs("wasserstein_bound", x0, z)
+    if isinstance(basis_of(denoiser.path), Normaliser):
+        raise ValueError(
+            "wasserstein_bound is in the units of the path, and this model's have a "
+            "Normaliser. Train it with sigma_data=, or compare in its units: "
+            "w2 of what `model.normaliser.coordinates` makes of the samples."
+        )
     if type(denoiser.path) is not type(exact.path):
         raise ValueError(
             "wasserstein_bound compares two denoisers on one path, got "

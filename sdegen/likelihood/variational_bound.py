@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from ..losses.per_sample import sample_keys
 from ..models.denoiser import AbstractDenoiser
 from ..models.model import Points, check_gaussian, conditions, floating_batch
-from ..processes.path import check_one_level, logsnr_span
+from ..processes.path import basis_of, check_one_level, logsnr_span
 from ..solvers.semilinear import root
 from ..typing import PyTree, Seed, float_array, is_whole, random_key
 from .coordinates import sum_per_sample
@@ -81,7 +81,8 @@ def variational_bound(
 def _bound(key, denoiser, x0, cond, draws, uniform_in):
     path, inverse = denoiser.path, denoiser.path.inverse()
     t_min, (batch, *shape) = float_array(path.t_min), x0.shape
-    x0 = x0.astype(t_min.dtype)
+    basis = basis_of(path)
+    x0 = basis.coordinates(x0.astype(t_min.dtype))
     low, high = logsnr_span(path)  # at t_max and at t_min
     size = jax.lax.stop_gradient(denoiser.data_scale)
     t_max = jnp.minimum(float_array(path.t_max), inverse(jax.nn.softplus(low / 2)))
@@ -123,5 +124,6 @@ def _bound(key, denoiser, x0, cond, draws, uniform_in):
     normaliser = x0[0].size * (0.5 * math.log(2 * math.pi) + jnp.log(ratio))
     reconstruction = jnp.mean(tail, axis=0) + normaliser
     prior = 0.5 * jnp.exp(low) * sum_per_sample(x0**2)
+    reconstruction = reconstruction - basis.log_det(tuple(shape))
     value = -(prior + diffusion + reconstruction)
     return Bound(value, root(variance), prior, diffusion, reconstruction)

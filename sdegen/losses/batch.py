@@ -25,7 +25,7 @@ from ..typing import AxisName, PyTree, Seed, condition_arrays, data_array, rando
 from .coupling.pairs import PairedData, couple, independent
 from .per_sample import batch_index, draw_each, sample_keys
 from .simulated_paths import chain, targets
-from .times import AbstractTimes, Uniform
+from .times import AbstractTimes, OfProcess
 
 Data: TypeAlias = Float[Array, "batch ..."]
 
@@ -53,7 +53,8 @@ class OnPath(Protocol):
 
     path: AbstractPath
     prediction: Prediction
-    sigma_data: Any
+    data_scale: Any
+    overall_sigma_data: Any
 
 
 @runtime_checkable
@@ -152,7 +153,8 @@ def draw_batch(
     - `x0`: floating-point data, (batch, ...).
     - `cond`: a pytree of arrays with leading axis batch, or None.
     - `coupling`: which x1 goes with which x0, see `sdegen.coupling`; `independent`.
-    - `times`: the distribution of t, see `sdegen.times`; `Uniform()`, stratified.
+    - `times`: the distribution of t, see `sdegen.times`; `OfProcess`, stratified, which
+      is uniform on most paths.
     - `axis_name`: the mapped axis, if `x0` is one device's part of the batch.
 
     **Returns:** a `Batch`. On a path with a basis x0, x_t and the target are in its
@@ -174,13 +176,28 @@ def draw_batch(
                 f"{name} simulates paths from x0: it takes no coupling and no times."
             )
         return simulated_batch(model, key, x0, cond, draws=1, axis_name=axis_name)[0]
-    options["times"] = Uniform() if times is None else times
+    if times is None:
+        times = OfProcess(getattr(model, "overall_sigma_data", 0.5))
+    options["times"] = times
     if isinstance(model, OnPath | HasVelocity | HasDrifts):
         return _draw(model, key, x0, cond, **options)
     raise ValueError(
         f"draw_batch knows no batch of {type(model).__name__}. Give its class a method "
         "`draw_batch(key, x0, cond, *, coupling, times, axis_name)`."
     )
+
+
+def _check_scale(scale, shape):
+    """Refuse a `sigma_data` that is for samples of another shape."""
+    try:
+        fits = jnp.broadcast_shapes(jnp.shape(scale), shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"sigma_data has the shape {jnp.shape(scale)}, which does not broadcast to "
+            f"one sample of shape {shape}. Give one number, or one for each coordinate."
+        )
 
 
 def _draw(model, key, x0, cond, *, coupling, times, axis_name):
@@ -193,6 +210,7 @@ def _draw(model, key, x0, cond, *, coupling, times, axis_name):
     x1 = draw_each(path.noise.sample, keys, *kind)
     if on_path:
         check_sample(path, x0.shape[1:])
+        _check_scale(model.data_scale, x0.shape[1:])
         basis = basis_of(path)
         if isinstance(cond, PairedData):
             cond = cond._replace(x1=basis.coordinates(cond.x1))
@@ -210,7 +228,7 @@ def _on_path(model, t, x0, x1, _):
     """x_t = alpha x0 + sigma x1, and the target a x0 + b x1 of `model.prediction`."""
 
     def coefficients(t):
-        row = model.prediction.row(model.path, t, model.sigma_data)
+        row = model.prediction.row(model.path, t, model.data_scale)
         return row, model.path.alpha(t), model.path.sigma(t)
 
     (a, b), alpha, sigma = batched(coefficients, t, x0)

@@ -53,7 +53,7 @@ def denoising_loss(
         )
     batch = draw_batch(model, key, x0, cond, **options)
     t, x, cond, target = batch.t, batch.x_t, batch.cond, batch.target
-    path, kind, sigma_data = model.path, model.prediction, model.sigma_data
+    path, kind, sigma_data = model.path, model.prediction, model.data_scale
     if exact is not None:
         a, b = batched(lambda t: kind.row(path, t, sigma_data), t, x)
         x0, z = exact.posterior_means(t, x, cond)

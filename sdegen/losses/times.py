@@ -75,6 +75,25 @@ class FlowTime(AbstractTimes):
         return jax.vmap(path.inverse())(-jnp.log(low + (high - low) * u))  # pyright: ignore[reportAttributeAccessIssue]
 
 
+class OfProcess(AbstractTimes):
+    """The times of the process itself, `training_time`: the default of every loss.
+
+    Uniform, but for processes whose time is the noise level, which have Karras' law.
+
+    **Arguments:**
+    - `sigma_data`: the standard deviation of the data; 0.5.
+    """
+
+    sigma_data: Scalar = number(0.5)
+    stratified: bool = eqx.field(default=True, static=True)
+
+    def quantile(self, path, u):
+        """The times with probability u below them."""
+        if isinstance(path, AbstractPath):
+            return path.training_time(u, self.sigma_data.astype(u.dtype))
+        return path.t_min + (path.t_max - path.t_min) * u
+
+
 class LogitNormal(AbstractTimes):
     """logit of (t - t_min) / (t_max - t_min) normal: the middle of the path more often.
 

@@ -89,6 +89,7 @@ def vdm_loss(
     frozen = jax.tree.map(lambda a: stop(a) if eqx.is_array(a) else a, network)
     shape = model.with_trained((frozen, inside)).denoiser
 
+    x0 = batch.x0
     l = diffusion_term(bound, t, x0, z, cond)
     prior = 0.5 * jnp.exp(bound.path.logsnr(bound.path.t_max)) * _square(x0)
     value = jnp.mean(l + prior + _first(bound, x0, z_first, cond))

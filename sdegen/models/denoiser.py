@@ -8,6 +8,7 @@ log(sigma / alpha) / 4 (Karras et al. 2022, table 1, for any path).
 """
 
 import abc
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from jaxtyping import Array, Float, Key
 
 from ..losses.denoising import denoising_loss
 from ..processes import prediction
+from ..processes.normaliser import Normaliser, normalised
 from ..processes.path import AbstractPath, basis_of, batched, level_of
 from ..processes.prediction import Prediction
 from ..typing import PyTree, Scalar, ScalarLike, Time, float_array, is_traced, number
@@ -49,6 +51,7 @@ class AbstractDenoiser(AbstractModel):
     """
 
     path: eqx.AbstractVar[AbstractPath]
+    sigma_data = None
 
     @abc.abstractmethod
     def posterior_means(
@@ -56,10 +59,26 @@ class AbstractDenoiser(AbstractModel):
     ) -> tuple[Points, Points]:
         """(E[x0 given x_t], E[z given x_t])."""
 
+    def coefficients(self, t: ScalarLike) -> PyTree:
+        """What the model needs to know of a time, for a scalar t; t itself by default.
+
+        On a fixed grid it is made once, for all times together, outside of the loop.
+        """
+        return float_array(t)
+
+    def means_from(
+        self, known: PyTree, x: Points, cond: PyTree = None
+    ) -> tuple[Points, Points]:
+        """`posterior_means` at the time of these `coefficients`."""
+        return self.posterior_means(known, x, cond)
+
     @property
     def data_scale(self) -> Float[Array, "..."]:
-        """The standard deviation of the data, or of each coordinate; 0.5 if unknown."""
-        return float_array(0.5)
+        """The standard deviation of the data, or of each coordinate; 0.5 if unknown.
+
+        Of data in the units of the path's `Normaliser`, where it has one.
+        """
+        return float_array(0.5 if self.sigma_data is None else self.sigma_data)
 
     @property
     def overall_sigma_data(self) -> Scalar:
@@ -118,7 +137,8 @@ class Denoiser(AbstractDenoiser):
     - `path`: the path.
     - `prediction`: what it predicts, a row of `sdegen.prediction`; `edm`.
     - `sigma_data`: the standard deviation of the data, one number or one for each
-      coordinate; 0.5.
+      coordinate. Without it `fit` measures the data and gives the model their units,
+      see `normalise`; an untrained model takes 0.5.
     - `inputs`: what the network is shown, `edm_inputs` or `raw_inputs`; `edm_inputs`.
 
     States and times keep their precision, whatever the network computes in.
@@ -127,11 +147,21 @@ class Denoiser(AbstractDenoiser):
     network: Any
     path: AbstractPath
     prediction: Prediction = eqx.field(default=prediction.edm, static=True)
-    sigma_data: Float[Array, "..."] = number(0.5)
+    sigma_data: Float[Array, "..."] | None = number(None)
     inputs: Callable = eqx.field(default=edm_inputs, static=True)
 
     loss = denoising_loss  # pyright: ignore[reportAssignmentType]
-    data_scale = property(lambda self: self.sigma_data)
+
+    @property
+    def normaliser(self) -> Normaliser | None:
+        """The units of the data, where the path has them."""
+        basis = basis_of(self.path)
+        return basis if isinstance(basis, Normaliser) else None
+
+    def normalise(self, normaliser: Normaliser) -> "Denoiser":
+        """The model for data in the units of `normaliser`, in which sigma_data is 1."""
+        path = normalised(self.path, normaliser)
+        return dataclasses.replace(self, path=path, sigma_data=1.0)
 
     def predict(
         self,
@@ -147,9 +177,12 @@ class Denoiser(AbstractDenoiser):
         """
         t = float_array(t)
         _check_time(t, x)
-        inputs = lambda t: self.inputs(self.path, t, self.sigma_data)  # noqa: E731
-        time, scale = batched(inputs, t, x)
-        time, basis = jnp.broadcast_to(time.ravel(), x.shape[:1]), basis_of(self.path)
+        inputs = lambda t: self.inputs(self.path, t, self.data_scale)  # noqa: E731
+        return self._output(batched(inputs, t, x), x, cond, keys)
+
+    def _output(self, inputs, x, cond, keys=None):
+        time, scale = inputs
+        time, basis = jnp.broadcast_to(time.ravel(), x.shape[:1]), _turn(self.path)
         data = basis.data((scale * x).astype(x.dtype))
         drops = keys is not None and "key" in inspect.signature(self.network).parameters
         dropout = {"key": keys} if drops else {}
@@ -160,13 +193,18 @@ class Denoiser(AbstractDenoiser):
         """(E[x0 given x_t], E[z given x_t])."""
         t = float_array(t)
         _check_time(t, x)
+        return self.means_from(batched(self.coefficients, t, x), x, cond)
 
-        def coefficients(t):
-            row = self.prediction.row(self.path, t, self.sigma_data)
-            return row, *self.path.scales(t)
+    def coefficients(self, t):
+        """The network's inputs, the row of the prediction, alpha and sigma."""
+        t, path, size = float_array(t), self.path, self.data_scale
+        row = self.prediction.row(path, t, size)
+        return self.inputs(path, t, size), (row, *path.scales(t))
 
-        known = batched(coefficients, t, x)
-        return prediction.posterior_means(*known, x, self.predict(t, x, cond))
+    def means_from(self, known, x, cond=None):
+        """`posterior_means` at the time of these `coefficients`."""
+        inputs, rows = known
+        return prediction.posterior_means(*rows, x, self._output(inputs, x, cond))
 
     def __check_init__(self):
         if not isinstance(self.path, AbstractPath):
@@ -181,18 +219,36 @@ class Denoiser(AbstractDenoiser):
                 f"got {self.prediction!r}. For example: sdegen.prediction.velocity."
             )
         # Refuses a score on a base that is not Gaussian, before anything is traced.
-        jax.eval_shape(self.prediction.row, self.path, self.path.t_min, self.sigma_data)
+        check_sigma_data(self)
+        jax.eval_shape(self.prediction.row, self.path, self.path.t_min, self.data_scale)
         if is_traced((self.path, self.sigma_data)):
             return
         for t in (self.path.t_min, self.path.t_max):
             with jax.ensure_compile_time_eval():
-                det = self.prediction.det(self.path, t, self.sigma_data)
+                det = self.prediction.det(self.path, t, self.data_scale)
             if not np.all(np.asarray(det)):
                 raise ValueError(
                     f"the prediction {self.prediction} says nothing about x0 at "
                     f"t={float(t):g} on {type(self.path).__name__}, where alpha or "
                     "sigma is 0. Use velocity, v, x0 or edm, or a smaller t_max."
                 )
+
+
+def _turn(path):
+    return basis_of(path).orthonormal
+
+
+def check_sigma_data(model: AbstractDenoiser) -> None:
+    """Refuse a standard deviation that no data have."""
+    given = model.sigma_data
+    if given is None or is_traced(given):
+        return
+    if not (np.isfinite(given).all() and (np.asarray(given) > 0).all()):
+        raise ValueError(
+            "sigma_data is the standard deviation of the data, positive and finite, "
+            f"got {np.asarray(given)}. Take data.std(), or leave it out: `fit` then "
+            "measures the data."
+        )
 
 
 def _check_time(t, x):

@@ -1,6 +1,7 @@
-"""Orthonormal bases, in which a process acts on each coordinate separately.
+"""The coordinates in which a process acts on each number of a sample separately.
 
-White noise stays white in them, and no density changes its value.
+White noise stays white in an orthonormal basis, and no density changes its value. A
+`Normaliser` scales besides, and says by how much.
 """
 
 import abc
@@ -10,12 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..typing import Scalar
+
 
 class AbstractBasis(eqx.Module):
-    """An orthonormal change of coordinates of the last axes of an array.
+    """A change of coordinates of the last axes of an array, orthonormal by default.
 
     Both methods take one sample, or a batch with any leading axes, and keep its shape.
     """
+
+    @property
+    def orthonormal(self) -> "AbstractBasis":
+        """The part that only turns: networks see data without it."""
+        return self
+
+    def log_det(self, shape: tuple[int, ...]) -> Scalar | float:
+        """log |d coordinates / d data| of one sample of `shape`."""
+        return 0.0
 
     @abc.abstractmethod
     def coordinates(self, x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -94,6 +94,17 @@ class AbstractPath(eqx.Module):
         """The time with the given log-SNR; beyond the ends, the end."""
         return self.inverse()(jax.nn.softplus(float_array(logsnr) / 2))
 
+    def training_time(self, u: Array, sigma_data: ScalarLike) -> Array:
+        """The quantile function of the times that this process is trained at.
+
+        Uniform by default.
+
+        **Arguments:**
+        - `u`: probabilities, any shape.
+        - `sigma_data`: the standard deviation of the data.
+        """
+        return self.t_min + (self.t_max - self.t_min) * u
+
     def closed_inverse(self, h: ScalarLike) -> Scalar | None:
         """The time with -log tau = h, where a final has a formula for it."""
         return None

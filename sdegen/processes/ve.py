@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.scipy.special import ndtri
 
 from ..typing import Scalar, number
 from .noise import AbstractNoise, Gaussian
@@ -53,6 +54,14 @@ class AbstractNoiseTime(AbstractPath):
     def closed_inverse(self, h):
         """t = sigma."""
         return 1 / jnp.expm1(h)
+
+    def training_time(self, u, sigma_data):
+        """log(sigma / 2 sigma_data) is N(-1.2, 1.2^2), in [t_min, t_max].
+
+        Karras et al. 2022, table 1, where sigma_data = 0.5.
+        """
+        sigma = 2 * sigma_data * jnp.exp(1.2 * (ndtri(u) - 1))
+        return jnp.clip(sigma, self.t_min, self.t_max)
 
 
 class EDM(AbstractNoiseTime, AbstractLinearSDE):

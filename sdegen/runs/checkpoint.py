@@ -24,7 +24,17 @@ State = TypeVar("State")
 
 def named(tree) -> dict[str, Array]:
     """The arrays of a pytree by their place in it, a structure that Orbax knows."""
-    return {jax.tree_util.keystr(k): v for k, v in jax.tree.leaves_with_path(tree)}
+    places = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(k): v for k, v in places if hasattr(v, "shape")}
+
+
+def unnamed(arrays: dict[str, Array], like: State) -> State:
+    """`like` with its arrays replaced by those of the same names."""
+
+    def one(place, leaf):
+        return arrays[jax.tree_util.keystr(place)] if hasattr(leaf, "shape") else leaf
+
+    return jax.tree.map_with_path(one, like)
 
 
 def save(directory: str | Path, state, *, replace: bool = False) -> Path:
@@ -74,7 +84,7 @@ def restore(directory: str | Path, like: State) -> State:
         _refuse_other_state(directory, *shapes)
         abstract = jax.tree.map(orbax().utils.to_shape_dtype_struct, target)
         arrays = checkpointer.restore(directory, abstract)
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[k] for k in target])
+    return unnamed(arrays, like)
 
 
 @jax.jit
@@ -216,7 +226,7 @@ class Checkpoints:
         )
         return orbax().CheckpointManager(self.directory, options=options)
 
-    def read(self, step: int, like: dict[str, Array] | None = None) -> dict[str, Array]:
+    def read(self, step: int, like: dict[str, Any] | None = None) -> dict[str, Array]:
         """The arrays of the checkpoint of `step`, compared with their fingerprints.
 
         Laid out as `like`, or on one device. Raises if it is not whole.

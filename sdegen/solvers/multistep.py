@@ -147,9 +147,8 @@ class AbstractAdams(AbstractSemilinearSolver):
             one = lambda n, k: integrals(xi[n], k, start, stop, rule.density)  # noqa: E731
             return jax.vmap(one)(places, known)
 
-        # Of one step at a time where every coordinate has its own: that takes memory.
-        many = jax.lax.map if xi.ndim > 1 else lambda f, xs: jax.vmap(f)(xs)
-        weights = many(weigh, (places, known, start, stop))
+        # One step at a time: smaller to compile, and small where coordinates have own.
+        weights = jax.lax.map(weigh, (places, known, start, stop))
         learned = jax.tree.leaves(self.weights) or (None, None)
         combine = jax.vmap(self._combination)
         ahead, *behind = (

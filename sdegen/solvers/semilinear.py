@@ -60,7 +60,8 @@ class Node(eqx.Module):
     """A point of the clock, with all that a step needs of it.
 
     `clock` is c, a scalar or one for each coordinate of a sample; `a` and `tau` are
-    those of (1); `t` is the time of the path; `scale` is x / y, alpha + sigma.
+    those of (1); `t` is the time of the path; `scale` is x / y, alpha + sigma. `known`
+    is what the denoiser has prepared for this time, None off a fixed grid.
     """
 
     clock: Clock
@@ -68,14 +69,16 @@ class Node(eqx.Module):
     tau: Clock
     t: Scalar
     scale: Clock
+    known: PyTree = None
 
     @classmethod
-    def at(cls, path: AbstractPath, t: ScalarLike) -> "Node":
+    def at(cls, path: AbstractPath, t: ScalarLike, known: PyTree = None) -> "Node":
         """The node at the time t of a path."""
         t = float_array(t)
         alpha, sigma = path.scales(t)
         total = alpha + sigma
-        return cls(jnp.log1p(alpha / sigma), alpha / total, sigma / total, t, total)
+        clock = jnp.log1p(alpha / sigma)
+        return cls(clock, alpha / total, sigma / total, t, total, known)
 
     @classmethod
     def of_clock(cls, inverse: NoiseInverse, c: Clock) -> "Node":
@@ -150,7 +153,10 @@ class SemilinearTerm(AbstractDriftTerm):
         self, node: Node, y: Float[Array, "batch ..."]
     ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
         """(x0_hat, z_hat) at y and a node: one network evaluation."""
-        return self.denoiser.posterior_means(node.t, node.scale * y, self.cond)
+        x = node.scale * y
+        if node.known is None:
+            return self.denoiser.posterior_means(node.t, x, self.cond)
+        return self.denoiser.means_from(node.known, x, self.cond)
 
     def node(self, c: Clock) -> Node:
         """The node at a clock that the grid does not know."""

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ..data.batches import batch_indices
 from ..mesh import place, replicated, to_host
 from ..training.compiled_loop import advance, begin
+from ..training.optimizer import like_dtypes
 from ..typing import PyTree
 from .space import Point
 
@@ -157,7 +158,8 @@ class Program:
             key = jax.random.key(seed)
             spec = self.trial(key, values)
             state = self.static.state(leaves)
-            full = spec.model.with_trained(state.averages[0])
+            average = like_dtypes(state.averages[0], state.trained)
+            full = spec.model.with_trained(average)
             # Apart from the keys of the steps.
             return spec.evaluate(jax.random.fold_in(key, 2**31 - 2), full)
 

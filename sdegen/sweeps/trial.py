@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..models.units import in_units_of
 from ..runs.recorder import first_line
 from ..training import Feed, Fit, fit
 from ..training.config import TrainingConfig, configured
@@ -60,6 +61,8 @@ class Training:
         measure: Callable | None = None,
         **changes: Any,
     ):
+        if not is_traced(data):
+            model = in_units_of(model, data)
         self.model, self.data, self.cond, self.loss = model, data, cond, loss
         self.evaluate, self.measure = evaluate, measure
         self.config = configured(TrainingConfig, config, changes, "Training")

@@ -45,17 +45,17 @@ def make_call(
     *,
     loss: Callable | None = None,
     **changes: Any,
-) -> tuple[Callable, list[Array], Any]:
+) -> tuple[Callable, list[Array], Callable]:
     """The compiled loop of `fit`.
 
     **Arguments:**
     - `model`, `config`, `loss`, `changes`: see `fit`.
     - `feed`: the data, whose seed gives the key of the run.
 
-    **Returns:** (call, leaves, structure). `call(leaves, fed) -> (leaves, metrics)`
-    runs one step for each row of a chunk of `feed` and donates `leaves`; the state is
-    `jax.tree.unflatten(structure, leaves)`. A third argument, a number for each device,
-    comes back as its largest in metrics["stop"]. `call.lower` lowers without running.
+    **Returns:** (call, leaves, state). `call(leaves, fed) -> (leaves, metrics)` runs a
+    step for each row of a chunk of `feed` and donates `leaves`, the arrays of the state
+    `state(leaves)`. A third argument, a number for each device, comes back as its
+    largest in metrics["stop"]. `call.lower` lowers without running.
     """
     config = configured(TrainingConfig, config, changes, "make_call")
     key = jax.random.key(feed.seed)
@@ -69,7 +69,7 @@ def make_call(
         def lower(self, leaves, fed, flags=None):
             return _run.lower(leaves, arrays, fed, flags, static)
 
-    return Call(), leaves, static.parts[0]
+    return Call(), leaves, static.state
 
 
 def begin(
@@ -112,9 +112,9 @@ def begin(
             out_shardings=parameter_sharding(shapes, mesh),
         )(arrays)
         state = eqx.combine(born, static)
+    (state, extras), rest = eqx.partition((state, extras), eqx.is_array)
     leaves, structure = jax.tree.flatten(state)
-    extras, static = eqx.partition(extras, eqx.is_array)
-    static, inner = jax.tree.flatten(static)
+    static, inner = jax.tree.flatten(rest)
     parts = (structure, tuple(static), inner, config.steps, config.accumulate, mesh)
     return leaves, extras, _Static(*parts)
 
@@ -125,9 +125,17 @@ class _Static:
     def __init__(self, *parts):
         self.parts, self._hash = parts, hash(parts)
 
+    @property
+    def rest(self) -> tuple[Any, Any]:
+        """What is no array of the state, such as activation functions, and of extras.
+
+        A state without it is a tree of arrays alone.
+        """
+        return jax.tree.unflatten(self.parts[2], self.parts[1])
+
     def state(self, leaves: Sequence[Array]) -> TrainState:
-        """The state whose leaves these are."""
-        return jax.tree.unflatten(self.parts[0], leaves)
+        """The state whose arrays these are."""
+        return eqx.combine(jax.tree.unflatten(self.parts[0], leaves), self.rest[0])
 
     def __hash__(self):
         return self._hash
@@ -164,20 +172,19 @@ def advance(leaves, arrays, fed, static):
 
     `arrays` are the extras of `begin` and the data that the rows are of, or None.
     """
-    structure, static_leaves, static_structure, steps, accumulate, mesh = static.parts
-    static = jax.tree.unflatten(static_structure, static_leaves)
-    extras, held = eqx.combine(arrays[0], static), arrays[1]
+    _, _, _, steps, accumulate, mesh = static.parts
+    extras, held = eqx.combine(arrays[0], static.rest[1]), arrays[1]
     shell, optimizer, loss, averages, augment, key = extras
     transform = optimizer.transform(steps)
     given = (shell, loss, augment, key, held)
 
     def body(leaves, fed):
-        state = jax.tree.unflatten(structure, leaves)
+        state = static.state(leaves)
         value, grads, aux = _gradients(
             state.trained, given, fed, state.step, mesh=mesh, accumulate=accumulate
         )
         state, metrics = apply_gradients(state, value, grads, transform, averages, aux)
-        leaves = jax.tree.leaves(state)
+        leaves = jax.tree.leaves(eqx.filter(state, eqx.is_array))
         if mesh is not None:
             shardings = parameter_sharding(leaves, mesh)
             leaves = jax.lax.with_sharding_constraint(leaves, shardings)

@@ -17,6 +17,7 @@ from ..data.batches import batch_indices
 from ..data.prefetch import prefetch
 from ..data.stream import AbstractStream
 from ..mesh import batch_axes, batch_sharding, place, replicated
+from ..models.units import compare, in_units_of
 from ..typing import PyTree, data_array
 
 
@@ -41,6 +42,7 @@ class Feed:
         check_batch(batch_size, mesh, accumulate)
         self.batch_size, self.seed, self.mesh = batch_size, seed, mesh
         self.length, self.stream, self.arrays = len(data), None, None
+        self._believes: Any = None
         if isinstance(data, AbstractStream):
             if cond is not None:
                 raise ValueError(
@@ -54,6 +56,16 @@ class Feed:
             if mesh is not None:
                 whole = jax.tree.map(lambda _: replicated(mesh), self.arrays)
                 self.arrays = place(self.arrays, whole)
+
+    def in_units(self, model: Any) -> Any:
+        """`model` in the units of the data, if it was not told them; of arrays alone.
+
+        The first batch of a stream is compared with what the model believes.
+        """
+        if self.arrays is not None:
+            return in_units_of(model, self.arrays[0])
+        self._believes = model
+        return model
 
     def chunks(self, start: int, counts: Iterator[int]):
         """A context of an iterator over what each call of `counts` steps needs.
@@ -78,6 +90,9 @@ class Feed:
                 yield place(rows, batch_sharding(self.mesh, axis=1))
 
     def _put(self, chunk):
+        if self._believes is not None:
+            compare(self._believes, as_float(chunk[0][0]))
+            self._believes = None
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, chunk)
         sharding = batch_sharding(self.mesh, axis=1)

@@ -118,7 +118,7 @@ def fit(
         cond = conditions(model, cond, len(data))
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     feed = Feed(data, cond, seed=config.seed, mesh=mesh, **sizes)
-    run = Run(model, feed, config, loss)
+    run = Run(feed.in_units(model), feed, config, loss)
     with RunDirectory(directory, run, data) as folder:
         loop = _Loop(run, folder, recorder, watch)
         return loop.train(profile, progress)

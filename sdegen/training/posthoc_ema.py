@@ -69,7 +69,11 @@ def reconstruct(
     every = [n for n in used for _ in stds]
     weights, error = posthoc_weights(every, stds * len(used), step, std)
     wanted = {} if like is None else checkpoint.named(like)
-    layout = {f"{j}{name}": a for j in range(len(stds)) for name, a in wanted.items()}
+    layout = {
+        f"{j}{name}": _as_kept(a)
+        for j in range(len(stds))
+        for name, a in wanted.items()
+    }
     kept, total = _kept(run), {}
     for n, shares in zip(used, weights.reshape(len(used), -1), strict=True):
         arrays = kept.read(n, layout or None)
@@ -80,8 +84,16 @@ def reconstruct(
     total = {name: a.astype(part[name].dtype) for name, a in total.items()}
     if like is None:
         return total, error
-    leaves = [total[name] for name in wanted]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves), error
+    own = {name: total[name].astype(a.dtype) for name, a in wanted.items()}
+    return checkpoint.unnamed(own, like), error
+
+
+def _as_kept(a):
+    """The shape of an array as averages are kept, float32 at least."""
+    if not jnp.issubdtype(a.dtype, jnp.inexact):
+        return a
+    kind = jnp.promote_types(a.dtype, jnp.float32)
+    return jax.ShapeDtypeStruct(a.shape, kind, sharding=a.sharding)
 
 
 def _part(arrays, j):

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -13,8 +12,8 @@ from ..runs import checkpoint
 from ..runs.recorder import describe
 from .compiled_loop import make_call
 from .ema import as_averages
-from .optimizer import as_optimizer
-from .step import TrainState, own_loss
+from .optimizer import as_optimizer, like_dtypes
+from .step import TrainState, copied, own_loss
 
 
 class Run:
@@ -27,7 +26,7 @@ class Run:
 
     def begin(self):
         """The state of step 0."""
-        self.call, self.leaves, self.structure = make_call(
+        self.call, self.leaves, self._state = make_call(
             self.model, self.feed, self.config, loss=self.loss
         )
         self.done = 0
@@ -55,7 +54,7 @@ class Run:
     @property
     def state(self) -> TrainState:
         """The state reached; its buffers are donated to the next call."""
-        return jax.tree.unflatten(self.structure, self.leaves)
+        return self._state(self.leaves)
 
     def named(self) -> dict[str, Array]:
         """The arrays of the state by their place in it."""
@@ -63,9 +62,10 @@ class Run:
 
     def averaged(self, copy: bool = False):
         """The model by the first average; a copy outlives the next call."""
-        trained = self.state.averages[0]
+        state = self.state
+        trained = like_dtypes(state.averages[0], state.trained)
         if copy:
-            trained = jax.tree.map(jnp.copy, trained)
+            trained = copied(trained)
         return self.model.with_trained(trained)
 
     def crossed(self, every: int, count: int) -> bool:

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..losses.coupling.pairs import split_aux
@@ -18,11 +19,14 @@ from ..models.model import AbstractModel
 from ..typing import AxisName, PyTree, RandomKey, Scalar, ScalarLike
 from . import ema
 from .ema import DECAY, AbstractAverage, as_averages
-from .optimizer import global_norm
+from .optimizer import at_least_float32, global_norm, like_dtypes
 
 
 class TrainState(eqx.Module):
-    """`model.trained`, its averages, the state of the optimiser, the step."""
+    """`model.trained`, its averages, the state of the optimiser, the step.
+
+    Averages are float32 at least: in bfloat16 they would not move.
+    """
 
     trained: Any
     averages: tuple[Any, ...]
@@ -41,16 +45,17 @@ def init_state(
     - `averages`: how many moving averages are kept; 1.
     """
     params = eqx.filter(trained, eqx.is_inexact_array)
-
     if not jax.tree.leaves(params):
         raise ValueError("the network has no floating-point arrays: nothing to train.")
 
     # The state's buffers are donated, the model's stay the caller's.
-    def copy():
-        return jax.tree.map(lambda a: jnp.copy(a) if eqx.is_array(a) else a, trained)
+    copies = tuple(at_least_float32(copied(trained)) for _ in range(averages))
+    return TrainState(copied(trained), copies, transform.init(params), jnp.array(0))
 
-    copies = tuple(copy() for _ in range(averages))
-    return TrainState(copy(), copies, transform.init(params), jnp.array(0))
+
+def copied(tree: Any) -> Any:
+    """`tree` with copies of its arrays."""
+    return jax.tree.map(lambda a: jnp.copy(a) if eqx.is_array(a) else a, tree)
 
 
 def own_loss(model, key, x0, cond=None, *, axis_name=None):
@@ -65,6 +70,19 @@ def check_model(model: Any) -> None:
             "training takes an sdegen.AbstractModel, such as sdegen.Denoiser(network, "
             f"path), which says what of it is trained and how, got {model!r:.60}."
         )
+    variables = jax.tree.leaves_with_path(
+        model.trained, is_leaf=lambda v: isinstance(v, nnx.Variable)
+    )
+    for place, variable in variables:
+        if isinstance(variable, nnx.BatchStat | nnx.RngState | nnx.Cache):
+            raise ValueError(
+                "training changes parameters alone, but the network has a state that "
+                f"moves with its calls: network{jax.tree_util.keystr(place)}, an nnx."
+                f"{type(variable).__name__}. In the place of nnx.BatchNorm take a norm "
+                "without running statistics, such as nnx.GroupNorm; in the place of "
+                "nnx.Dropout take dropout= of sdegen.nets, or draw from the parameter "
+                "`key` of the network's call, which only training gives."
+            )
 
 
 def without_trained(model: AbstractModel) -> AbstractModel:
@@ -146,7 +164,9 @@ def apply_gradients(
     """The next state, and `loss`, `grad_norm`, `update_norm` and `aux`."""
     params = eqx.filter(state.trained, eqx.is_inexact_array)
     updates, opt_state = transform.update(grads, state.opt_state, params)
-    trained = eqx.apply_updates(state.trained, updates)
+    # What is kept keeps its type, whatever the numbers of the optimiser are.
+    opt_state = like_dtypes(opt_state, state.opt_state)
+    trained = like_dtypes(eqx.apply_updates(state.trained, updates), state.trained)
     n = (state.step + 1).astype(jnp.float32)
     moving = ema.update(averages, state.averages, trained, n)
     norms = {"grad_norm": global_norm(grads), "update_norm": global_norm(updates)}
