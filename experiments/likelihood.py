@@ -146,7 +146,7 @@ def gaussian_bits(train, images, key):
     fitted = sdegen.dequantise(key, train, levels=LEVELS).reshape(len(train), -1)
     x = sdegen.dequantise(key, images, levels=LEVELS).reshape(len(images), -1)
     normal = multivariate_normal(fitted.mean(0), np.cov(fitted.T))
-    return np.log2(LEVELS / 2) - normal.logpdf(x) / (x.shape[1] * np.log(2))
+    return np.log2((LEVELS - 1) / 2) - normal.logpdf(x) / (x.shape[1] * np.log(2))
 
 
 def digit_images(config, recorder):

@@ -19,11 +19,11 @@ Expect, on two CPU cores, in ten minutes of CPU time, much of it compilation,
 straightness 9.5 (3.4 with exact coupling), then .34; cost 71.6, then 70.6; and, with
 the floor of W2 at 2.6,
 
-                    W2 in 1, 32 steps    MMD^2 in 1, 32 steps    off in 1, 8 steps
-    1-rectified         4.12, 2.97            2.2, .005              4.1, .56
-    1-rectified, exact  3.13, 2.88            .54, .005              2.4, .36
-    2-rectified         3.09, 3.00           .015, .007              .85, .16
-    distilled           3.05                 .010                    .58
+                    W2 in 1, 32 steps  MMD^2 in 1, 32 steps  off in 1, 8 steps
+    1-rectified         4.12, 2.97           2.2, .005            4.1, .56
+    1-rectified, exact  3.13, 2.88           .54, .005            2.4, .36
+    2-rectified         3.09, 3.00          .015, .007            .85, .16
+    distilled           3.05                .010                  .58
 
 The price is at the end of the flow, where MMD^2 went from .005 to .007: a flow learns
 from the errors of the one before. Picture: steps.png in --out.

@@ -6,7 +6,7 @@ A step of a small transformer is compiled for 64 and 256 simulated devices, and 
 device sends is read off the program, beside what the parameters' shapes say. For an
 array of X bytes each of n devices in a ring sends
 
-    all-reduce 2 (n - 1)/n X,   all-gather and reduce-scatter (n - 1)/n X.          (1)
+    all-reduce 2 (n - 1)/n X,   all-gather and reduce-scatter (n - 1)/n X.  (1)
 
 Shapes and the makers' figures then give the share of computation in a step of larger
 networks. Nothing was measured on a pod; docs/scaling.md. Five minutes on two cores.

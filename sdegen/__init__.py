@@ -83,6 +83,8 @@ from .processes import StochasticInterpolant as StochasticInterpolant
 from .processes import StraightFlow as StraightFlow
 from .processes import SubVP as SubVP
 from .processes import prediction as prediction
+from .processes import respaced_betas as respaced_betas
+from .processes import zero_terminal_snr as zero_terminal_snr
 from .processes.basis import DCT as DCT
 from .processes.basis import AbstractBasis as AbstractBasis
 from .processes.interpolant import AbstractInterpolant as AbstractInterpolant

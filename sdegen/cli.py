@@ -8,7 +8,10 @@ import dataclasses
 import functools
 import importlib.util
 import inspect
+import re
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -124,8 +127,38 @@ def parse(
             argv = [next(iter(presets)), *argv]
         chosen = tyro.extras.subcommand_type_from_defaults(presets)
     marked = tyro.conf.CascadeSubcommandArgs[chosen]
-    description = (sys.modules[config.__module__].__doc__ or "").strip()
+    description = wrapped(sys.modules[config.__module__].__doc__ or "")
     return tyro.cli(marked, args=argv, description=description, registry=registry)
+
+
+def wrapped(text: str, width: int | None = None) -> str:
+    """A docstring for a help text: prose and commands in lines of the terminal.
+
+    Tables stay as they are. Every line begins with a space, because tyro joins lines
+    that begin with a letter.
+
+    **Arguments:**
+    - `text`: paragraphs and lists; of commands and tables every line is indented.
+    - `width`: columns; those of the terminal, at most 100.
+    """
+    width = min(shutil.get_terminal_size().columns, 100) if width is None else width
+    fold = textwrap.TextWrapper(break_long_words=False, break_on_hyphens=False)
+    lines = []
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        verbatim = paragraph.startswith(" ")
+        for block in re.split("\n" if verbatim else "\n(?=- )", paragraph):
+            words = block.split()
+            first = " " * (1 + len(block) - len(block.lstrip()))
+            if verbatim and words[0] not in ("python", "sdegen"):
+                lines.append(" " + block)
+                continue
+            more = "    " if verbatim else "  " if words[0] == "-" else ""
+            end = " \\" if verbatim else ""  # the shell goes on after a backslash
+            fold.width, fold.initial_indent = width - len(end), first
+            fold.subsequent_indent = first + more
+            lines.append(f"{end}\n".join(fold.wrap(" ".join(words))))
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def _name_networks(tyro, kind):

@@ -5,6 +5,8 @@ passes a traced array. Fields are always arrays (`number`), so that changing a v
 never retraces and every field can be differentiated and vmapped.
 """
 
+import contextlib
+import inspect
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -83,6 +85,81 @@ def random_key(key: Any) -> RandomKey:
         f"a key is one jax.random.key(seed), or the seed, a whole number, got {came}. "
         "jax.random.PRNGKey makes keys of the old style, and split makes several."
     )
+
+
+def data_array(
+    x: Any, what: str, *, images: bool = False, advice: str = ""
+) -> Array | np.ndarray:
+    """`x` as one array of data (batch, ...), where it lies; a data frame is one too.
+
+    **Arguments:**
+    - `x`: floating-point data; float64 becomes float32 later, where x64 is off.
+    - `what`: takes the data, the first word of a sentence.
+    - `images`: take uint8 images and videos too, (batch, ..., channels); no.
+    - `advice`: for whole numbers, in place of "scale them".
+
+    **Raises:** a ValueError for what is no such array; it says what came.
+    """
+    a = x
+    if not isinstance(x, jax.Array | dict | tuple | None):
+        with contextlib.suppress(ValueError):  # rows of different lengths
+            a = np.asanyarray(x)
+    if not isinstance(a, jax.Array | np.ndarray):
+        raise ValueError(
+            f"{what} takes one array of data, (batch, ...), got {type(x).__name__}, "
+            "which is none. Give the samples alone; labels and vectors go into cond."
+        )
+    byte = images and a.dtype == np.uint8 and a.ndim >= 3
+    if not byte and not jnp.issubdtype(a.dtype, jnp.floating):
+        if a.dtype.kind in "iu":
+            hint = (
+                advice or "Scale it to [-1, 1], as bytes by x / np.float32(127.5) - 1."
+            )
+        elif a.dtype.kind == "b":
+            hint = "Cast booleans, x.astype('float32'); tokens: sdegen.corruption."
+        elif a.dtype.kind == "c":
+            hint = "Give the real and the imaginary part as two channels."
+        else:
+            hint = "Keep what is a number, as in frame.select_dtypes('number')."
+        kinds = "floating-point data" + " or uint8 images" * images
+        came = f"{a.dtype} of shape {a.shape}"
+        raise ValueError(f"{what} takes {kinds}, got {came}. {hint}")
+    if a.ndim < 2:
+        raise ValueError(
+            f"{what} takes a batch of data of shape (batch, ...) with at least two "
+            f"axes, that is at least one axis per sample, got shape {a.shape}. For 1-D "
+            "data use x0[:, None]."
+        )
+    return a
+
+
+_ROLES = {
+    "t": "t time times timestep timesteps step steps noise_level",
+    "x": "x x_t xt x_noisy sample samples state image images",
+    "cond": "c cond condition conditions label labels class_labels context y",
+}
+
+
+def argument_order(network: Any) -> tuple[str, ...] | None:
+    """The order of "t", "x" and "cond" by the names of a network's first parameters.
+
+    None where they do not say it; "cond" is left out where it is not taken.
+    """
+    try:
+        parameters = inspect.signature(network).parameters.values()
+    except (TypeError, ValueError):  # builtins have none
+        return None
+    found = []
+    for one in parameters:
+        if one.kind not in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD):
+            break
+        role = next((k for k, v in _ROLES.items() if one.name in v.split()), None)
+        if role is None and one.default is one.empty or role in found:
+            return None
+        if role is None or len(found) == 3:
+            break
+        found.append(role)
+    return tuple(found) if {"t", "x"} <= set(found) else None
 
 
 def condition_arrays(cond: PyTree, batch: int | None = None) -> PyTree:

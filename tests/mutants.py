@@ -494,6 +494,13 @@ LIKELIHOOD = (
         "test_likelihood.py::test_bits_per_dimension_are_those_of_the_bins",
     ),
     Mutant(
+        "bins-half-a-step-off",
+        "likelihood/bits_per_dim.py",
+        "edge = levels / (levels - 1)",
+        "edge = 1.0",
+        "test_likelihood.py::test_bins_are_around_the_bytes_of_fit",
+    ),
+    Mutant(
         "sum-of-the-draws-for-their-mean",
         "likelihood/bits_per_dim.py",
         "jax.nn.logsumexp(each, axis=0) - math.log(draws)",
@@ -680,9 +687,24 @@ NETS = (
     Mutant(
         "gradient-of-conv-not-flipped",
         "nets/conv.py",
-        "jnp.flip(w, (0, 1)).swapaxes(2, 3)",
-        "w.swapaxes(2, 3)",
+        "jnp.flip(w, range(w.ndim - 2)).swapaxes(-2, -1)",
+        "w.swapaxes(-2, -1)",
         "test_nets.py::test_conv_has_the_values_and_gradients_of_lax",
+    ),
+    Mutant(
+        "steps-of-a-chain-off-by-one",
+        "nets/adapter.py",
+        "self.time * t - 1",
+        "self.time * t",
+        "test_nets.py::test_a_network_of_elsewhere_is_wrapped_by_the_names_of_its_"
+        "parameters",
+    ),
+    Mutant(
+        "no-class-is-the-first-class",
+        "nets/network.py",
+        "jax.nn.one_hot(cond, cond_dim",
+        "jax.nn.one_hot(cond % cond_dim, cond_dim",
+        "test_nets.py::test_integer_labels_are_one_hot_vectors_and_the_last_is_no_class",
     ),
     Mutant(
         "heavy-tails-skip-of-a-standard-deviation",

@@ -1,5 +1,6 @@
 """Every script and every block of the README runs, as a user would run it."""
 
+import ast
 import dataclasses
 import importlib.util
 import json
@@ -146,6 +147,30 @@ def test_help_names_every_field(name, capsys):
     text = capsys.readouterr().out
     for field in config.__dataclass_fields__:
         assert field.replace("_", "-") in text or f"{field} options" in text, field
+
+
+def test_a_help_text_is_wrapped_and_its_commands_and_tables_are_not_broken():
+    text = """Prose that is longer than the line, and goes on.
+
+        python experiments/long.py --steps 400000
+        1.0   2.0   3.0   4.0   5.0   6.0   7.0
+
+    - an item that is longer than the line is
+      one item."""
+    assert cli.wrapped(text, 40).splitlines() == [
+        " Prose that is longer than the line, and",
+        " goes on.",
+        "",
+        "     python experiments/long.py \\",
+        "         --steps 400000",
+        "     1.0   2.0   3.0   4.0   5.0   6.0   7.0",
+        "",
+        " - an item that is longer than the line",
+        "   is one item.",
+    ]
+    for file in (ROOT / "experiments").glob("*.py"):
+        doc = ast.get_docstring(ast.parse(file.read_text())) or ""
+        assert max(map(len, cli.wrapped(doc, 80).splitlines())) <= 80, file.name
 
 
 def test_any_field_and_any_component_is_set_from_the_shell():

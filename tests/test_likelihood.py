@@ -19,6 +19,7 @@ import sdegen
 from sdegen import nets, prediction
 from sdegen.data import Mixture
 from sdegen.models.denoiser import PosteriorMean
+from sdegen.training.feed import as_float
 
 KEY = jax.random.key(0)
 WEIGHTS, STDS = np.array([0.3, 0.5, 0.2]), np.array([0.3, 0.2, 0.5])
@@ -618,8 +619,9 @@ def test_the_scaling_s_offset_and_bits_under_jit():
     path, scale = process("EDM"), 1 / 3
     small = Mixture(WEIGHTS, MEANS * scale, STDS * scale)
     narrow = dataclasses.replace(path, t_min=path.t_min * scale)
+    scaled = {"levels": LEVELS, "low": -1.0, "high": 1.0}
     unit = sdegen.bits_per_dim(
-        small.denoiser(narrow), images()[0], key=KEY, levels=LEVELS, **STEPS
+        small.denoiser(narrow), images()[0], key=KEY, **scaled, **STEPS
     )
     wide = bits(1).value
     assert np.abs(wide - unit.value).max() < 5e-3  # the ends at t_max differ
@@ -635,6 +637,13 @@ def test_dequantised_integers_are_uniform_in_their_bins():
     assert np.abs(inside.mean(0) - 0.5).max() < 5 / np.sqrt(12 * 4000)
     again = sdegen.dequantise(KEY, whole[:10], levels=4, low=0.0, high=2.0)
     assert np.array_equal(again, x[:10])
+
+
+def test_bins_are_around_the_bytes_of_fit():
+    byte = jnp.broadcast_to(jnp.array([0, 100, 255], jnp.uint8), (20_000, 3))
+    off = (np.asarray(sdegen.dequantise(KEY, byte)) - as_float(byte)) * 127.5
+    assert np.abs(off).max() < 0.5 + 1e-4  # steps, that is half a bin
+    assert np.abs(off.mean(0)).max() < 5 / np.sqrt(12 * 20_000)
 
 
 # -- the variational bound -------------------------------------------------------------

@@ -7,6 +7,7 @@ finite differences, with other programs of the same numbers and with Optax's ari
 
 import functools
 import inspect
+import itertools
 import time
 
 import equinox as eqx
@@ -21,6 +22,7 @@ import sdegen.nets
 from sdegen import nets
 from sdegen.nets import MLP, MLPConfig, UNet, UNetConfig
 from sdegen.nets.conv import conv
+from sdegen.nets.layers import check_sides
 from sdegen.nets.network import _made
 
 SMALL = {"channels": 4, "multiples": (1, 2), "blocks": 1}
@@ -365,7 +367,7 @@ def test_parameters_are_float32_under_x64_too(cls):
 # -- the UNet --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(6, 8, 1), (8, 6, 1), (2, 2, 1)])
+@pytest.mark.parametrize("shape", [(6, 8, 1), (8, 6, 1), (2, 2, 1), (6, 1)])
 def test_a_unet_refuses_sides_that_it_cannot_halve(shape, float32):
     with pytest.raises(ValueError, match="divisible by 4 .*halves them 2 times"):
         UNet(shape, channels=8, multiples=(1, 1, 1), rngs=nnx.Rngs(0))
@@ -382,12 +384,31 @@ def test_a_unet_works_at_any_depth_on_images_that_are_not_square(float32):
     assert (far[1] == out[1]).all()
 
 
+@pytest.mark.parametrize("shape", [(8, 3), (4, 4, 4, 3)])
+def test_a_unet_works_on_series_and_volumes(shape, float32):
+    net, t = network(UNet, 0, shape=shape, multiples=(1, 2)), jnp.float32(0.1)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape)), jnp.float32)
+    out = forward(net, t, x, None)
+    far = forward(net, t, x.at[(0,) * x.ndim].add(1.0), None)
+    assert out.shape == x.shape and abs(far - out)[0, -1].max() > 0
+    assert (far[1] == out[1]).all()
+
+
+def test_what_a_network_is_not_for_is_named():
+    for shape, kind in {(4,): "vectors", (8, 2): "series", (4, 4, 4, 1): "vol"}.items():
+        with pytest.raises(ValueError, match=f"needs images.*got .*: {kind}"):
+            check_sides(None, shape, 2, "2")
+    with pytest.raises(ValueError, match="vectors .features,.. nets.UNetConfig"):
+        UNet((4,), rngs=nnx.Rngs(0))
+
+
 # -- the convolution -------------------------------------------------------------------
 
 
 def plain(x, w):
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
+    numbers = {3: ("NHC", "HIO", "NHC"), 4: ("NHWC", "HWIO", "NHWC")}[x.ndim]
+    ones = (1,) * (x.ndim - 2)
+    return jax.lax.conv_general_dilated(x, w, ones, "SAME", dimension_numbers=numbers)
 
 
 def images(*shapes):
@@ -417,6 +438,10 @@ def derivatives(f):
 def test_conv_has_the_values_and_gradients_of_lax(k, height, width):
     x, y = (2, height, width, 3), (2, height, width, 4)
     agree(derivatives, *images(x, (k, k, 3, 4), x, (k, k, 3, 4), y))
+
+
+def test_conv_of_series_has_the_values_and_gradients_of_lax():
+    agree(derivatives, *images(*2 * [(2, 5, 3), (3, 3, 4)], (2, 5, 4)))
 
 
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (3, None), (2, 4)])
@@ -506,3 +531,91 @@ def test_one_program_makes_all_networks_of_a_configuration():
     assert any((a != b).any() for a, b in zip(one, two, strict=True))  # by their keys
     nets.MLPConfig(width=9)((2,), jax.random.key(0))
     assert _made._cache_size() == 2
+
+
+# -- networks from elsewhere -----------------------------------------------------------
+
+
+def test_a_network_of_elsewhere_is_wrapped_by_the_names_of_its_parameters():
+    t, x, c = jnp.arange(3.0), jnp.arange(12.0).reshape(3, 4), jnp.ones((3, 1))
+    exact = x + 10 * t[:, None] + c
+
+    def first(x, timesteps, labels):
+        return x + 10 * timesteps[:, None] + labels
+
+    def pair(sample, t, y):
+        return exact, 0 * exact
+
+    def twice(xt, t, context):
+        return jnp.concatenate([exact, 0 * exact], axis=-1)
+
+    for fn in (first, pair, twice):
+        assert (nets.wrap(fn)(t, x, c) == exact).all()
+    assert (nets.wrap(lambda a, b: b, order="xt")(t, x) == t).all()
+    assert (nets.wrap(lambda x, t: t, time=1000)(t, x) == 1000 * t - 1).all()
+    last = nets.wrap(lambda x, t: [t], time=jnp.square, output=lambda out: out[-1])
+    assert (last(t, x) == t**2).all()
+
+
+def test_what_cannot_be_wrapped_is_answered():
+    unknown, plain = lambda a, b: a, nets.wrap(lambda x, t: x)
+    one = jnp.ones((1, 1))
+    wrong = {
+        "the parameters do not say it": lambda: nets.wrap(unknown),
+        'perhaps "cond": got': lambda: nets.wrap(unknown, order=("x", "time")),
+        "time is the number T": lambda: nets.wrap(plain, time=1),
+        "takes no condition": lambda: plain(one[0], one, one),
+    }
+    for sentence, call in wrong.items():
+        with pytest.raises(ValueError, match=sentence):
+            call()
+
+
+@pytest.mark.parametrize(
+    "network, sentence",
+    [
+        (lambda t, x: x, r"which takes \(t, x\). Wrap it: sdegen.nets.wrap\(network\)"),
+        (lambda x, t, cond: x, r"which takes \(x, t, cond\)"),
+        (lambda a: a, r'wrap\(network, order=\("x", "t"\)\)'),
+        (lambda t, x, cond: (x, x), "got tuple. .*wrap"),
+    ],
+)
+def test_a_model_names_the_adapter(network, sentence):
+    model = sdegen.VelocityModel(network, sdegen.StochasticInterpolant())
+    with pytest.raises(ValueError, match=sentence):
+        model.velocity(jnp.ones(()), jnp.ones((2, 1)))
+
+
+def test_a_network_of_steps_0_to_999_samples_gaussian_data_as_its_chain_does(float32):
+    """A DDPM eps network of integer steps, against DDIM written in those steps."""
+    mean, std = 1.0, 0.5
+    bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+
+    def eps(x, i):  # exact for N(mean, std^2)
+        gap = (x - np.sqrt(bar[i]) * mean) * np.sqrt(1 - bar[i])
+        return gap / (bar[i] * std**2 + 1 - bar[i])
+
+    def network(x, timesteps):
+        a = jnp.sqrt(jnp.asarray(bar))[timesteps][:, None]
+        s = jnp.sqrt(1 - jnp.asarray(bar))[timesteps][:, None]
+        return s * (x - a * mean) / (a**2 * std**2 + s**2)
+
+    steps = lambda t: jnp.rint(1000 * t - 1).astype(int)  # noqa: E731
+    wrapped = nets.wrap(network, time=steps)
+    kind = sdegen.prediction.eps
+    model = sdegen.Denoiser(wrapped, sdegen.DDPM(), kind, inputs=sdegen.raw_inputs)
+    chain = [999, 799, 599, 399, 199, 0]
+    x = start = np.linspace(-2, 2, 5)[:, None]
+    for i, j in itertools.pairwise(chain):
+        x0 = (x - np.sqrt(1 - bar[i]) * eps(x, i)) / np.sqrt(bar[i])
+        x = np.sqrt(bar[j]) * x0 + np.sqrt(1 - bar[j]) * eps(x, i)
+    grid = (jnp.array(chain) + 1) / 1000
+    out = sdegen.sample(
+        0,
+        model,
+        (5, 1),
+        grid=grid,
+        solver=sdegen.solvers.DDIM(),
+        start=jnp.asarray(start, jnp.float32),
+    )
+    np.testing.assert_allclose(out.x, x, rtol=1e-3, atol=1e-3)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import PROCESSES, process
+from oracle import G1, PROCESSES, process
 
 import sdegen
 from sdegen.typing import Scalar, number
@@ -739,7 +739,7 @@ def test_noise_that_is_not_gaussian_is_fine_for_a_path():
     assert not path.noise.gaussian
 
 
-@pytest.mark.parametrize("betas", [[0.1, 1.0], [0.0, 0.1], [-0.1, 0.2], [0.1, 1.5]])
+@pytest.mark.parametrize("betas", [[1.0, 0.1], [0.0, 0.1], [-0.1, 0.2], [0.1, 1.5]])
 def test_a_chain_refuses_variances_outside_zero_one(betas):
     with pytest.raises(ValueError, match="variances between 0 and 1, got betas"):
         sdegen.DDPM(np.array(betas))
@@ -777,3 +777,49 @@ def test_derived_marginals_refuse_coefficients_that_blow_up():
     # Where f is infinite a step is hit or not: either sentence names the equations.
     with pytest.raises(ValueError, match="(could not|did not).*moment equations"):
         sdegen.LinearSDE(lambda t, p: -1 / (0.5 - t) ** 2, lambda t, p: 1.0 + t)
+
+
+# -- schedules of chains ---------------------------------------------------------------
+
+
+def test_zero_terminal_snr_is_the_algorithm_of_lin_et_al():
+    betas = np.linspace(1e-4, 0.02, 1000)
+    new = sdegen.zero_terminal_snr(betas)
+    bar, was = np.sqrt(np.cumprod(1 - new)), np.sqrt(np.cumprod(1 - betas))
+    scale = was[0] / (was[0] - was[-1])
+    np.testing.assert_allclose(bar, (was - was[-1]) * scale, rtol=1e-9, atol=1e-12)
+    assert new[-1] == 1 and np.isclose(new[0], betas[0])
+
+
+def test_a_chain_ends_in_noise_where_its_last_variance_is_one():
+    path = sdegen.DDPM(np.array([0.1, 0.3, 0.6, 1.0]))
+    ts, shift = jnp.array([0.25, 0.5, 0.75, 0.875, 1.0]), np.cumprod([0.9, 0.7, 0.4])
+    exact = np.append(np.sqrt(shift), [np.sqrt(shift[-1]) / 2, 0])  # linear at the end
+    (alpha, sigma), (fall, rise) = jax.vmap(path.scales_and_rates)(ts)
+    np.testing.assert_allclose(alpha, exact, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-9)
+    np.testing.assert_allclose(fall[2:], -4 * exact[2], rtol=1e-9)
+    assert np.isfinite(rise).all()
+    with pytest.raises(ValueError, match="Only the last may be 1.*respaced_betas"):
+        sdegen.DDPM(np.array([0.1, 1.0, 0.5]))
+
+
+def test_respaced_variances_are_fewer_steps_of_the_same_chain():
+    betas = np.linspace(1e-4, 0.02, 1000)
+    few, ts = sdegen.respaced_betas(betas, 10), jnp.arange(1, 11) / 10
+    alpha = jax.vmap(sdegen.DDPM(few).alpha)(ts)
+    np.testing.assert_allclose(alpha, jax.vmap(sdegen.DDPM().alpha)(ts), rtol=1e-9)
+    for wrong in (1, 2000):
+        with pytest.raises(ValueError, match="from 2 to T, got"):
+            sdegen.respaced_betas(betas, wrong)
+
+
+def test_a_grid_that_ends_at_the_data_ends_in_the_denoised_point():
+    path, times = process("VP"), [1.0, 0.5, 0.1]
+    key, denoiser = jax.random.key(0), G1.denoiser(path)
+    asked = sdegen.sample(key, denoiser, (5, 1), grid=jnp.array(times), denoise=True)
+    found = sdegen.sample(key, denoiser, (5, 1), grid=jnp.array([*times, 0.0]))
+    assert (found.x == asked.x).all() and found.evaluations == 3
+    for bad in ([1.0, 0.0], [1.0, 0.5, 1e-5]):
+        with pytest.raises(ValueError, match="last time of 0"):
+            sdegen.sample(key, denoiser, (5, 1), grid=jnp.array(bad))

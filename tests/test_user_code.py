@@ -14,7 +14,7 @@ import sdegen
 from sdegen import nets
 from sdegen.mesh import data_mesh
 from sdegen.solvers.grids import whole_steps
-from sdegen.typing import random_key
+from sdegen.typing import data_array, random_key
 
 
 def narrow(path, std=0.1):
@@ -175,6 +175,47 @@ def test_a_key_may_be_its_seed(float32):
     for wrong in (None, 1.5, True, "a", jax.random.PRNGKey(0), jax.random.split(key)):
         with pytest.raises(ValueError, match=sentence):
             random_key(wrong)
+
+
+class Frame:
+    """What a data frame is to NumPy: an object that makes an array of itself."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones((4, 2), dtype or np.float64)
+
+
+NO_DATA = {
+    "at least one axis per sample, got shape .4,.. For 1-D data use": np.ones(4),
+    r"got int64 of shape \(4, 2\). Scale it": np.ones((4, 2), int),
+    "Scale it": np.ones((4, 2), np.uint8),  # a vector of bytes
+    "Cast booleans": np.ones((4, 2), bool),
+    "two channels": np.ones((4, 2), complex),
+    "Keep what is a number": np.array([["a", 1.0]], object),
+    "got dict, which is none": {"x": np.ones((4, 2))},
+    "got tuple, which is none": (np.ones((4, 2)), np.ones(4)),
+    "got list, which is none": [np.ones(2), np.ones(3)],
+    "got NoneType": None,
+}
+
+
+@pytest.mark.parametrize("sentence", NO_DATA)
+def test_what_is_no_data_is_named_as_it_came(sentence):
+    doors = {
+        "Arrays": lambda x: sdegen.data.Arrays(x),
+        "fit": lambda x: data_array(x, "fit", images=True),
+    }
+    for name, door in doors.items():
+        with pytest.raises(ValueError, match=f"{name} takes .*{sentence}"):
+            door(NO_DATA[sentence])
+
+
+def test_frames_lists_and_videos_of_bytes_are_data():
+    assert data_array(Frame(), "fit").shape == (4, 2)
+    assert data_array([[1.0, 2.0]], "fit").shape == (1, 2)
+    video = np.ones((4, 3, 2, 2, 1), np.uint8)
+    assert data_array(video, "fit", images=True) is video
+    with pytest.raises(ValueError, match="use bits_per_dim"):
+        data_array(video, "x", advice="use bits_per_dim")
 
 
 def doors(cond):

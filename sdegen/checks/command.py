@@ -13,9 +13,9 @@ from ..cli import import_file
 from .run import KINDS, check
 
 _DESCRIPTION = """\
-Is this process what it says it is? Compares alpha and sigma with drift and diffusion,
-tests the distribution of x_t, runs known data back through the flow and the reverse
-SDE, and tests the distribution at t_max. A few seconds each."""
+Is this process what it says it is? Compares alpha and sigma with drift and
+diffusion, tests the distribution of x_t, runs known data back through the flow
+and the reverse SDE, and tests the distribution at t_max. A few seconds each."""
 _EPILOG = """\
 examples:
   sdegen check sdegen:VP

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from ..typing import condition_arrays
+from ..typing import condition_arrays, data_array
 from .batches import batch_indices
 
 Batch: TypeAlias = tuple[Shaped[np.ndarray, "rows ..."], Any]
@@ -58,7 +58,7 @@ class Arrays(AbstractStream):
     The order is that of `batch_indices`, as for arrays that `fit` holds on the device.
 
     **Arguments:**
-    - `x`: the data, (n, ...), uint8 or floating.
+    - `x`: the data, (n, ...), floating, or uint8 for images.
     - `cond`: a pytree of arrays with leading axis n, default None.
     """
 
@@ -67,12 +67,10 @@ class Arrays(AbstractStream):
 
     def __post_init__(self):
         # np.asanyarray keeps a memory map what it is.
-        object.__setattr__(self, "x", np.asanyarray(self.x))
-        if self.x.ndim < 2 or not len(self.x) or not is_data(self.x.dtype):
-            raise ValueError(
-                "Arrays takes uint8 or floating-point data of shape (n, ...), at least "
-                f"two axes and one sample, got {self.x.dtype} of shape {self.x.shape}."
-            )
+        x = np.asanyarray(data_array(self.x, "Arrays", images=True))
+        object.__setattr__(self, "x", x)
+        if not len(x):
+            raise ValueError(f"Arrays takes at least one sample, got shape {x.shape}.")
         cond = jax.tree.map(np.asanyarray, condition_arrays(self.cond, len(self.x)))
         object.__setattr__(self, "cond", cond)
 

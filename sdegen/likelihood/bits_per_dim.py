@@ -1,7 +1,8 @@
 """Bits per dimension of images with integer values.
 
 An integer k of `levels` is the bin [low + w k, low + w (k + 1)), w = (high - low) /
-levels, of the model's continuous data v, and x at t_min is alpha v + sigma z. With p
+levels, of the model's continuous data v, and x at t_min is alpha v + sigma z. By
+default k is in the middle of its bin after the scaling of `fit`, k / 127.5 - 1. With p
 the model's density at t_min and D its denoiser there,
 
     P(k) = int_bin p(v) dv,    p(v) = int p(x) p(v | x) dx,                        (1)
@@ -45,8 +46,8 @@ def dequantise(
     images: Shaped[Array, "batch ..."] | np.ndarray,
     *,
     levels: int = 256,
-    low: ScalarLike = -1.0,
-    high: ScalarLike = 1.0,
+    low: ScalarLike | None = None,
+    high: ScalarLike | None = None,
 ) -> Float[Array, "batch ..."]:
     """Integers 0 to levels - 1 as uniform draws from their bins in [low, high].
 
@@ -56,12 +57,14 @@ def dequantise(
     - `key`: a random key; draw i depends on (key, i).
     - `images`: whole numbers in any dtype, (batch, ...).
     - `levels`: the number of values of a pixel; 256.
-    - `low`, `high`: the range of the scaled data; [-1, 1].
+    - `low`, `high`: where the first bin begins and the last one ends; by default 1 /
+      (levels - 1) outside [-1, 1], so that 0 and levels - 1 in the middle of their bins
+      are the -1 and 1 of `fit`.
 
     **Returns:** data in [low, high], (batch, ...).
     """
     images = jnp.asarray(images)
-    _check_range(levels, low, high)
+    low, high = _range(levels, low, high)
     dtype = jnp.result_type(float)
     keys = sample_keys(random_key(key), jnp.arange(len(images)))
     inside = jax.vmap(lambda k: jax.random.uniform(k, images.shape[1:], dtype))(keys)
@@ -96,8 +99,8 @@ def bits_per_dim(
     *,
     key: Seed,
     levels: int = 256,
-    low: float = -1.0,
-    high: float = 1.0,
+    low: float | None = None,
+    high: float | None = None,
     draws: int = 1,
     correct: bool = True,
     cond: PyTree = None,
@@ -110,7 +113,7 @@ def bits_per_dim(
     - `images`: integers from 0 to `levels` - 1, (batch, ...).
     - `key`: a random key, of the dequantisation, the noise and the probes.
     - `levels`: as in `dequantise`; 256.
-    - `low`, `high`: the range to which the model saw them scaled; [-1, 1].
+    - `low`, `high`: as in `dequantise`, for what the model saw; the scaling of `fit`.
     - `draws`: over how many (2) averages, each a solve; more tighten the bound; 1.
     - `correct`: make the step (3) from t_min to data; True. Without it, and for a
       model on an interpolant, the density at t_min is taken for that of v.
@@ -119,7 +122,7 @@ def bits_per_dim(
 
     **Raises:** a ValueError for what are no such images, and as `log_likelihood`.
     """
-    _check_range(levels, low, high)
+    low, high = _range(levels, low, high)
     images = _checked_images(images, levels)
     if not is_whole(draws):
         raise ValueError(f"draws must be a whole number >= 1, got {draws!r}.")
@@ -158,11 +161,15 @@ def bits_per_dim(
     )
 
 
-def _check_range(levels, low, high):
+def _range(levels, low, high):
+    """The range of the bins, by default that of the scaling of `fit`."""
     if not is_whole(levels, 2):
         raise ValueError(f"levels must be a whole number >= 2, got {levels!r}.")
+    edge = levels / (levels - 1)  # half a bin beyond 1
+    low, high = -edge if low is None else low, edge if high is None else high
     if not is_traced((low, high)) and not low < high:
         raise ValueError(f"the scaled range needs low < high, got [{low}, {high}].")
+    return low, high
 
 
 def _checked_images(images, levels):

@@ -121,11 +121,8 @@ def log_likelihood(
 
 
 def _checked_data(x0):
-    x0 = jnp.asarray(x0)
-    advice = " For 1-D data use x0[:, None]."
-    if jnp.issubdtype(x0.dtype, jnp.integer):
-        advice = " Integers have no density: use bits_per_dim, or dequantise them."
-    floating_batch(x0, "log_likelihood", advice)
+    advice = "Integers have no density: use bits_per_dim, or dequantise them."
+    x0 = floating_batch(x0, "log_likelihood", advice)
     if len(x0) == 0:
         raise ValueError("log_likelihood got an empty batch: nothing to score.")
     return x0

@@ -21,7 +21,7 @@ from ..processes.interpolant import AbstractInterpolant
 from ..processes.path import AbstractPath, basis_of, batched, check_sample
 from ..processes.prediction import Prediction
 from ..processes.sde import AbstractSDE
-from ..typing import AxisName, PyTree, Seed, condition_arrays, random_key
+from ..typing import AxisName, PyTree, Seed, condition_arrays, data_array, random_key
 from .coupling.pairs import PairedData, couple, independent
 from .per_sample import batch_index, draw_each, sample_keys
 from .simulated_paths import chain, targets
@@ -163,9 +163,12 @@ def draw_batch(
     **Raises:** ValueError for a model, data or a coupling that do not fit.
     """
     options = {"coupling": coupling, "times": times, "axis_name": axis_name}
-    cond, key = condition_arrays(cond, len(x0)), random_key(key)
+    key = random_key(key)
     if isinstance(model, DrawsBatches):
+        cond = condition_arrays(cond, len(x0))
         return model.draw_batch(key, x0, cond, **options)
+    x0 = jnp.asarray(data_array(x0, "a loss"))
+    cond = condition_arrays(cond, len(x0))
     if isinstance(model, HasScore):
         if coupling is not independent or times is not None:
             name = type(model).__name__
@@ -173,7 +176,6 @@ def draw_batch(
                 f"{name} simulates paths from x0: it takes no coupling and no times."
             )
         return simulated_batch(model, key, x0, cond, draws=1, axis_name=axis_name)[0]
-    _check_data(x0)
     if times is None:
         times = OfProcess(getattr(model, "overall_sigma_data", 0.5))
     options["times"] = times
@@ -183,18 +185,6 @@ def draw_batch(
         f"draw_batch knows no batch of {type(model).__name__}. Give its class a method "
         "`draw_batch(key, x0, cond, *, coupling, times, axis_name)`."
     )
-
-
-def _check_data(x0):
-    if x0.ndim < 2:
-        raise ValueError(
-            "a loss takes a batch of data of shape (batch, ...) with at least one axis "
-            f"per sample, got shape {x0.shape}. Use x0[:, None] for 1-D data."
-        )
-    if not jnp.issubdtype(x0.dtype, jnp.floating):
-        raise ValueError(
-            f"a loss takes floating-point data, got {x0.dtype}. Scale it to [-1, 1]."
-        )
 
 
 def _check_scale(scale, shape):
@@ -276,7 +266,7 @@ def simulated_batch(
     The rows are batch * draws, samples first; the steps one in each of equal strata.
     Arguments as for `simulated_score_loss`; without targets `target` is None.
     """
-    _check_data(x0)
+    x0 = jnp.asarray(data_array(x0, "a loss"))
     cond, key = condition_arrays(cond, len(x0)), random_key(key)
     ts = model.clock.astype(x0.dtype)
     steps = len(ts) - 1

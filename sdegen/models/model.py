@@ -1,6 +1,7 @@
 """What `fit` trains and `sample` runs: a network with its process."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
@@ -11,7 +12,16 @@ from jaxtyping import Array, Float
 
 from ..losses.coupling.pairs import Loss
 from ..processes.path import AbstractPath
-from ..typing import PyTree, ScalarLike, Time, check_labels, condition_arrays, is_labels
+from ..typing import (
+    PyTree,
+    ScalarLike,
+    Time,
+    argument_order,
+    check_labels,
+    condition_arrays,
+    data_array,
+    is_labels,
+)
 from .problem import AbstractProblem
 
 Points: TypeAlias = Float[Array, "batch ..."]
@@ -21,14 +31,37 @@ Points: TypeAlias = Float[Array, "batch ..."]
 def call_network(network: Any, t: Time, x: Array, cond: PyTree, **more: Any) -> Array:
     """The output of a network at times () or (batch,), which has the shape of x."""
     cond = condition_arrays(cond, len(x))
+    check_network(network)
     out = network(jnp.broadcast_to(t, x.shape[:1]), x, cond, **more)
     found = out.shape if eqx.is_array(out) else type(out).__name__
     if found != x.shape:
         raise ValueError(
             f"the network must return an array of the shape of x, {x.shape}, got "
-            f"{found}. Check its output."
+            f"{found}. Check its output; sdegen.nets.wrap(network) takes the mean of "
+            "(mean, variance) or of twice the channels, and wrap(network, output=...) "
+            "another part."
         )
     return out.astype(x.dtype)
+
+
+def check_network(network: Any) -> None:
+    """Refuse what cannot be called as a network (t, x, cond); `wrap` is the remedy."""
+    order = argument_order(network)
+    try:
+        inspect.signature(network).bind(0, 0, 0)
+    except TypeError:  # too few parameters, too many, or nothing to call
+        fits = False
+    except ValueError:  # a builtin, which does not say
+        fits = True
+    else:
+        fits = order is None or order[:2] == ("t", "x")
+    if not fits:
+        came = "" if order is None else f", which takes ({', '.join(order)})"
+        example = 'order=("x", "t")' if order is None else ""
+        raise ValueError(
+            f"a network is called as network(t, x, cond), got {network!r:.60}{came}. "
+            f"Wrap it: sdegen.nets.wrap(network{', ' * bool(example)}{example})."
+        )
 
 
 def conditions(model: Any, cond: PyTree, batch: int) -> PyTree:
@@ -51,14 +84,8 @@ def of_one(method: Callable, t: ScalarLike, x: Array, cond: PyTree, *more) -> Ar
 
 
 def floating_batch(x: Any, what: str, advice: str = "") -> Array:
-    """`x` as an array, if it is a floating-point one with at least two axes."""
-    x = jnp.asarray(x)
-    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"{what} takes floating-point data of shape (batch, ...) with at least two "
-            f"axes, got {x.dtype} of shape {x.shape}.{advice}"
-        )
-    return x
+    """`x` as an array, if it is floating-point data; see `data_array`."""
+    return jnp.asarray(data_array(x, what, advice=advice))
 
 
 def check_gaussian(path: AbstractPath, what: str, advice: str = "") -> None:

@@ -35,6 +35,7 @@ from ..solvers.grids import (
     LogSNRGrid,
     check_grid,
     whole_steps,
+    without_data,
 )
 from ..solvers.semilinear import Node, SemilinearTerm
 from ..solvers.solve import brownian_path, check_solver
@@ -224,8 +225,9 @@ def path_problem(
             grid = CosineGrid(steps, denoiser.overall_sigma_data)
         else:
             grid = (FlowTimeGrid if flow else LogSNRGrid)(steps)
-    if denoise is None:
-        denoise = getattr(grid, "denoise", False)
+    grid, to_data = without_data(grid, path)
+    if denoise is None or to_data:
+        denoise = to_data or getattr(grid, "denoise", False)
     grid = check_grid(grid, path)
     return _PathProblem(denoiser, solver, grid, stochasticity, denoise)
 

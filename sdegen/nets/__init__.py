@@ -1,6 +1,7 @@
 """Networks in Flax NNX: callable pytrees (t, x, cond) -> an array of the shape of x."""
 
 from .._compat import renamed as _renamed
+from .adapter import wrap as wrap
 from .adm import ADMConfig as ADMConfig
 from .adm import ADMUNet as ADMUNet
 from .dit import DiffusionTransformer as DiffusionTransformer

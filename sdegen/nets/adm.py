@@ -14,7 +14,7 @@ from .abstract_unet import AbstractUNet, AbstractUNetConfig, plan
 from .blocks import ResBlock, Style
 from .conv import Conv
 from .embeddings import positional
-from .layers import check_sides, group_norm
+from .layers import check_halvings, group_norm
 
 _INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _STYLE = Style(eps=1e-5, init=_INIT, init_attention=_INIT, film=True, head=64)
@@ -39,7 +39,7 @@ class ADMUNet(AbstractUNet):
         rngs: nnx.Rngs,
     ):
         self.shape = tuple(shape)
-        check_sides(self, shape, len(multiples) - 1)
+        check_halvings(self, shape, len(multiples) - 1)
         self.cond_dim, self.remat, self.channels = cond_dim, remat, channels
         whole = {"param_dtype": param_dtype, "rngs": rngs}  # time is not rounded
         options, width = {"dtype": dtype, **whole}, 4 * channels

@@ -28,7 +28,7 @@ class Style:
 
 
 class SelfAttention(nnx.Module):
-    """Attention among the pixels, without the sum, on (batch, h, w, c)."""
+    """Attention among the pixels, without the sum, on (batch, ..., c)."""
 
     def __init__(self, features: int, style: Style, **options):
         self.heads = max(1, features // style.head) if style.head else 1
@@ -45,7 +45,7 @@ class SelfAttention(nnx.Module):
 
 
 class ResBlock(nnx.Module):
-    """Two 3 x 3 convolutions with the embedding between them, then attention.
+    """Two convolutions, 3 x 3, with the embedding between them, then attention.
 
         r = conv2(drop(silu(norm2(conv1(resample(silu(norm1(h)))); emb))))
         h' = scale (skip(resample(h)) + r),    h'' = scale (h' + attention(h'))
@@ -55,19 +55,19 @@ class ResBlock(nnx.Module):
     """
 
     def __init__(
-        self, place: Place, width: int, style: Style, *, dropout: float, **options
+        self, place: Place, width: int, style: Style, *, dropout, axes=2, **options
     ):
         inputs, outputs = place.inputs, place.outputs
         self.resample, self.joins, self.dropout = place.resample, place.joins, dropout
         self.film, self.scale, self.fir = style.film, style.scale, style.fir
         linear = functools.partial(nnx.Linear, kernel_init=style.init, **options)
         self.norm1 = style.norm(inputs, epsilon=style.eps, **options)
-        self.conv1 = Conv(inputs, outputs, kernel_init=style.init, **options)
+        self.conv1 = Conv(inputs, outputs, axes=axes, kernel_init=style.init, **options)
         features = outputs * (2 if style.film else 1)
         self.emb = linear(width, features)
         self.norm2 = style.norm(outputs, epsilon=style.eps, **options)
         zeros = nnx.initializers.zeros
-        self.conv2 = Conv(outputs, outputs, kernel_init=zeros, **options)
+        self.conv2 = Conv(outputs, outputs, axes=axes, kernel_init=zeros, **options)
         project = style.project and place.resample != "keep"
         self.skip = linear(inputs, outputs) if project or inputs != outputs else None
         attends = place.attention
@@ -76,7 +76,8 @@ class ResBlock(nnx.Module):
     def __call__(self, h, emb, key=None):
         """The block at embedding `emb`, (width,) or (batch, width)."""
         r = self.conv1(resample(nnx.silu(self.norm1(h)), self.resample, self.fir))
-        e = self.emb(emb)[..., None, None, :]
+        e = self.emb(emb)
+        e = jnp.expand_dims(e, tuple(range(-h.ndim + 1, -1)))
         if self.film:
             scale, shift = jnp.split(e, 2, axis=-1)
             r = self.norm2(r) * (1 + scale) + shift

@@ -18,30 +18,33 @@ from jaxtyping import Array, Float
 
 from .._compat import bilinear_primitive
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 _LECUN = nnx.initializers.lecun_normal()
 
 
 def conv(
-    x: Float[Array, "batch h w inputs"], w: Float[Array, "k k inputs outputs"]
-) -> Float[Array, "batch h w outputs"]:
-    """x * w with stride 1 and zero padding to the same size; k is odd."""
+    x: Float[Array, "batch *space inputs"], w: Float[Array, "*kernel inputs outputs"]
+) -> Float[Array, "batch *space outputs"]:
+    """x * w with stride 1 and zero padding to the same size; kernels are k x .. x k.
+
+    k is odd. There may be any number of spatial axes.
+    """
     return _bind(x, w)
 
 
 def _correlate(x, w, half=None):
-    half = w.shape[0] // 2 if half is None else half
-    pad = ((half, half), (half, half))
-    return jax.lax.conv_general_dilated(x, w, (1, 1), pad, dimension_numbers=_LAYOUT)
+    half, space = w.shape[0] // 2 if half is None else half, "DHW"[5 - x.ndim :]
+    layout, strides = f"N{space}C", (1,) * len(space)
+    pad, numbers = ((half, half),) * len(space), (layout, f"{space}IO", layout)
+    return jax.lax.conv_general_dilated(x, w, strides, pad, dimension_numbers=numbers)
 
 
 def _transpose_x(dy, x, w):
-    return conv(dy, jnp.flip(w, (0, 1)).swapaxes(2, 3))
+    return conv(dy, jnp.flip(w, range(w.ndim - 2)).swapaxes(-2, -1))
 
 
 def _transpose_w(dy, x, w):
-    x, dy = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
-    return _correlate(x, dy, w.aval.shape[0] // 2).transpose(1, 2, 0, 3)
+    x, dy = x.swapaxes(0, -1), jnp.moveaxis(dy, 0, -2)
+    return jnp.moveaxis(_correlate(x, dy, w.aval.shape[0] // 2), 0, -2)
 
 
 def _batch(arguments, axes):
@@ -58,7 +61,7 @@ _bind = bilinear_primitive("sdegen_conv", _correlate, _transposes, _batch)
 
 
 class Conv(nnx.Module):
-    """A k x k convolution of stride 1 with bias, channels last."""
+    """A convolution of stride 1 with bias, channels last, k x k for two `axes`."""
 
     def __init__(
         self,
@@ -66,13 +69,14 @@ class Conv(nnx.Module):
         outputs: int,
         size: int = 3,
         *,
+        axes: int = 2,
         kernel_init=_LECUN,
         dtype=None,
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype = dtype
-        shape = (size, size, inputs, outputs)
+        shape = (*[size] * axes, inputs, outputs)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
         self.bias = nnx.Param(jnp.zeros(outputs, param_dtype))
 

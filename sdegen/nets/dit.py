@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from .embeddings import positional
-from .layers import attend, dropout, fold_in
+from .layers import attend, check_sides, dropout, fold_in
 from .network import AbstractNetwork, AbstractNetworkConfig
 
 _STEPS = 250.0  # of the paper's times in one of ours
@@ -106,11 +106,7 @@ class DiffusionTransformer(AbstractNetwork):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if len(shape) != 3 or shape[0] % patch or shape[1] % patch:
-            raise ValueError(
-                "DiffusionTransformer needs images (height, width, channels), sides "
-                f"divisible by the patch, {patch}, got {shape}. Pad the images."
-            )
+        check_sides(self, shape, patch, f"the patch, {patch}")
         if width % heads or width % 4:
             came = f"{width} and {heads}"
             raise ValueError(f"width must be a multiple of heads and of 4, got {came}.")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .abstract_unet import AbstractUNet, Place, plan
-from .layers import attend, check_sides, dropout, resample
+from .layers import attend, check_halvings, dropout, resample
 from .magnitude_preserving import MPConv, mp_cat, mp_fourier, mp_silu, mp_sum, normalise
 from .network import AbstractNetworkConfig
 
@@ -83,7 +83,7 @@ class EDM2UNet(AbstractUNet):
         rngs: nnx.Rngs,
     ):
         self.shape = tuple(shape)
-        check_sides(self, shape, len(multiples) - 1)
+        check_halvings(self, shape, len(multiples) - 1)
         self.cond_dim, self.remat = cond_dim, remat
         widths = [channels * multiple for multiple in multiples]
         self.features, width = widths[0], max(widths)

@@ -7,7 +7,7 @@ al. 2020), with zeros beyond the border:
     up:    y_{2i} = (3 x_i + x_{i-1}) / 4,   y_{2i+1} = (3 x_i + x_{i+1}) / 4       (2)
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,28 +16,56 @@ from jaxtyping import Array, Float
 
 from ..typing import DropoutKey
 
-Image: TypeAlias = Float[Array, "batch _h _w c"]
+Image: TypeAlias = Float[Array, "batch *_space c"]
+"""Channels last, with any number of spatial axes."""
 
 
-def check_sides(network, shape: tuple[int, ...], halvings: int) -> None:
-    """Refuse images whose sides cannot be halved `halvings` times."""
-    if len(shape) != 3 or shape[0] % 2**halvings or shape[1] % 2**halvings:
+_KINDS = {
+    0: "vectors (features,)",
+    1: "series (length, channels)",
+    2: "images (height, width, channels)",
+    3: "volumes or videos (depth, height, width, channels)",
+}
+
+
+def check_sides(
+    network: Any, shape: tuple[int, ...], divisor: int, what: str, axes=(2,)
+) -> None:
+    """Refuse samples with other spatial axes, or sides that `divisor` does not divide.
+
+    `what` says what the divisor is, in a sentence that begins with the network.
+    """
+    name, kind = type(network).__name__, _KINDS.get(len(shape) - 1, "another shape")
+    if len(shape) - 1 not in axes:
+        takes = ", ".join(_KINDS[n] for n in axes)
         raise ValueError(
-            f"{type(network).__name__} needs images (height, width, channels) with "
-            f"sides divisible by {2**halvings} (it halves them {halvings} times), got "
-            f"{shape}. Pad the images or shorten `multiples`."
+            f"{name} needs {takes}, got {shape}: {kind}. nets.UNetConfig is for "
+            "series, images and volumes, nets.MLPConfig for vectors."
+        )
+    if any(side % divisor for side in shape[:-1]):
+        raise ValueError(
+            f"{name} needs {kind} with sides divisible by {what}, got {shape}. Pad "
+            "them."
         )
 
 
+def check_halvings(network: Any, shape, halvings: int, axes=(2,)) -> None:
+    """Refuse samples whose sides cannot be halved `halvings` times."""
+    what = f"{2**halvings} (it halves them {halvings} times, the number of `multiples`"
+    check_sides(network, shape, 2**halvings, f"{what} less 1)", axes)
+
+
 def down(x: Image, fir: bool = False, *, padded: bool = False) -> Image:
-    """Half the resolution: means over 2 x 2 pixels, or (1) if `fir`.
+    """Half the resolution: means over 2 x 2 pixels (2 points), or (1) if `fir`.
 
     With `padded`, x includes the one pixel beyond each border that the filter needs.
     """
+    space = range(1, x.ndim - 1)
     if not fir:
-        b, h, w, c = x.shape
-        return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
-    for axis in (1, 2):
+        pairs = [n for side in x.shape[1:-1] for n in (side // 2, 2)]
+        x = x.reshape(x.shape[0], *pairs, x.shape[-1])
+        return x.mean(tuple(2 * axis for axis in space))
+    for axis in space:
         y = x if padded else _pad(x, axis)
         last = y.shape[axis] - 3
         taps = [jax.lax.slice_in_dim(y, k, last + k, 2, axis) for k in range(4)]
@@ -46,10 +74,11 @@ def down(x: Image, fir: bool = False, *, padded: bool = False) -> Image:
 
 
 def up(x: Image, fir: bool = False) -> Image:
-    """Twice the resolution: every pixel four times, or (2) if `fir`."""
-    if not fir:
-        return x.repeat(2, 1).repeat(2, 2)
-    for axis in (1, 2):
+    """Twice the resolution: every pixel twice along each axis, or (2) if `fir`."""
+    for axis in range(1, x.ndim - 1):
+        if not fir:
+            x = x.repeat(2, axis)
+            continue
         y, n = _pad(x, axis), x.shape[axis]
         sides = [jax.lax.slice_in_dim(y, k, n + k, 1, axis) for k in (0, 2)]
         both = jnp.stack([(3 * x + side) / 4 for side in sides], axis + 1)

@@ -19,7 +19,7 @@ from .abstract_unet import AbstractUNet, AbstractUNetConfig, plan
 from .blocks import ResBlock, Style
 from .conv import Conv
 from .embeddings import normal_frequencies, positional
-from .layers import check_sides, down, group_norm
+from .layers import check_halvings, down, group_norm
 
 _INIT = nnx.initializers.glorot_uniform()
 _DDPMPP = Style(
@@ -52,7 +52,7 @@ class ScoreUNet(AbstractUNet):
         rngs: nnx.Rngs,
     ):
         self.shape = tuple(shape)
-        check_sides(self, shape, len(multiples) - 1)
+        check_halvings(self, shape, len(multiples) - 1)
         self.cond_dim, self.remat, self.ncsn = cond_dim, remat, ncsn
         self.features = channels * (2 if ncsn else 1)
         whole = {"param_dtype": param_dtype, "rngs": rngs}  # time is not rounded

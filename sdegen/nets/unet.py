@@ -1,4 +1,4 @@
-"""A small UNet for images (batch, height, width, channels)."""
+"""A small UNet for series, images and volumes, channels last."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from .abstract_unet import Place
 from .blocks import ResBlock, SelfAttention, Style
 from .conv import Conv
 from .embeddings import Embedding
-from .layers import call, check_sides, down, up
+from .layers import call, check_halvings, down, up
 from .network import AbstractNetwork, AbstractNetworkConfig
 
 
@@ -25,10 +25,11 @@ _ATTENTION = dataclasses.replace(_STYLE, norm=nnx.LayerNorm)
 
 
 class UNet(AbstractNetwork):
-    """A small UNet for images, with attention at the lowest resolution.
+    """A small UNet, with attention at the lowest resolution.
 
     **Arguments:**
-    - `shape`: of one image, (height, width, channels).
+    - `shape`: of one sample, (length, channels), (height, width, channels) or (depth,
+      height, width, channels): it has as many spatial axes.
     - `channels`: features at full resolution, default 32.
     - `multiples`: of `channels` at each halving of the resolution, default (1, 2).
     - `blocks`: residual blocks per resolution, default 2; one more on the way up.
@@ -37,7 +38,7 @@ class UNet(AbstractNetwork):
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         *,
         channels: int = 32,
         multiples: tuple[int, ...] = (1, 2),
@@ -49,14 +50,15 @@ class UNet(AbstractNetwork):
         rngs: nnx.Rngs,
     ):
         self.shape, halvings = tuple(shape), len(multiples) - 1
-        check_sides(self, shape, halvings)
+        check_halvings(self, shape, halvings, axes=(1, 2, 3))
         self.cond_dim, self.remat = cond_dim, remat
         width, options = 4 * channels, {"dtype": dtype, "rngs": rngs}
-        conv = functools.partial(Conv, **options)
+        axes = len(shape) - 1
+        conv = functools.partial(Conv, axes=axes, **options)
 
         def res(inputs, outputs):
             place = Place(inputs, outputs)
-            return ResBlock(place, width, _STYLE, dropout=dropout, **options)
+            return ResBlock(place, width, _STYLE, dropout=dropout, axes=axes, **options)
 
         self.embedding = Embedding(width, cond_dim=cond_dim, **options)
         self.first = conv(shape[-1], channels)
@@ -108,7 +110,7 @@ class UNet(AbstractNetwork):
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig(AbstractNetworkConfig):
-    """A small UNet for images."""
+    """A small UNet for series, images and volumes."""
 
     network = UNet
     channels: int = 32  # features at full resolution

@@ -23,3 +23,5 @@ from .vp import DDPM as DDPM
 from .vp import VP as VP
 from .vp import Cosine as Cosine
 from .vp import SubVP as SubVP
+from .vp import respaced_betas as respaced_betas
+from .vp import zero_terminal_snr as zero_terminal_snr

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..typing import Levels, Scalar, float_array, is_traced, number
+from ..typing import Levels, Scalar, float_array, is_traced, is_whole, number
 from .noise import AbstractNoise, Gaussian
 from .sde import AbstractLinearSDE
 
@@ -92,10 +92,12 @@ class DDPM(AbstractLinearSDE):
     """The chain of T steps with variances `betas`, as a process on 0 <= t <= 1.
 
     alpha^2 = alpha_bar at t = i / T and log-linear between; sigma^2 = 1 - alpha^2.
-    Ho et al. 2020, "Denoising diffusion probabilistic models", eq. 4.
+    Ho et al. 2020, "Denoising diffusion probabilistic models", eq. 4. Where the last
+    variance is 1 (see `zero_terminal_snr`), alpha is linear in the last step.
 
     **Arguments:**
-    - `betas`: the variances, (T,); default the paper's 1000 from 1e-4 to 0.02.
+    - `betas`: the variances, (T,); default the paper's 1000 from 1e-4 to 0.02. See
+      `respaced_betas` for fewer steps of the same process.
     - `t_min`, `t_max`, `noise`: see `AbstractSDE`; t_min is 1 / T, the first step.
     """
 
@@ -112,11 +114,14 @@ class DDPM(AbstractLinearSDE):
                 "DDPM needs the variances beta_1 .. beta_T as one array of length T >= "
                 f"2, got an array of shape {self.betas.shape}."
             )
-        low, high = self.betas.min(), self.betas.max()
-        if not is_traced(high) and not 0 < float(low) <= float(high) < 1:
+        low, high = self.betas.min(), self.betas[:-1].max()
+        if not is_traced(high) and not (
+            0 < float(low) <= float(high) < 1 and float(self.betas[-1]) <= 1
+        ):
             raise ValueError(
                 "DDPM needs variances between 0 and 1, got betas between "
-                f"{float(low):g} and {float(high):g}."
+                f"{float(low):g} and {float(self.betas.max()):g}. Only the last may be "
+                "1. For fewer steps of a known chain use respaced_betas(betas, steps)."
             )
         self.t_min = float_array(1 / len(self.betas) if t_min is None else t_min)
         self.t_max = float_array(t_max)
@@ -126,17 +131,65 @@ class DDPM(AbstractLinearSDE):
             )
         self.noise = Gaussian() if noise is None else noise
 
-    def _log_alpha_bar(self, t):
+    def _before_and_last(self, t):
+        """(log alpha_bar, tail): alpha is exp(log alpha_bar / 2) tail.
+
+        The tail is 1, but in a last step with beta = 1 it falls from 1 to 0.
+        """
         # The slope is log(1 - beta) itself; a difference of two sums would round it.
-        steps, log_ratio = len(self.betas), jnp.log1p(-self.betas)
+        steps, ends = len(self.betas), self.betas >= 1
+        log_ratio = jnp.log1p(-jnp.where(ends, 0.0, self.betas))
         before = jnp.pad(jnp.cumsum(log_ratio)[:-1], (1, 0))
         i = jnp.clip(jnp.floor(t * steps).astype(int), 0, steps - 1)
-        return before[i] + (t * steps - i) * log_ratio[i]
+        share = t * steps - i
+        return before[i] + share * log_ratio[i], jnp.where(ends[i], 1 - share, 1.0)
 
     def alpha(self, t):
         """sqrt(alpha_bar)."""
-        return jnp.exp(0.5 * self._log_alpha_bar(t))
+        log_alpha_bar, tail = self._before_and_last(t)
+        return jnp.exp(0.5 * log_alpha_bar) * tail
 
     def sigma(self, t):
         """sqrt(1 - alpha_bar)."""
-        return jnp.sqrt(-jnp.expm1(self._log_alpha_bar(t)))
+        log_alpha_bar, tail = self._before_and_last(t)
+        lost = jnp.exp(log_alpha_bar) * (1 - tail) * (1 + tail)
+        return jnp.sqrt(lost - jnp.expm1(log_alpha_bar))
+
+
+def respaced_betas(betas: Array | np.ndarray, steps: int) -> Float[np.ndarray, " new"]:
+    """The variances of fewer steps of the same chain, for `DDPM`.
+
+    alpha_bar of step k is that of step k T / `steps` (rounded) of the longer chain, so
+    the last one and the process between stay what they are (Nichol and Dhariwal 2021,
+    "Improved denoising diffusion probabilistic models", eq. 19).
+
+    **Arguments:**
+    - `betas`: the variances, (T,), each above 0 and less than 1, the last at most 1.
+    - `steps`: how many remain, 2 to T.
+    """
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or not (is_whole(steps, 2) and steps <= len(betas)):
+        raise ValueError(
+            "respaced_betas takes the variances, (T,), and a number of steps from 2 to "
+            f"T, got {steps!r} and an array of shape {betas.shape}."
+        )
+    alpha_bar = np.append(1.0, np.cumprod(1 - betas))
+    kept = alpha_bar[np.rint(np.arange(steps + 1) * len(betas) / steps).astype(int)]
+    return 1 - kept[1:] / kept[:-1]
+
+
+def zero_terminal_snr(betas: Array | np.ndarray) -> Float[np.ndarray, " steps"]:
+    """The variances, rescaled so that the last step leaves nothing of the data.
+
+    sqrt(alpha_bar) is shifted to 0 at the end and scaled to keep its first value (Lin
+    et al. 2024, "Common diffusion noise schedules and sample steps are flawed",
+    algorithm 1). The last variance is 1. There eps says nothing about x0: train on the
+    prediction v.
+
+    **Arguments:**
+    - `betas`: the variances of a chain for `DDPM`, (T,).
+    """
+    alpha = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    ratio = np.append(alpha[:1], alpha[1:] / alpha[:-1])
+    return 1 - ratio**2

@@ -40,7 +40,8 @@ def sample(
       own Heun and Euler-Maruyama.
     - `grid`: a grid such as `CosineGrid(32)`, a number of steps, an array of times that
       fall from t_max to t_min, or `Adaptive(rtol, atol)`. Default: 32 steps for a
-      denoiser, 200 for an equation.
+      denoiser, 200 for an equation. A last time of 0, where sigma is 0, is the denoised
+      point of the time before it.
     - `stochasticity`: the noise level lambda: 0 is the probability flow (the default),
       1 the reverse SDE of Anderson.
     - `cond`: conditions, a pytree of arrays with leading axis batch; none by default.

@@ -200,6 +200,22 @@ def check_grid(grid: Any, path: AbstractPath) -> Any:
     if values[0] > high or values[-1] < low:
         raise ValueError(
             f"grid times must lie in [t_min, t_max] = [{low:g}, {high:g}] of "
-            f"{type(path).__name__}, got times from {values[0]:g} to {values[-1]:g}."
+            f"{type(path).__name__}, got times from {values[0]:g} to {values[-1]:g}. "
+            "Only `sample` takes a last time of 0, after two others, where sigma is 0; "
+            "elsewhere give the path another t_min."
         )
     return ts
+
+
+def without_data(grid: Any, path: AbstractPath) -> tuple[Any, bool]:
+    """(`grid` without a last time of 0 that is data, whether it had one).
+
+    The exact last step to alpha = 1, sigma = 0 is the denoised point, by every solver.
+    """
+    if callable(grid) or isinstance(grid, Adaptive) or is_traced((grid, path)):
+        return grid, False
+    if np.ndim(grid) != 1 or len(grid) < 3 or grid[-1] != 0:
+        return grid, False
+    alpha, sigma = map(np.asarray, path.scales(0.0))
+    data = bool((alpha == 1).all() and (sigma == 0).all())
+    return (grid[:-1], True) if data else (grid, False)

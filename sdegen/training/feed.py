@@ -18,7 +18,7 @@ from ..data.prefetch import prefetch
 from ..data.stream import AbstractStream
 from ..mesh import batch_axes, batch_sharding, place, replicated
 from ..models.units import compare, in_units_of
-from ..typing import PyTree
+from ..typing import PyTree, data_array
 
 
 class Feed:
@@ -148,14 +148,8 @@ def check_batch(batch_size: int, mesh: Mesh | None, accumulate: int) -> None:
 
 def check_data(data: Any, cond: PyTree) -> None:
     """Refuse arrays that cannot be trained on, with a sentence."""
-    host = np.asarray(data)
-    image = host.dtype == np.uint8 and host.ndim >= 3
-    if host.ndim < 2 or not (jnp.issubdtype(host.dtype, jnp.floating) or image):
-        raise ValueError(
-            "fit takes floating-point data of shape (n, ...), at least two axes, or "
-            f"uint8 images (n, h, w, c), got {host.dtype} of shape {host.shape}. Use "
-            "data[:, None] for 1-D data."
-        )
+    host = np.asarray(data_array(data, "fit", images=True))
+    image = host.dtype == np.uint8
     if not len(host):
         raise ValueError(f"the data are empty: an array of shape {host.shape}.")
     if not image and not np.isfinite(host).all():

@@ -26,7 +26,7 @@ from ..models.model import conditions
 from ..runs import checkpoint
 from ..runs.recorder import Recorder, progress_bar
 from ..runs.throughput import Speedometer, Trace
-from ..typing import PyTree
+from ..typing import PyTree, data_array
 from .config import TrainingConfig, configured
 from .feed import Feed
 from .preemption import Preempted, Preemption
@@ -114,6 +114,7 @@ def fit(
     config = configured(TrainingConfig, config, changes, "fit")
     check_model(model)
     if not isinstance(data, AbstractStream):
+        data = data_array(data, "fit", images=True)
         cond = conditions(model, cond, len(data))
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     feed = Feed(data, cond, seed=config.seed, mesh=mesh, **sizes)
