@@ -334,7 +334,7 @@ def test_every_image_has_particles_of_its_own():
         bar = np.sqrt(np.diag(cov) / len(drawn))
         print((drawn.mean(0) - mean) / bar)
         assert (np.abs(drawn.mean(0) - mean) < 4 * bar + 0.03).all()
-    assert out.evaluations == 25 and bool(out.ok)
+    assert out.evaluations == 25 and bool(out.ok.all())
 
 
 # -- replacement, and what is not linear -----------------------------------------------
@@ -366,7 +366,7 @@ def test_repaint_keeps_what_is_known_and_resampling_brings_the_rest_nearer():
         sigma = float(path.sigma(path.t_min))
         assert np.abs(x[:, :2] - y[:2]).max() < 6 * sigma
         errors[resamples] = abs(x[:, 2].mean() - exact[2])
-        assert out.evaluations == 40 * resamples and bool(out.ok)
+        assert out.evaluations == 40 * resamples and bool(out.ok.all())
     print(errors, exact[2], cov[2, 2] ** 0.5)
     assert errors[12] < errors[1] / 2
 
@@ -405,7 +405,7 @@ def test_an_operator_may_be_any_function():
         size = np.sum(np.asarray(out.x) ** 2, axis=1)
         found = float(out.x[:, 0].mean())
         print(type(rule).__name__, size.mean(), size.std(), found, mean)
-        assert abs(size.mean() - 4) < 0.6 and bool(out.ok)
+        assert abs(size.mean() - 4) < 0.6 and bool(out.ok.all())
         if rule is method:
             assert abs(found - mean) < 0.35  # three deviations from run to run
 
