@@ -236,7 +236,7 @@ class _InNats(dfx.AbstractWrappedSolver):
             score = None
             if "k" in dense:
                 # The first stage of every Runge-Kutta method is F at the start.
-                step = jnp.maximum(t1 - t0, jnp.finfo(t1.dtype).tiny)
+                step = jnp.maximum(t1 - t0, jnp.finfo(total.dtype).tiny)
                 score = self.flow.score(t0, y0[0], dense["k"][0][0] / step)
             if score is not None:
                 gain_error = gain_error + sum_per_sample(score * du)[:, None]
