@@ -252,12 +252,6 @@ def solve(
     # Without dt0 Diffrax would try 0.01 whatever the scale of the clock.
     first, last = clock[0], clock[-1]
     span = last - first
-    dtype = jnp.result_type(*jax.tree.leaves(y0))
-    controller = dfx.PIDController(
-        rtol=adaptive.rtol.astype(dtype),
-        atol=adaptive.atol.astype(dtype),
-        norm=worst_sample_norm,
-    )
     # A step below the tree's resolution would see noise of the wrong distribution.
     floor = 8 * jnp.finfo(clock.dtype).eps if noise is None else 2 * _TREE
     ts = jnp.linspace(first, last, _FRAMES) if trajectory else last[None]
@@ -268,13 +262,20 @@ def solve(
         t1=last,
         dt0=0.01 * span,
         y0=y0,
-        stepsize_controller=_PIDWithFloor(controller, floor * span),
+        stepsize_controller=_controller(adaptive, y0, floor * span),
         saveat=dfx.SaveAt(ts=ts) if trajectory else dfx.SaveAt(t1=True),
         adjoint=adaptive.adjoint,
         max_steps=adaptive.max_steps,
         throw=False,
     )
     return Solved(out.ys, ts, out.stats["num_steps"], out.result)
+
+
+def _controller(adaptive, y0, floor) -> _PIDWithFloor:
+    dtype = jnp.result_type(*jax.tree.leaves(y0))
+    rtol, atol = adaptive.rtol.astype(dtype), adaptive.atol.astype(dtype)
+    pid = dfx.PIDController(rtol=rtol, atol=atol, norm=worst_sample_norm)
+    return _PIDWithFloor(pid, floor)
 
 
 def _in_any_mode(solver):
