@@ -191,7 +191,7 @@ def digit_images(config, recorder):
             probes=config.probes,
             grid=sdegen.Adaptive(1e-3, 1e-3),
         )
-        if not bool(found.ok):
+        if not bool(found.ok.all()):
             raise ValueError(f"the likelihood of the {name} did not reach the noise.")
         average, bar = found.mean_and_error
         gauss = gaussian_bits(train, images, jax.random.fold_in(key, 3))

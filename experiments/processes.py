@@ -151,7 +151,7 @@ def main(config: Config) -> None:
                     out = sdegen.sample(key, what, real.shape, **options)
                     row = {"process": name, "sampler": sampler, "seed": seed}
                     row |= {"evaluations": int(out.evaluations)}
-                    row |= {"W2": metrics.w2(out.x, real), "ok": bool(out.ok)}
+                    row |= {"W2": metrics.w2(out.x, real), "ok": bool(out.ok.all())}
                     recorder.row(**row)
                     found.setdefault((name, sampler), []).append(row)
                     clouds[f"{name}, {sampler}"] = out.x

@@ -154,7 +154,7 @@ def main(config: Config) -> None:
                 out = draw_set(sampler, fit.model, 1 + draw)
                 sets.append(np.asarray(out.x))
             seconds = (time.perf_counter() - began) / config.draws
-            if not bool(out.ok):
+            if not bool(out.ok.all()):
                 raise ValueError(f"the {sampler} did not reach the data: {out.result}")
             row = {"sampler": sampler, "process": name}
             row |= {"evaluations": int(out.evaluations), "seconds": seconds}

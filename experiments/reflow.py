@@ -87,7 +87,7 @@ def solved(config: Config, model, shape, counts) -> dict[int, np.ndarray]:
         for draw in range(config.draws):
             key = jax.random.key(config.seed + 1 + draw)
             out = sdegen.sample(key, model, shape, **how)
-            if not bool(out.ok):
+            if not bool(out.ok.all()):
                 raise ValueError(f"{n} steps did not reach the data: {out.result}")
             draws.append(np.asarray(out.x))
         sets[n] = np.stack(draws)

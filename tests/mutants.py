@@ -468,15 +468,15 @@ LIKELIHOOD = (
     Mutant(
         "divergence-of-the-wrong-sign",
         "likelihood/log_likelihood.py",
-        "value = log_p + jnp.mean(gained, axis=1)",
-        "value = log_p - jnp.mean(gained, axis=1)",
+        "value = log_p + mean(gained)",
+        "value = log_p - mean(gained)",
         "test_likelihood.py::test_the_exact_mode_is_exact_in_float64",
     ),
     Mutant(
         "standard-error-of-one-probe-more",
         "likelihood/log_likelihood.py",
-        "/ max(probes - 1, 1)",
-        "/ (probes * max(probes - 1, 1))",
+        "/ max(count - 1, 1)",
+        "/ (count * max(count - 1, 1))",
         "test_likelihood.py::test_probes_agree_with_the_exact_trace_and_their_error_bar_is_honest",
     ),
     Mutant(

@@ -17,6 +17,7 @@ import sdegen
 from sdegen import coupling, nets
 from sdegen.data import one_hot
 from sdegen.losses.coupling import EntropicOT, ExactOT, Pairs
+from sdegen.losses.coupling.costs import cost_matrix, plans
 from sdegen.losses.coupling.sinkhorn import potentials
 from sdegen.mesh import make_mesh
 from sdegen.metrics import transport, w2
@@ -362,3 +363,15 @@ def test_a_sweep_tells_of_plans_that_were_not_reached(float32):
 
     with pytest.warns(UserWarning, match="100.0% of the plans of the coupling did not"):
         sdegen.sweep(trial, {"rate": [1e-3, 1e-2]}, metric="loss", progress=False)
+
+
+@pytest.mark.parametrize(
+    "n, shape", [(0, (0, 2)), (4, (0, 2)), (4, (4, 3)), (4, (6, 2))]
+)
+def test_ends_that_cannot_be_paired_get_a_sentence(n, shape):
+    """By what all plans share: the arguments of a call are typed in these tests."""
+    with pytest.raises(ValueError, match="points of one shape|as many x1 as"):
+        plans(jnp.ones((n, 2)), jnp.ones(shape), None, None, None)
+    if shape != (6, 2):  # a plan may be between sets of two sizes
+        with pytest.raises(ValueError, match="points of one shape"):
+            cost_matrix(jnp.ones((n, 2)), jnp.ones(shape))

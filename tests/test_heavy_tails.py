@@ -179,7 +179,7 @@ def land(power=1.0, start=None, key=KEY, n=10_000):
     """Samples at z_min and after one last Euler step to z = 0."""
     denoiser = Atoms(PFGM, power=power).denoiser()
     out = sdegen.sample(key, denoiser, (n, 2), grid=GRID, start=start)
-    assert bool(out.ok)
+    assert bool(out.ok.all())
     return out.x, eqx.filter_jit(denoiser)(GRID[-1], out.x)
 
 

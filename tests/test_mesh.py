@@ -86,9 +86,9 @@ LOOPS = CASES | {
         "solver": solvers.ExponentialAdams(),
         "grid": sdegen.Adaptive(1e-3, 1e-3),
     },
-    "adaptive per sample": {
+    "adaptive Tsit5": {
         "solver": dfx.Tsit5(),
-        "grid": sdegen.Adaptive(1e-3, 1e-3, per_sample=True),
+        "grid": sdegen.Adaptive(1e-3, 1e-3),
     },
 }
 

@@ -346,13 +346,13 @@ def test_samples_of_data_are_exact_through_the_path():
     denoiser = PosteriorMean(Exact(cld), cld)
     start = jnp.asarray(start)
     out = sdegen.sample(KEY, denoiser, start.shape, start=start, grid=400)
-    assert bool(out.ok)
+    assert bool(out.ok.all())
     np.testing.assert_allclose(out.x, wanted, atol=2e-4)
 
 
 def check_samples_of_the_state(process, **options):
     out = sdegen.sample(KEY, generator(process), (3000, 1), **options)
-    assert bool(out.ok) and out.x.shape == (3000, 1)
+    assert bool(out.ok.all()) and out.x.shape == (3000, 1)
     steps = options.get("grid", 200)
     assert int(out.evaluations) == 2 * steps
     assert has_the_law_of_x(out.x, process, process.t_min)

@@ -143,7 +143,7 @@ def test_the_likelihood_is_exact_in_every_coordinate():
     error = np.abs(np.asarray(out.value) - wanted).max()
     estimate = np.asarray(out.solver_error).max()
     print(f"error {error:.1e}, estimate {estimate:.1e}")
-    assert bool(out.ok) and error < 1e-6
+    assert bool(out.ok.all()) and error < 1e-6
     assert error < 10 * estimate < 1e-4
 
 

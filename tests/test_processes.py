@@ -327,7 +327,7 @@ def check_cloud(path, paths, steps):
     x0, grid = 1.5, simulation_grid(path, steps)
     start = jnp.full((paths, 1), x0)
     out = sdegen.simulate(jax.random.key(7), path, start, grid=jnp.asarray(grid))
-    assert bool(out.ok)
+    assert bool(out.ok.all())
     x = np.asarray(out.x)[:, 0]
     mean, variance = euler_law(path, grid, x0)
     mean_error = (x.mean() - mean) / np.sqrt(variance / paths)

@@ -71,7 +71,7 @@ def grid_errors(name, solver, steps, grids=grids):
     end, errors = exact_quantiles(name, process(name).t_min), {}
     for label, ts in grids(name, steps):
         out = flow(name, solver=solver, grid=ts)
-        assert bool(out.ok)
+        assert bool(out.ok.all())
         errors[label] = float(jnp.sqrt(jnp.mean((out.x - end) ** 2)))
     return errors
 
@@ -165,7 +165,7 @@ def test_adaptive_adams_keeps_every_quantile(name):
     for tolerance in (1e-6, 1e-9):
         grid = sdegen.Adaptive(tolerance, tolerance)
         out = flow(name, solver=solvers.ExponentialAdams(4), grid=grid)
-        assert bool(out.ok)
+        assert bool(out.ok.all())
         errors.append(
             abs(G1.cdf(out.x[:, 0], *scales(path, path.t_min)) - PROBES).max()
         )
@@ -222,13 +222,17 @@ def test_adaptive_adams_needs_fewer_evaluations_than_runge_kutta_on_the_raw_ode(
 def test_steps_of_its_own_make_a_sample_independent_of_its_batch():
     start = exact_quantiles("VP", 1.0)
     options = {"solver": solvers.ExponentialAdams()}
-    grid = sdegen.Adaptive(1e-3, 1e-3, per_sample=True)
+    grid = sdegen.Adaptive(1e-3, 1e-3)
     whole = flow("VP", grid=grid, **options)
     part = flow("VP", grid=grid, start=start[:2], **options)
     assert abs(whole.x[:2] - part.x).max() < 1e-12  # shared steps would differ
-    assert bool(whole.ok) and whole.x.shape == start.shape
-    out = flow("VP", grid=sdegen.Adaptive(1e-3, 1e-3, 3, per_sample=True), **options)
-    assert out.result == dfx.RESULTS.max_steps_reached
+    assert bool(whole.ok.all()) and whole.x.shape == start.shape
+    lost = flow("VP", grid=grid, start=start.at[1].set(jnp.nan), **options)
+    assert np.array_equal(np.flatnonzero(~lost.ok), [1])
+    assert np.array_equal(np.delete(lost.x, 1, 0), np.delete(whole.x, 1, 0))
+    assert lost.evaluations < 2 * whole.evaluations
+    out = flow("VP", grid=sdegen.Adaptive(1e-3, 1e-3, 3), **options)
+    assert np.all(out.result == dfx.RESULTS.max_steps_reached)
 
 
 FEW = {

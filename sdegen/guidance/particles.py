@@ -54,7 +54,7 @@ class Particles(eqx.Module):
     - `ess`: the effective number of particles at every time of the grid.
     - `resampled`: how often they were drawn anew.
     - `evaluations`: of the network on all particles, with a vector-Jacobian product.
-    - `ok`: whether all is finite.
+    - `ok`: which particles are finite, (particles,); one that is not has no weight.
     """
 
     x: Float[Array, "particles ..."]
@@ -69,7 +69,12 @@ class Particles(eqx.Module):
     def mean(self, fn: Callable = lambda x: x) -> PyTree:
         """The weighted mean of fn(x), which maps the batch to arrays over it."""
         weights = jnp.exp(self.log_weights)
-        return jax.tree.map(lambda a: jnp.tensordot(weights, a, 1), fn(self.x))
+
+        def mean(a):  # a lost particle may be nan
+            counts = (weights > 0).reshape(-1, *(1,) * (a.ndim - 1))
+            return jnp.tensordot(weights, jnp.where(counts, a, 0), 1)
+
+        return jax.tree.map(mean, fn(self.x))
 
     def draw(self, key: Seed, n: int) -> Float[Array, "n ..."]:
         """n samples of equal weight, in random order."""
@@ -205,7 +210,11 @@ def _run(
         fold = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         return draws(fold, shape[1:], path, dtype)
 
-    def settle(log_weights, evidence):
+    def settle(x, log_weights, evidence):
+        # without a weight a lost particle is drawn anew, and spoils no other
+        finite = jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+        good = finite & (log_weights < jnp.inf)  # false of nan
+        log_weights = jnp.where(good, log_weights, -jnp.inf)
         total = jax.nn.logsumexp(log_weights)
         return log_weights - total, evidence + total
 
@@ -226,12 +235,13 @@ def _run(
         ratio = -jnp.sum((gap * (xi + gap / 2)).reshape(n, -1), axis=1)
         view = look(x, s, last)
         log_weights = log_weights + ratio.astype(dtype) + view[1] - log_psi
-        log_weights, evidence = settle(log_weights, evidence)
+        log_weights, evidence = settle(view[0][0], log_weights, evidence)
         carry = (view, log_weights, evidence, roots, count + low)
         return carry, 1 / jnp.sum(jnp.exp(2 * log_weights))
 
     view = look(split(path.sigma(ts[0]) * noise(0)).astype(dtype), ts[0], len(ts) == 1)
-    log_weights, evidence = settle(view[1] - jnp.log(float(n)), jnp.zeros((), dtype))
+    log_weights = view[1] - jnp.log(float(n))
+    log_weights, evidence = settle(view[0][0], log_weights, jnp.zeros((), dtype))
     first = 1 / jnp.sum(jnp.exp(2 * log_weights))
     number = jnp.arange(1, len(ts))
     carry = (view, log_weights, evidence, index, jnp.zeros((), int))
@@ -239,7 +249,8 @@ def _run(
     carry, ess = jax.lax.scan(step, carry, now)
     ((x, _), _, _), log_weights, evidence, roots, count = carry
     error = _evidence_error(log_weights, roots, count)
-    ess, ok = jnp.append(first, ess), jnp.isfinite(x).all() & jnp.isfinite(evidence)
+    finite = jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+    ess, ok = jnp.append(first, ess), finite & jnp.isfinite(evidence)
     own = (evidence, error, ess, count, jnp.asarray(len(ts)), ok)
     return Particles(basis_of(path).data(x), log_weights, *own)
 

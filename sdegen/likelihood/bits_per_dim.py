@@ -38,7 +38,7 @@ from ..typing import (
     is_whole,
     random_key,
 )
-from .log_likelihood import log_likelihood
+from .log_likelihood import log_likelihood, student
 
 
 def dequantise(
@@ -74,9 +74,9 @@ def dequantise(
 class BitsPerDim(eqx.Module):
     """Bits per dimension by (2), one per image: on average upper bounds.
 
-    `standard_error` is over draws (intervals of two errors hold in .7, .85, .95 of the
-    cases for 2, 4, 16 draws), or for one draw over probes, blind to the dequantisation;
-    nan where neither can tell. `evaluations` are those of the whole batch.
+    `standard_error` is over draws, widened by Student's t, or for one draw over probes,
+    blind to the dequantisation; nan where neither can tell. `evaluations` are those of
+    the whole batch.
     """
 
     value: Float[Array, " batch"]
@@ -149,7 +149,8 @@ def bits_per_dim(
     else:  # the exponential of a noisy number is biased
         log_p, variance = jnp.mean(each, axis=0), jnp.var(each, axis=0)
     bar, variance = found[0].standard_error, variance / max(draws - 1, 1)
-    bar = root(variance) if draws > 1 else jnp.where(bar > 0, bar, jnp.nan)
+    spread = student(draws) * root(variance)
+    bar = spread if draws > 1 else jnp.where(bar > 0, bar, jnp.nan)
     rows = ((one.evaluations, one.solver_error, one.ok) for one in found)
     counts, errors, ok = map(jnp.stack, zip(*rows, strict=True))
     return BitsPerDim(
@@ -157,7 +158,7 @@ def bits_per_dim(
         bar / unit,
         jnp.mean(errors, axis=0) / unit,
         jnp.where((counts < 0).any(), -1, jnp.sum(counts) + draws * int(correct)),
-        ok.all(),
+        ok.all(axis=0),
     )
 
 

@@ -10,7 +10,14 @@ from jaxtyping import Array, Num
 
 from ..losses import per_sample
 from ..models.problem import AbstractProblem
-from ..solvers.solve import Solution, checked, evaluations, solve, spread
+from ..solvers.solve import (
+    Solution,
+    checked,
+    derivatives_said,
+    evaluations,
+    solve,
+    spread,
+)
 from ..typing import PyTree, RandomKey, Seed, random_key
 
 Sharding: TypeAlias = jax.sharding.Sharding | None
@@ -36,7 +43,9 @@ def drive(
         if start.shape != own:
             what = f"start must have the shape {own}, got {start.shape}"
             raise ValueError(f"{what}: a batch of states at the first time.")
-    return _drive(key, problem, cond, start, shape, trajectory, refinable, sharding)
+    static = (shape, trajectory, refinable, sharding)
+    with derivatives_said():
+        return _drive(key, problem, cond, start, *static)
 
 
 def whole_numbers(shape) -> tuple[int, ...]:
@@ -118,7 +127,7 @@ def _drive(key, problem, cond, start, shape, trajectory, refinable, sharding):
         )
 
     if adaptive is not None:
-        run = spread(run, adaptive, sharding)
+        run = spread(run, sharding)
     ys, clocks, steps, result = run(y0, keys, cond)
     times = frames = None
     if trajectory:

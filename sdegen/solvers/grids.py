@@ -4,6 +4,7 @@ import abc
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -129,22 +130,46 @@ class CosineGrid(AbstractGrid):
         return between(path, times)
 
 
+_ADJOINTS = {
+    "checkpointed": dfx.RecursiveCheckpointAdjoint,
+    "direct": dfx.DirectAdjoint,
+    "forward": dfx.ForwardMode,
+}
+
+
+def _adjoint(value) -> dfx.AbstractAdjoint:
+    if isinstance(value, str) and value in _ADJOINTS:
+        return _ADJOINTS[value]()
+    if isinstance(value, dfx.AbstractAdjoint):
+        return value
+    raise ValueError(
+        f"adjoint must be one of {', '.join(_ADJOINTS)}, or an adjoint of Diffrax such "
+        f"as DirectAdjoint(), got {value!r}."
+    )
+
+
 class Adaptive(eqx.Module):
-    """Steps chosen by the solver's error estimate: one size for the whole batch.
+    """Steps chosen by the solver's error estimate, for each sample by itself.
 
-    The error of a step is the largest over the samples of the batch of each sample's
-    root mean square, so that a hard sample is not hidden by easy ones.
+    So a sample does not depend on its batch, and one that cannot be solved ends alone,
+    with a result code. On a device the batch goes on until the slowest has arrived.
 
-    **Arguments:** relative and absolute tolerance per coordinate (of data of order
-    one); at most `max_steps` steps, after which the result code says so; `per_sample`,
-    steps of its own for each sample, which then does not depend on its batch: on a
-    device the batch goes on until the slowest has arrived.
+    **Arguments:**
+    - `rtol`, `atol`: relative and absolute tolerance per coordinate, of data of order
+      one, of a sample's root mean square; 1e-4.
+    - `max_steps`: at most so many steps, after which the result code says so; 4096.
+    - `adjoint`: which derivatives the solve has: "checkpointed" (the default), first
+      ones in reverse mode (`grad`); "forward", any in forward mode alone (`jvp`);
+      "direct", all, also second ones (`hessian`), with much more memory. Or an adjoint
+      of Diffrax.
+
+    **Raises:** a ValueError for another adjoint.
     """
 
     rtol: Scalar = number(1e-4)
     atol: Scalar = number(1e-4)
     max_steps: int = eqx.field(default=4096, static=True)
-    per_sample: bool = eqx.field(default=False, static=True)
+    adjoint: Any = eqx.field(default="checkpointed", converter=_adjoint)
 
 
 Grid: TypeAlias = AbstractGrid | Callable[[AbstractPath], Array]

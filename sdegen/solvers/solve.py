@@ -4,6 +4,8 @@ On fixed grids there are no host callbacks, no run-time errors and no collective
 step loop, so that it lowers for any platform and never hangs a pod.
 """
 
+import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +14,7 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from ..processes.brownian import GridBrownianPath, NoiseTerm, TreeBrownianPath
 from ..typing import PyTree, Scalar
@@ -30,9 +32,10 @@ class Solution(eqx.Module):
     """Where a batch ended, and what it cost.
 
     `x` is (batch, ...). `evaluations` counts network (or drift) calls on the batch, -1
-    where the solver's count is not known. `result` is a `diffrax.RESULTS`; `ok` says
-    whether it is success. `times` are the frames of `trajectory`, (frames, batch, ...),
-    both None unless asked for.
+    where the solver's count is not known. `result` is a `diffrax.RESULTS` for each
+    sample; `ok`, (batch,), says which are success, and `ok.all()` whether all are.
+    `times` are the frames of `trajectory`, (frames, batch, ...), both None unless asked
+    for.
     """
 
     x: Num[Array, "batch ..."]
@@ -42,15 +45,19 @@ class Solution(eqx.Module):
     trajectory: Num[Array, "frames batch ..."] | None = None
 
     @property
-    def ok(self) -> Array:
-        """Whether the solve reached its end."""
+    def ok(self) -> Bool[Array, " batch"]:
+        """Which samples reached the end with finite numbers."""
         return self.result == dfx.RESULTS.successful
 
 
 def checked(result: dfx.RESULTS, x: PyTree) -> dfx.RESULTS:
-    """`result`, or "nonfinite" where `x` is not finite: fixed steps never look."""
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(x)]).all()
-    return dfx.RESULTS.where(finite, result, dfx.RESULTS.nonfinite)
+    """`result` of each sample, "nonfinite" where `x` is: fixed steps never look."""
+    leaves = [jnp.isfinite(leaf) for leaf in jax.tree.leaves(x)]
+    finite = [a.all(axis=tuple(range(1, a.ndim))) for a in leaves]
+    finite = functools.reduce(jnp.logical_and, finite)
+    each = jax.tree.map(lambda code: jnp.broadcast_to(code, finite.shape), result)
+    pick = lambda ok, code: dfx.RESULTS.where(ok, code, dfx.RESULTS.nonfinite)  # noqa: E731
+    return jax.vmap(pick)(finite, each)
 
 
 def worst_sample_norm(error: PyTree) -> Array:
@@ -59,7 +66,30 @@ def worst_sample_norm(error: PyTree) -> Array:
     def worst(error):
         return jnp.max(jnp.mean(error**2, axis=tuple(range(1, error.ndim))))
 
-    return jnp.sqrt(jnp.max(jnp.stack(jax.tree.leaves(jax.tree.map(worst, error)))))
+    return jnp.sqrt(functools.reduce(jnp.maximum, map(worst, jax.tree.leaves(error))))
+
+
+class _PIDWithFloor(dfx.AbstractStepSizeController):
+    """PID steps, and a code where a step of the length `floor` is still refused.
+
+    Diffrax's own `dtmin` would also stop at a last step that the end cuts short. A
+    sample that has become nan, or that no step can solve, ends here.
+    """
+
+    pid: dfx.PIDController
+    floor: Scalar
+
+    def wrap(self, direction):
+        return _PIDWithFloor(self.pid.wrap(direction), self.floor)
+
+    def init(self, *args):
+        return self.pid.init(*args)
+
+    def adapt_step_size(self, *args):
+        keep, t0, t1, jump, state, result = self.pid.adapt_step_size(*args)
+        done = keep | (t1 - t0 >= self.floor)  # false where t1 is nan
+        result = dfx.RESULTS.where(done, result, dfx.RESULTS.dt_min_reached)
+        return keep, t0, t1, jump, state, result
 
 
 def evaluations(solver: dfx.AbstractSolver, steps: Int[Array, ""]) -> Array:
@@ -186,7 +216,8 @@ def solve(
     - `clock`: the points at which steps end, (steps + 1,); with `adaptive` its first
       and last point.
     - `solver`: any Diffrax solver.
-    - `adaptive`: let the error estimate choose the steps; none by default.
+    - `adaptive`: let the error estimate choose the steps, one size for the whole batch
+      (see `spread`); none by default.
     - `noise`: a function (u, y, args) -> g; none by default.
     - `keys`: one key per sample for the noise, (batch,).
     - `trajectory`: keep the state at every point of the clock.
@@ -211,34 +242,65 @@ def solve(
             clock, keys, y0.shape[1:], _levy_area(solver), refinable=refinable
         )
         term = dfx.MultiTerm(term, NoiseTerm(noise, path))
+    if adaptive is None or not isinstance(
+        adaptive.adjoint, dfx.RecursiveCheckpointAdjoint
+    ):
+        solver = _in_any_mode(solver)
     if adaptive is None:
         rows = rows if stages_at_ends(solver) else None
         return _scan(term, y0, clock, solver, trajectory, rows)
     # Without dt0 Diffrax would try 0.01 whatever the scale of the clock.
-    span = clock[-1] - clock[0]
-    dtype = jnp.result_type(*jax.tree.leaves(y0))
-    controller = dfx.PIDController(
-        rtol=adaptive.rtol.astype(dtype),
-        atol=adaptive.atol.astype(dtype),
-        norm=worst_sample_norm,
-        # A step below the tree's resolution would see noise of the wrong distribution.
-        dtmin=None if noise is None else 2 * _TREE * span,
-    )
-    frames = jnp.linspace(clock[0], clock[-1], _FRAMES)
+    first, last = clock[0], clock[-1]
+    span = last - first
+    # A step below the tree's resolution would see noise of the wrong distribution.
+    floor = 8 * jnp.finfo(clock.dtype).eps if noise is None else 2 * _TREE
+    ts = jnp.linspace(first, last, _FRAMES) if trajectory else last[None]
     out = dfx.diffeqsolve(
         term,
         solver,
-        t0=clock[0],
-        t1=clock[-1],
+        t0=first,
+        t1=last,
         dt0=0.01 * span,
         y0=y0,
-        stepsize_controller=controller,
-        saveat=dfx.SaveAt(ts=frames) if trajectory else dfx.SaveAt(t1=True),
-        adjoint=dfx.RecursiveCheckpointAdjoint(),
+        stepsize_controller=_controller(adaptive, y0, floor * span),
+        saveat=dfx.SaveAt(ts=ts) if trajectory else dfx.SaveAt(t1=True),
+        adjoint=adaptive.adjoint,
         max_steps=adaptive.max_steps,
         throw=False,
     )
-    return Solved(out.ys, out.ts, out.stats["num_steps"], out.result)
+    return Solved(out.ys, ts, out.stats["num_steps"], out.result)
+
+
+def _controller(adaptive, y0, floor) -> _PIDWithFloor:
+    dtype = jnp.result_type(*jax.tree.leaves(y0))
+    rtol, atol = adaptive.rtol.astype(dtype), adaptive.atol.astype(dtype)
+    pid = dfx.PIDController(rtol=rtol, atol=atol, norm=worst_sample_norm)
+    return _PIDWithFloor(pid, floor)
+
+
+def _in_any_mode(solver):
+    """`solver` with stages in a loop that also has derivatives in forward mode."""
+    if isinstance(solver, dfx.AbstractWrappedSolver):
+        return dataclasses.replace(solver, solver=_in_any_mode(solver.solver))
+    if getattr(solver, "scan_kind", "own") is not None:
+        return solver
+    kind = "lax" if isinstance(solver, dfx.AbstractSRK) else "bounded"
+    return dataclasses.replace(solver, scan_kind=kind)
+
+
+@contextlib.contextmanager
+def derivatives_said():
+    """Say which argument gives the derivatives that a solve does not have."""
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise ValueError(
+            "these adaptive steps have first derivatives in reverse mode alone. Use "
+            'Adaptive(..., adjoint="forward") for jvp and jacfwd, adjoint="direct" for '
+            "second derivatives too, or a fixed grid, which has all."
+        ) from error
 
 
 class Stages(NamedTuple):
@@ -302,45 +364,31 @@ def _scan(term, y0, clock, solver, trajectory, rows) -> Solved:
     return Solved(ys, ts, jnp.asarray(len(clock) - 1), result)
 
 
-def spread(
-    run: Callable, adaptive: Adaptive, sharding: jax.sharding.Sharding | None
-) -> Callable:
-    """`run` with steps of its own for each sample, or for each device's share.
+def spread(run: Callable, sharding: jax.sharding.Sharding | None) -> Callable:
+    """`run` with steps of its own for each sample: one that fails fails alone.
 
-    Steps are then the largest number of any, and the result is success if all had it.
+    Steps are then the largest number of any. Devices exchange nothing on the way.
     """
-    if not adaptive.per_sample and not isinstance(sharding, jax.sharding.NamedSharding):
-        return run
 
     def share(y0, keys, cond):
-        if adaptive.per_sample:
-            one = lambda *own: run(*jax.tree.map(lambda a: a[None], own))  # noqa: E731
-            ys, clocks, steps, result = jax.vmap(one)(y0, keys, cond)
-            # (batch, frames, 1, ...) of each leaf becomes (frames, batch, ...)
-            ys = jax.tree.map(lambda a: jnp.moveaxis(a[:, :, 0], 0, 1), ys)
-            clocks = clocks[0]
-        else:
-            ys, clocks, steps, result = run(y0, keys, cond)
-        ok = result == dfx.RESULTS.successful
-        return ys, clocks, steps.max()[None], ok.all()[None]
+        def one(*own):
+            ys, *rest = run(*jax.tree.map(lambda a: a[None], own))
+            return jax.tree.map(lambda a: a.squeeze(1), ys), *rest
+
+        return jax.vmap(one, out_axes=(1, None, 0, 0))(y0, keys, cond)
 
     if isinstance(sharding, jax.sharding.NamedSharding):
         batch = jax.P(sharding.spec[0] if len(sharding.spec) else None)
-        whole = jax.P()
-        # No collective inside: every device goes its own way to the end.
         share = jax.shard_map(
             share,
             mesh=sharding.mesh,
             in_specs=(batch, batch, batch),
-            out_specs=(jax.P(None, *batch), whole, batch, batch),
+            out_specs=(jax.P(None, *batch), jax.P(), batch, batch),
             check_vma=False,
         )
 
     def together(y0, keys, cond):
-        ys, clocks, steps, ok = share(y0, keys, cond)
-        steps, results = steps.max(), dfx.RESULTS
-        short = steps >= adaptive.max_steps
-        bad = results.where(short, results.max_steps_reached, results.nonfinite)
-        return ys, clocks, steps, results.where(ok.all(), results.successful, bad)
+        ys, clocks, steps, result = share(y0, keys, cond)
+        return ys, clocks, steps.max(), result
 
     return together

@@ -237,7 +237,7 @@ def _fine_and_stock(key, model, solver, steps, options, tolerance):
         tolerance = 1e-9 if double else 1e-5
     adaptive = Adaptive(tolerance, tolerance)
     fine = sample(key, model, shape, solver=dfx.Tsit5(), grid=adaptive, **options)
-    if not bool(fine.ok):
+    if not bool(fine.ok.all()):
         raise ValueError(f"the fine solve did not reach the data: {fine.result}")
     grid = CosineGrid(steps, model.overall_sigma_data)
     return fine.x, sample(key, model, shape, solver=solver, grid=grid, **options).x

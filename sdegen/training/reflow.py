@@ -160,7 +160,7 @@ def _checked(shape, start, cond):
 def _keep(out, ends, rows, pairs, up):
     """Write the pairs of a solve to their rows."""
     ends, found = (to_host(x)[: len(rows)] for x in (ends, out.x))
-    if not bool(out.ok) or not np.isfinite(found).all():
+    if not bool(out.ok.all()) or not np.isfinite(found).all():
         raise ValueError(
             f"the flow of pairs {rows[0]} to {rows[-1]} did not reach its end, or is "
             "not finite there. Give a finer grid, or look at the model."

@@ -42,24 +42,34 @@ def conjugate_gradients(
     return jax.lax.scan(step, start, length=iterations)[0][0]
 
 
-def check_linear(operator: Callable, shape: tuple[int, ...], what: str) -> None:
-    """Refuse an operator that is not linear on two random samples of `shape`."""
+def is_linear(operator: Callable, shape: tuple[int, ...]) -> bool:
+    """Whether A(2x - y) is 2 A(x) - A(y) for two random samples; True where traced."""
     x, y = _probes(shape)
     a, b, both = (operator(u) for u in (x, y, 2 * x - y))
-    if not is_traced(both) and not np.allclose(both, 2 * a - b, rtol=1e-3, atol=1e-3):
+    return is_traced(both) or np.allclose(both, 2 * a - b, rtol=1e-3, atol=1e-3)
+
+
+def check_linear(operator: Callable, shape: tuple[int, ...], what: str) -> None:
+    """Refuse an operator that is not linear on two random samples of `shape`."""
+    if not is_linear(operator, shape):
         raise ValueError(
             f"{what} is for a linear operator, and this one is not: A(2x - y) is not "
             "2 A(x) - A(y). DPS, PiGDM, TMPD and TwistedParticles take any."
         )
 
 
-def check_projection(operator: Callable, shape: tuple[int, ...], what: str) -> None:
-    """Refuse an operator without A A' A = A, such as a mask has."""
-    check_linear(operator, shape, what)
+def is_projection(operator: Callable, shape: tuple[int, ...]) -> bool:
+    """Whether a linear operator has A A' A = A, as a mask has; True where traced."""
     x, _ = _probes(shape)
     once = operator(x)
     again = operator(jax.linear_transpose(operator, x)(once)[0])
-    if not is_traced(again) and not np.allclose(again, once, rtol=1e-3, atol=1e-3):
+    return is_traced(again) or np.allclose(again, once, rtol=1e-3, atol=1e-3)
+
+
+def check_projection(operator: Callable, shape: tuple[int, ...], what: str) -> None:
+    """Refuse an operator without A A' A = A, such as a mask has."""
+    check_linear(operator, shape, what)
+    if not is_projection(operator, shape):
         raise ValueError(
             f"the operator of {what} must be a mask or have orthonormal rows, and this "
             "one has not: A A' A is not A. Use PiGDM, TMPD or TwistedParticles."

@@ -11,8 +11,34 @@ from jaxtyping import Array, Float
 from ...typing import PyTree, Scalar, float_array, is_traced, number
 
 
+def _numbers(y) -> Array:
+    """`y` as real numbers: real and imaginary parts are two, in a last axis."""
+    if not jnp.iscomplexobj(y):
+        return float_array(y)
+    y = jnp.asarray(y)
+    return jnp.stack([y.real, y.imag], axis=-1)
+
+
+class _RealOperator(eqx.Module):
+    """An operator whose complex results are two real numbers each."""
+
+    operator: Callable
+
+    def __call__(self, x0):
+        out = self.operator(x0)
+        return _numbers(out) if isinstance(out, jax.Array) else out
+
+
+def _real(operator: Callable) -> Callable:
+    known = isinstance(operator, _RealOperator) or not callable(operator)
+    return operator if known else _RealOperator(operator)
+
+
 class Measurement(eqx.Module):
     """y = operator(x0) + std times standard normal noise.
+
+    A complex y, or result of A, is kept as its real and imaginary parts in a last axis
+    of two: each has noise of its own.
 
     **Arguments:**
     - `operator`: A, a differentiable function of one sample that returns one array.
@@ -21,8 +47,8 @@ class Measurement(eqx.Module):
     - `std`: the standard deviation of the noise, in the units of y; 0.05.
     """
 
-    operator: Callable
-    y: Float[Array, "..."] = eqx.field(converter=float_array)
+    operator: Callable = eqx.field(converter=_real)
+    y: Float[Array, "..."] = eqx.field(converter=_numbers)
     std: Scalar = number(0.05)
 
     def __check_init__(self):
@@ -63,7 +89,8 @@ class Measurement(eqx.Module):
             came = type(out).__name__ if wanted is None else wanted
             raise ValueError(
                 f"the operator maps one sample of shape {shape[1:]} to {came}, but y "
-                f"has the shape {self.y.shape}: give y that shape, or one per sample."
+                f"has the shape {self.y.shape}: give y that shape, or one each. A "
+                "complex number is two in a last axis, its real and imaginary part."
             )
 
     def check_noise(self, what: str) -> None:

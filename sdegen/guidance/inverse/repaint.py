@@ -50,7 +50,10 @@ class RePaint(AbstractMethod):
         if start is not None and start.shape != shape:
             raise ValueError(f"start must have the shape {shape}, got {start.shape}.")
         grid = fixed_grid(options.grid, 50, denoiser.path, "RePaint")
-        options = options._replace(grid=grid)
+        denoise = options.denoise
+        if denoise is None:
+            denoise = getattr(grid, "denoise", False)  # as the grid was learned
+        options = options._replace(grid=grid, denoise=denoise)
         return _repaint(key, self, denoiser, measurement, shape, options)
 
 

@@ -23,6 +23,12 @@ def plans(
 
     The arguments are those of `cost_matrix`, and `points`, None for the whole batch.
     """
+    if len(x0) != len(x1):
+        raise ValueError(
+            "a coupling pairs as many x1 as there are x0, got "
+            f"{len(x0)} rows of x0 and {len(x1)} of x1. Draw as many of both."
+        )
+    _check_ends(x0, x1)
     batch = len(x0)
     points = batch if points is None else min(points, batch)
     if batch % points:
@@ -43,6 +49,15 @@ def plans(
             "do, or are too large to be squared. Look at both ends."
         )
     return cost
+
+
+def _check_ends(x0, x1):
+    """Refuse sets without points, and points of different shapes."""
+    if len(x0) == 0 or len(x1) == 0 or x0.shape[1:] != x1.shape[1:]:
+        raise ValueError(
+            "the costs of a plan are between two sets of points of one shape, (n, ...) "
+            f"and (m, ...) with n, m >= 1, got {x0.shape} and {x1.shape}."
+        )
 
 
 def check_points(points: int | None) -> None:
@@ -70,6 +85,7 @@ def cost_matrix(
       than all other costs together.
     - `axis_name`: the mapped axis, if `x0` is one device's part; none.
     """
+    _check_ends(x0, x1)
     x, y = x0.reshape(len(x0), -1), x1.reshape(len(x1), -1)
     middle = jnp.mean(y, axis=0)  # far from the origin squares would lose digits
     x, y = x - middle, y - middle
