@@ -814,14 +814,14 @@ TRAINING = (
         "training/step.py",
         "a + b / accumulate",
         "a + b",
-        "test_resume.py::test_accumulation_is_the_mean_of_its_parts",
+        "test_resume.py::test_a_batch_in_parts_is_the_whole_batch",
     ),
     Mutant(
         "one-key-for-all-parts-of-a-step",
         "training/step.py",
         "jax.random.fold_in(key, j)",
         "key",
-        "test_resume.py::test_accumulation_is_the_mean_of_its_parts",
+        "test_resume.py::test_a_loss_that_does_not_ask_for_its_samples_draws_in_every_part",
     ),
     Mutant(
         "one-key-for-all-steps",

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import nursery
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import sdegen
 from sdegen import data, mesh, nets, prediction
@@ -363,24 +364,39 @@ def test_a_fingerprint_is_the_same_on_any_mesh_and_for_any_type():
 # -- what a step is made of ------------------------------------------------------------
 
 
-def test_accumulation_is_the_mean_of_its_parts():
-    """Against the parts' losses and gradients taken one by one."""
+@pytest.mark.parametrize("axis", [None, "data"])
+def test_a_batch_in_parts_is_the_whole_batch(axis):
+    """The same draws of every sample, whatever the parts, and on a mesh."""
     network, key = model().network, jax.random.key(3)
-    x0 = jnp.asarray(points()[:12])
-    value, grads, _ = sdegen.training.gradients(
-        network, model(), x0, None, key, accumulate=3
+    x0 = jnp.asarray(points()[:24])
+
+    def found(accumulate, axis=None):
+        def gradients(x0):
+            options = {"axis_name": axis, "accumulate": accumulate}
+            out = sdegen.training.gradients(network, model(), x0, None, key, **options)
+            return out[:2] if axis is None else jax.lax.pmean(out[:2], axis)
+
+        if axis is None:
+            return jax.tree.leaves(jax.jit(gradients)(x0))
+        places = {"in_specs": P(axis), "out_specs": P(), "check_vma": False}
+        options = {"mesh": mesh.make_mesh("data:2"), **places}
+        return jax.tree.leaves(jax.jit(jax.shard_map(gradients, **options))(x0))
+
+    whole = found(1)
+    chex.assert_trees_all_close(found(3, axis), whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_does_not_ask_for_its_samples_draws_in_every_part():
+    def loss(model, key, x0, cond=None, *, axis_name=None):
+        return jax.random.uniform(key) + 0 * model.network.last.bias[0].sum()
+
+    key = jax.random.key(3)
+    options = {"loss": loss, "accumulate": 3}
+    value, _, _ = sdegen.training.gradients(
+        model().network, model(), jnp.asarray(points()[:12]), None, key, **options
     )
-    parts = [
-        sdegen.training.gradients(
-            network, model(), x0[j::3], None, jax.random.fold_in(key, j)
-        )
-        for j in range(3)
-    ]
-    chex.assert_trees_all_close(value, sum(v for v, _, _ in parts) / 3, rtol=1e-5)
-    mean = jax.tree.map(lambda *g: sum(g) / 3, *(g for _, g, _ in parts))
-    chex.assert_trees_all_close(
-        jax.tree.leaves(grads), jax.tree.leaves(mean), rtol=1e-4, atol=1e-6
-    )
+    parts = [jax.random.uniform(jax.random.fold_in(key, j)) for j in range(3)]
+    np.testing.assert_allclose(value, np.mean(parts), rtol=1e-6)
 
 
 def test_bytes_become_minus_one_to_one_after_their_augmentation():
