@@ -15,7 +15,7 @@ from flax import nnx
 import sdegen
 from sdegen import cli, nets, prediction
 from sdegen import training as train
-from sdegen.runs import checkpoint
+from sdegen.runs import checkpoint, report
 from sdegen.training import optimizer, posthoc_ema
 from sdegen.training.config import configured
 
@@ -402,3 +402,58 @@ def test_a_state_that_moves_with_the_calls_is_refused():
         network = Normalised(nnx.Rngs(0), layer)
         with pytest.raises(ValueError, match="moves with its calls: network.layer"):
             fit(sdegen.Denoiser(network, sdegen.VP()))
+
+
+def drawn(model, key, x0, cond=None, *, axis_name=None):
+    """A loss that shows its key, its batch and its model."""
+    return jax.random.uniform(key) + x0.mean() + model.network.sum()
+
+
+def test_the_held_out_loss_is_that_of_the_average_with_the_same_noise(tmp_path):
+    model, held = Mean(jnp.zeros(2)), data()[:48]
+    options = {"validate_every": 10, "seed": 3, "directory": tmp_path, "loss": drawn}
+    with sdegen.Recorder(tmp_path) as recorder:
+        run = fit(model, validation=held, recorder=recorder, **options)
+    key = jax.random.fold_in(jax.random.key(3), 2**31 - 3)
+    noise = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(2)]
+    own = float(run.model.network.sum() + held.mean())  # batches of 32 and 16
+    assert run.validation[20] == pytest.approx(
+        own + float(2 * noise[0] + noise[1]) / 3, rel=1e-5
+    )
+    assert list(run.validation) == [10, 20]
+    found = report.read(tmp_path)
+    looks = {r["step"]: r.get("validation_loss") for r in found["rows"]}
+    assert looks == {5: None, 15: None} | run.validation
+    (row,) = report.summary([found])
+    assert row["held out"] == run.validation[20]
+    report.main([str(tmp_path), "--out", str(tmp_path / "report.png")])
+    assert (tmp_path / "report.png").exists()
+    assert fit(model, validation=held, **options).validation == run.validation
+
+
+@pytest.mark.parametrize("how", ["patience", "stop", "watch"])
+def test_training_ends_early_and_its_run_is_finished(how, tmp_path):
+    """The loss at zero rises while a mean is learnt that is not zero."""
+    far = np.zeros((40, 2), np.float32)
+    ends = {
+        "patience": {"patience": 2},
+        "stop": {"stop": lambda history: len(history) == 3},
+        "watch": {"watch": lambda step, _: step == 15, "watch_every": 5},
+    }
+    options = {"validation": far, "validate_every": 5, "optimizer": optax.sgd(0.1)}
+    options |= {"directory": tmp_path, "steps": 50, "batch_size": 200, **ends[how]}
+    model = Mean(jnp.full(2, -1.0))
+    run = fit(model, **options)
+    assert len(run.losses) == int(run.state.step) == 15 and run.stopped
+    assert list(run.validation) == [5, 10, 15]
+    again = fit(model, **options)
+    assert again.start == 15 and not len(again.losses)
+    assert again.stopped == run.stopped and again.validation == run.validation
+    np.testing.assert_array_equal(again.model.network, run.model.network)
+
+
+def test_held_out_data_are_checked():
+    with pytest.raises(ValueError, match=r"shape of the data, \(2,\), got \(3,\)"):
+        fit(validation=np.zeros((4, 3), np.float32))
+    with pytest.raises(ValueError, match="give fit validation=data"):
+        fit(patience=3)

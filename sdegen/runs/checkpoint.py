@@ -134,7 +134,7 @@ class Checkpoints:
     ):
         self.directory = Path(directory).absolute()
         self.identity = json.loads(json.dumps(identity))
-        self._keep, self._manager = keep, None
+        self._keep, self._manager, self._begun = keep, None, None
         for step in reversed(self.steps() if identity is not None else []):
             try:
                 saved = self.metadata(step)["identity"]
@@ -157,7 +157,7 @@ class Checkpoints:
 
         **Raises:** OSError if this one or the one before it could not be written.
         """
-        if step in self.steps():
+        if step in (self._begun, *self.steps()):
             return
         with self._writing(f"the checkpoint of step {step}"):
             args = orbax().args
@@ -171,6 +171,7 @@ class Checkpoints:
             if self._manager is None:
                 self._manager = self._open()
             self._manager.save(step, args=args.Composite(**items), force=True)
+            self._begun = step
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What is saved along with the arrays of `step`: identity and fingerprints."""

@@ -42,6 +42,12 @@ class TrainingConfig:
     """Steps between snapshots of power-function averages; 32 snapshots by default."""
     watch_every: int | None = None
     """Steps between calls of `watch`; ten calls by default."""
+    validate_every: int | None = None
+    """Steps between looks at the loss on `validation`; twenty looks by default."""
+    patience: int | None = None
+    """Looks without a new least held-out loss after which training ends; never."""
+    stop: Callable | None = None
+    """Ends training when it is true of {step: held-out loss}, at every look; none."""
 
     def __post_init__(self):
         if self.steps < 1 or self.steps_per_call < 1:

@@ -1,9 +1,13 @@
 """What a run keeps in its directory: checkpoints, and snapshots of its averages."""
 
+import json
 from pathlib import Path
+
+import jax
 
 from ..runs import checkpoint
 from ..runs.checkpoint import Checkpoints
+from ..runs.recorder import write_whole
 from .ema import Power, as_averages
 
 
@@ -12,6 +16,8 @@ class RunDirectory:
 
     def __init__(self, directory, run, data):
         self.active, self.run, self.snapshots = directory is not None, run, None
+        self.history: dict[int, float] = {}
+        self.stopped = ""
         if not self.active:
             return
         self.place, config = Path(directory).absolute(), run.config
@@ -27,6 +33,36 @@ class RunDirectory:
             kept = {"keep": None, "identity": what}
             self.snapshots = Checkpoints(self.place / "averages", **kept)
         self.restore()
+        looks = self._read("validation.json", {}).items()
+        self.history = {int(n): loss for n, loss in looks if int(n) <= run.done}
+        stopped = self._read("stopped.json", {})
+        if stopped and (stopped["step"], stopped["of"]) == (run.done, run.steps):
+            # It has ended, and is only read.
+            run.steps, self.stopped = run.done, stopped["reason"]
+
+    def _read(self, name, default):
+        place = self.place / name
+        return json.loads(place.read_text()) if place.exists() else default
+
+    def _write(self, name, value):
+        if self.active and jax.process_index() == 0:
+            self.place.mkdir(parents=True, exist_ok=True)
+            write_whole(self.place / name, json.dumps(value) + "\n")
+
+    def keep_history(self, history):
+        """Write the held-out losses, which a resumed run goes on from."""
+        self._write("validation.json", history)
+
+    def stop(self, reason):
+        """Save the state as the end of the run."""
+        if not self.active:
+            return
+        self.snapshot()
+        self.save()
+        run = self.run
+        self._write(
+            "stopped.json", {"step": run.done, "of": run.steps, "reason": reason}
+        )
 
     def restore(self):
         """The last checkpoint, or the state of step 0."""
