@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 import sdegen
 from sdegen import data, mesh, nets, prediction
-from sdegen.runs import checkpoint
+from sdegen.runs import checkpoint, report
 from sdegen.training import ema
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -295,6 +295,73 @@ def finished(tmp_path_factory):
     with jax.enable_x64(False):
         fit(directory)
     return directory
+
+
+def test_a_trained_model_is_loaded_without_its_data_and_optimiser(finished):
+    run = fit(finished)
+    other = model(seed=7)  # only its shapes count
+    for average, own in ((0, run.state.averages[0]), (None, run.state.trained)):
+        found = sdegen.load(finished, other, average=average)
+        chex.assert_trees_all_equal(*map(jax.tree.leaves, (found.network, own)))
+    assert sdegen.load(str(finished), other).sigma_data == other.sigma_data
+
+
+def test_what_is_no_run_of_the_model_is_answered_with_a_sentence(finished, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    process = sdegen.Denoiser(model().network, sdegen.VP(), prediction.velocity, 1.0)
+    for place, like, sentence in (
+        (tmp_path / "none", model(), "there is no run at .*none"),
+        (tmp_path / "empty", model(), "holds no run: it is empty"),
+        (tmp_path / "file", model(), "is a file. A run is a directory"),
+        (tmp_path, model(), "holds no run: it holds empty, file, and a run has"),
+        (finished / "checkpoints", model(), "part of a run: give the run, .*finished"),
+        (finished, model(width=8), r"another network: its network\S+ is \[32\]"),
+        (finished, process, "another model: its model.path.class is 'RectifiedFlow'"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+            sdegen.load(place, like)
+    with pytest.raises(ValueError, match="keeps 1 averages, got average=1"):
+        sdegen.load(finished, model(), average=1)
+    with pytest.raises(ValueError, match="holds no state that .*save has written"):
+        checkpoint.restore(finished, model().network)
+    with pytest.raises(ValueError, match="directory must be a folder"):
+        fit(tmp_path / "file")
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fit("~/run", steps=3)
+    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+    assert sdegen.load("~/run", model()).network is not None
+    with sdegen.Recorder("~/run") as recorder:
+        recorder.row(step=1, loss=1.0)
+    assert report.read("~/run")["rows"] == [{"step": 1, "loss": 1.0}]
+
+
+class Mean(sdegen.AbstractModel):
+    """A model whose program compiles at once."""
+
+    network: jax.Array
+
+    def loss(self, key, x0, cond=None, *, axis_name=None):
+        return jnp.mean((self.network + jax.random.normal(key) - x0) ** 2)
+
+
+def test_a_run_is_made_longer_where_its_rate_does_not_know_the_end(finished, tmp_path):
+    mean, constant = Mean(jnp.zeros(2)), sdegen.AdamW(decay=False)
+    options = {"denoiser": mean, "optimizer": constant}
+    fit(tmp_path, steps=6, **options)
+    longer = fit(tmp_path, steps=12, **options)
+    assert longer.start == 6 and len(longer.losses) == 6
+    whole = fit(None, steps=12, **options)
+    chex.assert_trees_all_equal(leaves(longer), leaves(whole))
+    calls = fit(tmp_path, steps=15, steps_per_call=15, **options)
+    assert calls.start == 12 and int(calls.state.step) == 15
+    with pytest.raises(ValueError, match="reached step 15, and .* ends at steps=12"):
+        fit(tmp_path, steps=12, **options)
+    with pytest.raises(ValueError, match="rate of this run falls to zero at its end"):
+        fit(finished, steps=30)
 
 
 def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_stays(tmp_path):

@@ -22,7 +22,7 @@ _SELF = ("out", "class")
 
 def read(directory: str | Path) -> dict[str, Any]:
     """A run: its name, flat config, rows, final rows (without a step) and timing."""
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     place = directory / "rows.jsonl"
     if not place.exists():
         raise FileNotFoundError(

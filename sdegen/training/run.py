@@ -22,6 +22,7 @@ class Run:
     def __init__(self, model, feed, config, loss):
         self.model, self.feed, self.config = model, feed, config
         self.loss, self.steps = loss or own_loss, config.steps
+        self.optimizer = as_optimizer(config.optimizer)
         self.begin()
 
     def begin(self):
@@ -88,7 +89,7 @@ class Run:
         what = {name: getattr(config, name) for name in (*names, "accumulate")} | {
             "data": own,
             "model": self.model.with_trained(None),
-            "optimizer": as_optimizer(config.optimizer),
+            "optimizer": self.optimizer,
             "loss": self.loss,
             "ema": as_averages(config.ema),
         }
