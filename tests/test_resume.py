@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import nursery
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -337,6 +338,47 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     with sdegen.Recorder("~/run") as recorder:
         recorder.row(step=1, loss=1.0)
     assert report.read("~/run")["rows"] == [{"step": 1, "loss": 1.0}]
+
+
+def squares(factor):
+    return lambda model, key, x0, cond=None, axis_name=None: jnp.mean(
+        factor * (model.network - x0) ** 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"optimizer": optax.adam(1e-1)}, "optimizer"),
+        ({"loss": squares(2.0)}, "loss"),
+        ({"augment": lambda key, x: x + 1}, "augment"),
+        ({"x": data.Arrays(np.zeros((100, 2), np.float32))}, "data.stream"),
+    ],
+)
+def test_a_stopped_run_does_not_go_on_with_another_function(tmp_path, change, name):
+    def run(steps, **options):
+        own = {"optimizer": optax.adam(1e-3), "loss": squares(1.0)}
+        own |= {"augment": lambda key, x: x, "x": data.Arrays(points())}
+        mean = Mean(jnp.zeros(2))
+        return fit(tmp_path, steps=steps, denoiser=mean, **own | options)
+
+    run(3)
+    assert run(6).start == 3  # made anew, all is the same
+    with pytest.raises(ValueError, match=f"holds another run: its {name}"):
+        run(6, **change)
+
+
+def test_what_cannot_be_compared_is_warned_of(tmp_path):
+    held = iter([])
+
+    def loss(model, key, x0, cond=None, *, axis_name=None):
+        return jnp.mean((model.network - x0) ** 2) + len(held.__class__.__name__)
+
+    options = {"steps": 3, "loss": loss, "denoiser": Mean(jnp.zeros(2))}
+    with pytest.warns(UserWarning, match="objects of list_iterator .* looked into"):
+        fit(tmp_path, **options)
+    meta = checkpoint.Checkpoints(tmp_path / "checkpoints").metadata(3)
+    assert meta["identity"]["unknown"] == ["list_iterator"]
 
 
 class Mean(sdegen.AbstractModel):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
 from .._compat import multihost_utils, orbax, orbax_metadata
+from .identity import comparable
 from .recorder import differing, first_line, refuse_other
 
 State = TypeVar("State")
@@ -148,8 +149,8 @@ class Checkpoints:
         """The identity of the run that is there, None if there is none."""
         if identity is not None and self.held is not None:
             hide = dict.fromkeys(free)
-            own = self.identity | hide
-            refuse_other(self.directory, "run", self.held | hide, own)
+            both = comparable(self.held | hide, self.identity | hide)
+            refuse_other(self.directory, "run", *both)
 
     def _held(self):
         for step in reversed(self.steps()):

@@ -5,7 +5,8 @@ from typing import Any
 
 from ..models.model import AbstractModel
 from ..runs import checkpoint
-from ..runs.recorder import describe, differing
+from ..runs.identity import identify, without_code
+from ..runs.recorder import differing
 from .optimizer import like_dtypes
 from .step import check_model
 
@@ -37,9 +38,10 @@ def load(
             "`save_every` steps."
         )
     step, arrays = found
-    held = kept.metadata(step)["identity"] or {}
-    own = describe(model.with_trained(None))
-    if text := differing(held.get("model"), own, "model"):
+    held = (kept.metadata(step)["identity"] or {}).get("model")
+    own = identify(model.with_trained(None))
+    # A class may have got new methods since.
+    if text := differing(without_code(held), without_code(own), "model"):
         raise ValueError(
             f"{place} holds a run of another model: {text}. Give the model that was "
             "trained, with the same process and numbers."

@@ -1,5 +1,7 @@
 """A run: its compiled program, the state it has reached, and where its calls begin."""
 
+import sys
+import warnings
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +11,14 @@ import numpy as np
 from jaxtyping import Array
 
 from ..runs import checkpoint
-from ..runs.recorder import describe
+from ..runs.identity import identify
 from .compiled_loop import make_call
 from .ema import as_averages
 from .optimizer import as_optimizer, like_dtypes
 from .step import TrainState, copied, own_loss
+
+_PYTHON = sys.implementation.cache_tag
+"""The code of a function is compared between runs of one version of Python alone."""
 
 
 class Run:
@@ -81,8 +86,11 @@ class Run:
 
     def identity(self, data):
         """What the numbers of the run depend on, as plain JSON, without the mesh."""
-        config, own = self.config, {"size": len(data)}
-        if self.feed.stream is None:
+        config, stream, unknown = self.config, self.feed.stream, set()
+        own = {"size": len(data)}
+        if stream is not None:
+            own["stream"] = stream.fingerprint(config.seed)
+        else:
             held = [np.ascontiguousarray(a) for a in jax.tree.leaves(self.feed.arrays)]
             own = {"size": np.shape(data), "crc32": [zlib.crc32(a) for a in held]}
         names = ("steps", "batch_size", "steps_per_call", "seed", "augment")
@@ -93,4 +101,12 @@ class Run:
             "loss": self.loss,
             "ema": as_averages(config.ema),
         }
-        return describe(what)
+        found = {name: identify(part, unknown) for name, part in what.items()}
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            warnings.warn(
+                f"objects of {names} in this call of fit cannot be looked into: the "
+                "directory does not notice if they are others when the run goes on.",
+                stacklevel=5,
+            )
+        return found | {"unknown": sorted(unknown), "python": _PYTHON}
