@@ -15,6 +15,7 @@ from flax import nnx
 import sdegen
 from sdegen import cli, nets, prediction
 from sdegen import training as train
+from sdegen.data import Arrays
 from sdegen.runs import checkpoint, report
 from sdegen.training import optimizer, posthoc_ema
 from sdegen.training.config import configured
@@ -457,3 +458,58 @@ def test_held_out_data_are_checked():
         fit(validation=np.zeros((4, 3), np.float32))
     with pytest.raises(ValueError, match="give fit validation=data"):
         fit(patience=3)
+
+
+def root(model, key, x0, cond=None, *, axis_name=None):
+    return jnp.sqrt(0 * model.network.sum() * x0.mean())
+
+
+class Scaled(Mean):
+    sigma_data: jax.Array = sdegen.number(0.0)
+
+
+def with_a_gap():
+    return np.where(np.arange(200)[:, None] == 7, np.float32(np.nan), data())
+
+
+def constant(kind, value):
+    return kind(jnp.full(2, value))
+
+
+CAUSES = {
+    "infinity in it. Look": lambda: {"model": constant(Mean, jnp.nan)},
+    "from the stream, holds NaN": lambda: {"x": Arrays(with_a_gap())},
+    "whose squares float32 does": lambda: {"x": data() * np.float32(1e30)},
+    "augmentation made NaN": lambda: {"augment": lambda key, x: x + jnp.nan},
+    "sigma_data is 0": lambda: {"model": constant(Scaled, 1e30)},
+    "its gradient is not": lambda: {"loss": root},
+    "the update is not": lambda: {"optimizer": optax.sgd(1e38)},
+    "before anything was learnt": lambda: {"model": constant(Mean, 1e30)},
+}
+
+
+@pytest.mark.parametrize("sentence", CAUSES)
+def test_a_step_that_is_not_finite_is_explained_by_what_is_seen(sentence):
+    given = {"model": constant(Mean, 0.0), "x": data()} | CAUSES[sentence]()
+    model, x = given.pop("model"), given.pop("x")
+    options = {"steps": 10, "batch_size": 50, "steps_per_call": 5, "progress": False}
+    with pytest.raises(sdegen.NonFiniteError, match=sentence):
+        sdegen.fit(model, x, **options, **given)
+
+
+@pytest.mark.parametrize("none", [None, []])
+def test_without_an_average_the_trained_weights_are_the_model(none, tmp_path):
+    model = Mean(jnp.zeros(2))
+    run = fit(model, ema=none, directory=tmp_path)
+    assert run.state.averages == ()
+    np.testing.assert_array_equal(run.model.network, run.state.trained)
+    np.testing.assert_array_equal(
+        sdegen.load(tmp_path, model).network, run.model.network
+    )
+
+
+def test_a_fit_is_shown_in_a_few_lines():
+    lines = repr(fit(Mean(jnp.zeros(2)), validation=data())).splitlines()
+    assert lines[0] == "Fit" and len(lines) == 7
+    assert lines[2].split() == ["parameters", "2"]
+    assert lines[4].split() == ["steps", "0", "to", "20"]

@@ -27,7 +27,8 @@ class TrainingConfig:
     optimizer: AdamW | Lion | Any = dataclasses.field(default_factory=AdamW)
     """An optimiser of `sdegen.training.optimizer`, or any Optax transformation."""
     ema: Any = DECAY
-    """A decay, an average of `sdegen.ema`, or a list of either; the first is used."""
+    """A decay, an average of `sdegen.ema`, or a list of either; the first is used. None
+    or [] is no average: the weights that are trained are used."""
     augment: Callable | None = None
     """(key, x) -> x on one sample, before bytes become floats; none."""
     accumulate: int = 1

@@ -27,6 +27,7 @@ from ..runs.recorder import Recorder, progress_bar
 from ..runs.throughput import Speedometer, Trace
 from ..typing import PyTree
 from .config import TrainingConfig, configured
+from .diagnosis import cause
 from .feed import Feed
 from .preemption import Preempted, Preemption
 from .run import Run
@@ -50,7 +51,7 @@ class NonFiniteError(FloatingPointError):
         self.step, self.state, self.checkpoint = step, state, path
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Fit:
     """What `fit` returns.
 
@@ -66,6 +67,26 @@ class Fit:
     start: int = 0
     validation: dict[int, float] = dataclasses.field(default_factory=dict)
     stopped: str = ""
+
+    def __repr__(self):
+        size = lambda tree: sum(  # noqa: E731
+            a.size for a in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
+        )
+        last = self.losses[-max(1, len(self.losses) // 10) :]
+        lines = {
+            "model": type(self.model).__name__,
+            "parameters": f"{size(self.state.trained):,}",
+            "averages": len(self.state.averages),
+            "steps": f"{self.start:,} to {self.start + len(self.losses):,}",
+            "loss": f"{last.mean():.4g} over the last tenth" if last.size else "-",
+        }
+        if self.validation:
+            least = min(self.validation, key=lambda step: self.validation[step])
+            text = f"{self.validation[max(self.validation)]:.4g}, least "
+            lines["held out"] = f"{text}{self.validation[least]:.4g} at step {least:,}"
+        if self.stopped:
+            lines["stopped"] = self.stopped
+        return "Fit\n" + "\n".join(f"  {k:<11} {v}" for k, v in lines.items())
 
     @property
     def denoiser(self):
@@ -245,7 +266,7 @@ class _Loop:
             finite = np.logical_and.reduce([np.isfinite(m) for m in metrics.values()])
             if not finite.all():
                 bad = int(np.argmin(finite))
-                self._fail(first + bad, metrics["loss"][bad])
+                self._fail(first + bad, {k: m[bad] for k, m in metrics.items()})
             self.losses.append(metrics["loss"])
             self.unsolved.add(metrics)
             metrics.pop("update_norm")
@@ -260,7 +281,7 @@ class _Loop:
                 self.recorder.row(step=first + count, **means)
                 self.recorder.timing(step=first + count, **rates)
 
-    def _fail(self, step, value):
+    def _fail(self, step, metrics):
         """Return to a good state, advance to the one before `step`, and raise."""
         run, folder, saved = self.run, self.folder, None
         if self.good is None:
@@ -273,9 +294,10 @@ class _Loop:
             saved = checkpoint.save(folder.place / "last_good", run.state, replace=True)
         place = f"saved in {saved}" if saved else "it is in this error's `state`"
         raise NonFiniteError(
-            f"step {step} gave a loss of {value}, or a gradient or update that is not "
-            f"finite; training stopped there. The last good state, after {step} steps, "
-            f"is kept: {place}. Try a smaller learning rate or more warm-up.",
+            f"step {step} gave a loss of {metrics['loss']}, or a gradient or update "
+            "that is not finite; training stopped there. "
+            f"{cause(run, step, metrics)} The last good state, after {step} steps, is "
+            f"kept: {place}.",
             step,
             run.state,
             saved,

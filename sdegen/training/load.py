@@ -23,7 +23,8 @@ def load(
     - `model`: the model before training, or one like it: the same process and numbers,
       and a network of the same shape, whose weights are replaced.
     - `average`: the number of the average among those of `ema`, 0 for the first, which
-      `Fit.model` has too; None for the weights that were trained themselves.
+      `Fit.model` has too (the weights themselves in a run without averages); None for
+      the weights that were trained themselves.
 
     **Raises:** FileNotFoundError where nothing is; ValueError for what is no run, for a
     run of another model and for an average that it does not have.
@@ -47,6 +48,8 @@ def load(
             "trained, with the same process and numbers."
         )
     parts = {name.split("]")[0] for name in arrays if name.startswith(".averages[")}
+    if average == 0 and not parts:
+        average = None
     if average is not None and not 0 <= average < len(parts):
         raise ValueError(
             f"the run in {place} keeps {len(parts)} averages, got average={average}. "

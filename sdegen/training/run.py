@@ -28,6 +28,7 @@ class Run:
         self.model, self.feed, self.config = model, feed, config
         self.loss, self.steps = loss or own_loss, config.steps
         self.optimizer = as_optimizer(config.optimizer)
+        self.key = jax.random.key(feed.seed)
         self.begin()
 
     def begin(self):
@@ -67,9 +68,12 @@ class Run:
         return checkpoint.named(self.state)
 
     def averaged(self, copy: bool = False):
-        """The model by the first average; a copy outlives the next call."""
+        """The model by the first average, or as trained if there is none.
+
+        A copy outlives the next call.
+        """
         state = self.state
-        trained = like_dtypes(state.averages[0], state.trained)
+        trained = like_dtypes((*state.averages, state.trained)[0], state.trained)
         if copy:
             trained = copied(trained)
         return self.model.with_trained(trained)

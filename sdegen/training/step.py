@@ -197,7 +197,7 @@ def train_step(
     key: RandomKey,
     *,
     loss: Callable | None = None,
-    ema: ScalarLike | AbstractAverage | Sequence = DECAY,
+    ema: ScalarLike | AbstractAverage | Sequence | None = DECAY,
     axis_name: AxisName | None = None,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Scalar]]:
