@@ -124,6 +124,7 @@ from .training import TrainState as TrainState
 from .training import ema as ema
 from .training import fit as fit
 from .training import init_state as init_state
+from .training import load as load
 from .training import train_step as train_step
 from .training.learned_grid import LearnedGrid as LearnedGrid
 from .training.learned_grid import learn_grid as learn_grid

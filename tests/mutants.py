@@ -321,8 +321,8 @@ LOSSES = (
     Mutant(
         "same-samples-on-every-device",
         "losses/per_sample.py",
-        "first = n * jax.lax.axis_index(axis_name)",
-        "first = 0 * jax.lax.axis_index(axis_name)",
+        "index + n * jax.lax.axis_index(axis_name)",
+        "index + 0 * jax.lax.axis_index(axis_name)",
         "test_batch.py::test_a_batch_is_the_same_on_a_mesh",
     ),
     Mutant(
@@ -846,18 +846,25 @@ TRAINING = (
         "test_train.py::test_the_average_follows_its_warmed_up_decay",
     ),
     Mutant(
+        "all-parts-of-a-batch-in-the-place-of-the-first",
+        "losses/per_sample.py",
+        "index * part.parts + part.number",
+        "index * part.parts",
+        "test_resume.py::test_a_batch_in_parts_is_the_whole_batch",
+    ),
+    Mutant(
         "accumulation-sums",
         "training/step.py",
         "a + b / accumulate",
         "a + b",
-        "test_resume.py::test_accumulation_is_the_mean_of_its_parts",
+        "test_resume.py::test_a_batch_in_parts_is_the_whole_batch",
     ),
     Mutant(
         "one-key-for-all-parts-of-a-step",
         "training/step.py",
         "jax.random.fold_in(key, j)",
         "key",
-        "test_resume.py::test_accumulation_is_the_mean_of_its_parts",
+        "test_resume.py::test_a_loss_that_does_not_ask_for_its_samples_draws_in_every_part",
     ),
     Mutant(
         "one-key-for-all-steps",

@@ -18,11 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import nursery
+import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import sdegen
 from sdegen import data, mesh, nets, prediction
-from sdegen.runs import checkpoint
+from sdegen.runs import checkpoint, report
 from sdegen.training import ema
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -296,6 +298,114 @@ def finished(tmp_path_factory):
     return directory
 
 
+def test_a_trained_model_is_loaded_without_its_data_and_optimiser(finished):
+    run = fit(finished)
+    other = model(seed=7)  # only its shapes count
+    for average, own in ((0, run.state.averages[0]), (None, run.state.trained)):
+        found = sdegen.load(finished, other, average=average)
+        chex.assert_trees_all_equal(*map(jax.tree.leaves, (found.network, own)))
+    assert sdegen.load(str(finished), other).sigma_data == other.sigma_data
+
+
+def test_what_is_no_run_of_the_model_is_answered_with_a_sentence(finished, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    process = sdegen.Denoiser(model().network, sdegen.VP(), prediction.velocity, 1.0)
+    for place, like, sentence in (
+        (tmp_path / "none", model(), "there is no run at .*none"),
+        (tmp_path / "empty", model(), "holds no run: it is empty"),
+        (tmp_path / "file", model(), "is a file. A run is a directory"),
+        (tmp_path, model(), "holds no run: it holds empty, file, and a run has"),
+        (finished / "checkpoints", model(), "part of a run: give the run, .*finished"),
+        (finished, model(width=8), r"another network: its network\S+ is \[32\]"),
+        (finished, process, "another model: its model.path.class is 'RectifiedFlow'"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+            sdegen.load(place, like)
+    with pytest.raises(ValueError, match="keeps 1 averages, got average=1"):
+        sdegen.load(finished, model(), average=1)
+    with pytest.raises(ValueError, match="holds no state that .*save has written"):
+        checkpoint.restore(finished, model().network)
+    with pytest.raises(ValueError, match="directory must be a folder"):
+        fit(tmp_path / "file")
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fit("~/run", steps=3)
+    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+    assert sdegen.load("~/run", model()).network is not None
+    with sdegen.Recorder("~/run") as recorder:
+        recorder.row(step=1, loss=1.0)
+    assert report.read("~/run")["rows"] == [{"step": 1, "loss": 1.0}]
+
+
+def squares(factor):
+    return lambda model, key, x0, cond=None, axis_name=None: jnp.mean(
+        factor * (model.network - x0) ** 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"optimizer": optax.adam(1e-1)}, "optimizer"),
+        ({"loss": squares(2.0)}, "loss"),
+        ({"augment": lambda key, x: x + 1}, "augment"),
+        ({"x": data.Arrays(np.zeros((100, 2), np.float32))}, "data.stream"),
+    ],
+)
+def test_a_stopped_run_does_not_go_on_with_another_function(tmp_path, change, name):
+    def run(steps, **options):
+        own = {"optimizer": optax.adam(1e-3), "loss": squares(1.0)}
+        own |= {"augment": lambda key, x: x, "x": data.Arrays(points())}
+        mean = Mean(jnp.zeros(2))
+        return fit(tmp_path, steps=steps, denoiser=mean, **own | options)
+
+    run(3)
+    assert run(6).start == 3  # made anew, all is the same
+    with pytest.raises(ValueError, match=f"holds another run: its {name}"):
+        run(6, **change)
+
+
+def test_what_cannot_be_compared_is_warned_of(tmp_path):
+    held = iter([])
+
+    def loss(model, key, x0, cond=None, *, axis_name=None):
+        return jnp.mean((model.network - x0) ** 2) + len(held.__class__.__name__)
+
+    options = {"steps": 3, "loss": loss, "denoiser": Mean(jnp.zeros(2))}
+    with pytest.warns(UserWarning, match="objects of list_iterator .* looked into"):
+        fit(tmp_path, **options)
+    meta = checkpoint.Checkpoints(tmp_path / "checkpoints").metadata(3)
+    assert meta["identity"]["unknown"] == ["list_iterator"]
+
+
+class Mean(sdegen.AbstractModel):
+    """A model whose program compiles at once."""
+
+    network: jax.Array
+
+    def loss(self, key, x0, cond=None, *, axis_name=None):
+        return jnp.mean((self.network + jax.random.normal(key) - x0) ** 2)
+
+
+def test_a_run_is_made_longer_where_its_rate_does_not_know_the_end(finished, tmp_path):
+    mean, constant = Mean(jnp.zeros(2)), sdegen.AdamW(decay=False)
+    options = {"denoiser": mean, "optimizer": constant}
+    fit(tmp_path, steps=6, **options)
+    longer = fit(tmp_path, steps=12, **options)
+    assert longer.start == 6 and len(longer.losses) == 6
+    whole = fit(None, steps=12, **options)
+    chex.assert_trees_all_equal(leaves(longer), leaves(whole))
+    calls = fit(tmp_path, steps=15, steps_per_call=15, **options)
+    assert calls.start == 12 and int(calls.state.step) == 15
+    with pytest.raises(ValueError, match="reached step 15, and .* ends at steps=12"):
+        fit(tmp_path, steps=12, **options)
+    with pytest.raises(ValueError, match="rate of this run falls to zero at its end"):
+        fit(finished, steps=30)
+
+
 def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_stays(tmp_path):
     """No file may grow beyond a few kilobytes once step 12 is saved."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -363,24 +473,39 @@ def test_a_fingerprint_is_the_same_on_any_mesh_and_for_any_type():
 # -- what a step is made of ------------------------------------------------------------
 
 
-def test_accumulation_is_the_mean_of_its_parts():
-    """Against the parts' losses and gradients taken one by one."""
+@pytest.mark.parametrize("axis", [None, "data"])
+def test_a_batch_in_parts_is_the_whole_batch(axis):
+    """The same draws of every sample, whatever the parts, and on a mesh."""
     network, key = model().network, jax.random.key(3)
-    x0 = jnp.asarray(points()[:12])
-    value, grads, _ = sdegen.training.gradients(
-        network, model(), x0, None, key, accumulate=3
+    x0 = jnp.asarray(points()[:24])
+
+    def found(accumulate, axis=None):
+        def gradients(x0):
+            options = {"axis_name": axis, "accumulate": accumulate}
+            out = sdegen.training.gradients(network, model(), x0, None, key, **options)
+            return out[:2] if axis is None else jax.lax.pmean(out[:2], axis)
+
+        if axis is None:
+            return jax.tree.leaves(jax.jit(gradients)(x0))
+        places = {"in_specs": P(axis), "out_specs": P(), "check_vma": False}
+        options = {"mesh": mesh.make_mesh("data:2"), **places}
+        return jax.tree.leaves(jax.jit(jax.shard_map(gradients, **options))(x0))
+
+    whole = found(1)
+    chex.assert_trees_all_close(found(3, axis), whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_does_not_ask_for_its_samples_draws_in_every_part():
+    def loss(model, key, x0, cond=None, *, axis_name=None):
+        return jax.random.uniform(key) + 0 * model.network.last.bias[0].sum()
+
+    key = jax.random.key(3)
+    options = {"loss": loss, "accumulate": 3}
+    value, _, _ = sdegen.training.gradients(
+        model().network, model(), jnp.asarray(points()[:12]), None, key, **options
     )
-    parts = [
-        sdegen.training.gradients(
-            network, model(), x0[j::3], None, jax.random.fold_in(key, j)
-        )
-        for j in range(3)
-    ]
-    chex.assert_trees_all_close(value, sum(v for v, _, _ in parts) / 3, rtol=1e-5)
-    mean = jax.tree.map(lambda *g: sum(g) / 3, *(g for _, g, _ in parts))
-    chex.assert_trees_all_close(
-        jax.tree.leaves(grads), jax.tree.leaves(mean), rtol=1e-4, atol=1e-6
-    )
+    parts = [jax.random.uniform(jax.random.fold_in(key, j)) for j in range(3)]
+    np.testing.assert_allclose(value, np.mean(parts), rtol=1e-6)
 
 
 def test_bytes_become_minus_one_to_one_after_their_augmentation():

@@ -15,7 +15,8 @@ from flax import nnx
 import sdegen
 from sdegen import cli, nets, prediction
 from sdegen import training as train
-from sdegen.runs import checkpoint
+from sdegen.data import Arrays
+from sdegen.runs import checkpoint, report
 from sdegen.training import optimizer, posthoc_ema
 from sdegen.training.config import configured
 
@@ -402,3 +403,113 @@ def test_a_state_that_moves_with_the_calls_is_refused():
         network = Normalised(nnx.Rngs(0), layer)
         with pytest.raises(ValueError, match="moves with its calls: network.layer"):
             fit(sdegen.Denoiser(network, sdegen.VP()))
+
+
+def drawn(model, key, x0, cond=None, *, axis_name=None):
+    """A loss that shows its key, its batch and its model."""
+    return jax.random.uniform(key) + x0.mean() + model.network.sum()
+
+
+def test_the_held_out_loss_is_that_of_the_average_with_the_same_noise(tmp_path):
+    model, held = Mean(jnp.zeros(2)), data()[:48]
+    options = {"validate_every": 10, "seed": 3, "directory": tmp_path, "loss": drawn}
+    with sdegen.Recorder(tmp_path) as recorder:
+        run = fit(model, validation=held, recorder=recorder, **options)
+    key = jax.random.fold_in(jax.random.key(3), 2**31 - 3)
+    noise = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(2)]
+    own = float(run.model.network.sum() + held.mean())  # batches of 32 and 16
+    assert run.validation[20] == pytest.approx(
+        own + float(2 * noise[0] + noise[1]) / 3, rel=1e-5
+    )
+    assert list(run.validation) == [10, 20]
+    found = report.read(tmp_path)
+    looks = {r["step"]: r.get("validation_loss") for r in found["rows"]}
+    assert looks == {5: None, 15: None} | run.validation
+    (row,) = report.summary([found])
+    assert row["held out"] == run.validation[20]
+    report.main([str(tmp_path), "--out", str(tmp_path / "report.png")])
+    assert (tmp_path / "report.png").exists()
+    assert fit(model, validation=held, **options).validation == run.validation
+
+
+@pytest.mark.parametrize("how", ["patience", "stop", "watch"])
+def test_training_ends_early_and_its_run_is_finished(how, tmp_path):
+    """The loss at zero rises while a mean is learnt that is not zero."""
+    far = np.zeros((40, 2), np.float32)
+    ends = {
+        "patience": {"patience": 2},
+        "stop": {"stop": lambda history: len(history) == 3},
+        "watch": {"watch": lambda step, _: step == 15, "watch_every": 5},
+    }
+    options = {"validation": far, "validate_every": 5, "optimizer": optax.sgd(0.1)}
+    options |= {"directory": tmp_path, "steps": 50, "batch_size": 200, **ends[how]}
+    model = Mean(jnp.full(2, -1.0))
+    run = fit(model, **options)
+    assert len(run.losses) == int(run.state.step) == 15 and run.stopped
+    assert list(run.validation) == [5, 10, 15]
+    again = fit(model, **options)
+    assert again.start == 15 and not len(again.losses)
+    assert again.stopped == run.stopped and again.validation == run.validation
+    np.testing.assert_array_equal(again.model.network, run.model.network)
+
+
+def test_held_out_data_are_checked():
+    with pytest.raises(ValueError, match=r"shape of the data, \(2,\), got \(3,\)"):
+        fit(validation=np.zeros((4, 3), np.float32))
+    with pytest.raises(ValueError, match="give fit validation=data"):
+        fit(patience=3)
+
+
+def root(model, key, x0, cond=None, *, axis_name=None):
+    return jnp.sqrt(0 * model.network.sum() * x0.mean())
+
+
+class Scaled(Mean):
+    sigma_data: jax.Array = sdegen.number(0.0)
+
+
+def with_a_gap():
+    return np.where(np.arange(200)[:, None] == 7, np.float32(np.nan), data())
+
+
+def constant(kind, value):
+    return kind(jnp.full(2, value))
+
+
+CAUSES = {
+    "infinity in it. Look": lambda: {"model": constant(Mean, jnp.nan)},
+    "from the stream, holds NaN": lambda: {"x": Arrays(with_a_gap())},
+    "whose squares float32 does": lambda: {"x": data() * np.float32(1e30)},
+    "augmentation made NaN": lambda: {"augment": lambda key, x: x + jnp.nan},
+    "sigma_data is 0": lambda: {"model": constant(Scaled, 1e30)},
+    "its gradient is not": lambda: {"loss": root},
+    "the update is not": lambda: {"optimizer": optax.sgd(1e38)},
+    "before anything was learnt": lambda: {"model": constant(Mean, 1e30)},
+}
+
+
+@pytest.mark.parametrize("sentence", CAUSES)
+def test_a_step_that_is_not_finite_is_explained_by_what_is_seen(sentence):
+    given = {"model": constant(Mean, 0.0), "x": data()} | CAUSES[sentence]()
+    model, x = given.pop("model"), given.pop("x")
+    options = {"steps": 10, "batch_size": 50, "steps_per_call": 5, "progress": False}
+    with pytest.raises(sdegen.NonFiniteError, match=sentence):
+        sdegen.fit(model, x, **options, **given)
+
+
+@pytest.mark.parametrize("none", [None, []])
+def test_without_an_average_the_trained_weights_are_the_model(none, tmp_path):
+    model = Mean(jnp.zeros(2))
+    run = fit(model, ema=none, directory=tmp_path)
+    assert run.state.averages == ()
+    np.testing.assert_array_equal(run.model.network, run.state.trained)
+    np.testing.assert_array_equal(
+        sdegen.load(tmp_path, model).network, run.model.network
+    )
+
+
+def test_a_fit_is_shown_in_a_few_lines():
+    lines = repr(fit(Mean(jnp.zeros(2)), validation=data())).splitlines()
+    assert lines[0] == "Fit" and len(lines) == 7
+    assert lines[2].split() == ["parameters", "2"]
+    assert lines[4].split() == ["steps", "0", "to", "20"]

@@ -8,6 +8,7 @@ same global batch, however many they are.
 import abc
 import dataclasses
 import itertools
+import zlib
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from jaxtyping import Int, Shaped
 from ..typing import condition_arrays, data_array
 from .batches import batch_indices
 
+_SAMPLES = 8  # that a stream is known by
 Batch: TypeAlias = tuple[Shaped[np.ndarray, "rows ..."], Any]
 
 
@@ -49,6 +51,21 @@ class AbstractStream(abc.ABC):
         **Returns:** pairs (x, cond): x, (rows, ...), uint8 or floating; cond, a pytree
         with the same leading axis, or None.
         """
+
+    def fingerprint(self, seed: int) -> Any:
+        """What the stream is, as plain JSON: a run does not go on with another.
+
+        By default its class, and a checksum of the first samples of its order. Another
+        declares it where these cost too much, or do not tell.
+
+        **Arguments:**
+        - `seed`: of the order.
+        """
+        size = min(len(self), _SAMPLES)
+        batches = self.batches(seed, 0, batch_size=size, rows=slice(0, size))
+        arrays = map(np.asarray, jax.tree.leaves(next(iter(batches))))
+        kind = {"class": type(self).__name__, "shape": list(self.shape)}
+        return kind | {"crc32": [zlib.crc32(np.ascontiguousarray(a)) for a in arrays]}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
 from .._compat import multihost_utils, orbax, orbax_metadata
+from .identity import comparable
 from .recorder import differing, first_line, refuse_other
 
 State = TypeVar("State")
+_OF_ORBAX = ("_METADATA", "manifest.ocdbt")  # files of every state that was saved
 
 
 def named(tree) -> dict[str, Array]:
@@ -49,7 +51,7 @@ def save(directory: str | Path, state, *, replace: bool = False) -> Path:
 
     **Raises:** FileExistsError if it exists.
     """
-    directory = Path(directory).absolute()
+    directory = Path(directory).expanduser().absolute()
     if directory.exists() and not replace:
         raise FileExistsError(
             f"{directory} exists already; nothing was written. Save to a new directory."
@@ -59,7 +61,7 @@ def save(directory: str | Path, state, *, replace: bool = False) -> Path:
 
 def save_named(directory: str | Path, arrays: dict[str, Array]) -> Path:
     """Write `arrays`, by the names that `named` gives, over what is in `directory`."""
-    directory = Path(directory).absolute()
+    directory = Path(directory).expanduser().absolute()
     with orbax().StandardCheckpointer() as checkpointer:
         checkpointer.save(directory, arrays, force=True)
     return directory
@@ -72,11 +74,17 @@ def restore(directory: str | Path, like: State) -> State:
     - `directory`: what `save` was given.
     - `like`: a state whose structure, shapes and shardings the result takes.
 
-    **Raises:** FileNotFoundError; ValueError if the shapes differ.
+    **Raises:** FileNotFoundError; ValueError for what `save` has not written, and if
+    the shapes differ.
     """
-    directory = Path(directory).absolute()
+    directory = Path(directory).expanduser().absolute()
     if not directory.is_dir():
         raise FileNotFoundError(f"no checkpoint at {directory}.")
+    if not any((directory / name).exists() for name in _OF_ORBAX):
+        raise ValueError(
+            f"{directory} holds no state that sdegen.runs.checkpoint.save has written. "
+            "Give the directory that it returned; for a run of `fit` use sdegen.load."
+        )
     target = named(like)
     with orbax().StandardCheckpointer() as checkpointer:
         saved = dict(checkpointer.metadata(directory).item_metadata)
@@ -121,6 +129,7 @@ class Checkpoints:
     - `keep`: how many of the last are kept; None keeps all. Default 3.
     - `identity`: what the run is, as plain JSON, saved along; a directory of another
       run is refused. None, the default, accepts any.
+    - `free`: names of `identity` that may differ; none.
 
     **Raises:** ValueError, with the first difference, for a directory of another run.
     """
@@ -131,17 +140,25 @@ class Checkpoints:
         *,
         keep: int | None = 3,
         identity: dict[str, Any] | None = None,
+        free: Sequence[str] = (),
     ):
-        self.directory = Path(directory).absolute()
+        self.directory = Path(directory).expanduser().absolute()
         self.identity = json.loads(json.dumps(identity))
-        self._keep, self._manager = keep, None
-        for step in reversed(self.steps() if identity is not None else []):
+        self._keep, self._manager, self._begun = keep, None, None
+        self.held = self._held()
+        """The identity of the run that is there, None if there is none."""
+        if identity is not None and self.held is not None:
+            hide = dict.fromkeys(free)
+            both = comparable(self.held | hide, self.identity | hide)
+            refuse_other(self.directory, "run", *both)
+
+    def _held(self):
+        for step in reversed(self.steps()):
             try:
-                saved = self.metadata(step)["identity"]
+                return self.metadata(step)["identity"]
             except (OSError, ValueError, KeyError):  # damaged: an earlier one tells
                 continue
-            refuse_other(self.directory, "run", saved, self.identity)
-            break
+        return None
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints that are there, in order."""
@@ -157,7 +174,7 @@ class Checkpoints:
 
         **Raises:** OSError if this one or the one before it could not be written.
         """
-        if step in self.steps():
+        if step in (self._begun, *self.steps()):
             return
         with self._writing(f"the checkpoint of step {step}"):
             args = orbax().args
@@ -171,6 +188,7 @@ class Checkpoints:
             if self._manager is None:
                 self._manager = self._open()
             self._manager.save(step, args=args.Composite(**items), force=True)
+            self._begun = step
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What is saved along with the arrays of `step`: identity and fingerprints."""
@@ -182,7 +200,9 @@ class Checkpoints:
             with self._writing("a checkpoint"):
                 self._manager.wait_until_finished()
 
-    def latest(self, like: dict[str, Array]) -> tuple[int, dict[str, Array]] | None:
+    def latest(
+        self, like: dict[str, Array] | None
+    ) -> tuple[int, dict[str, Array]] | None:
         """(step, arrays as `like`) of the last whole checkpoint; None if there is none.
 
         Damaged ones after it are renamed to `damaged-STEP`, with a warning.

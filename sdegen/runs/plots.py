@@ -318,6 +318,6 @@ def save(figure: Any, path: str | Path) -> Path:
 
 def _with_folder(path):
     """`path`, whose folder is made."""
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

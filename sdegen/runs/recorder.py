@@ -44,7 +44,7 @@ class Recorder:
         free: Sequence[str] = ("out", "mesh"),
         writers: Sequence[Any] = (),
     ):
-        self.directory = Path(directory)
+        self.directory = Path(directory).expanduser()
         self._rows, self._timing, self._resume = None, None, resume
         self._writers = writers if jax.process_index() == 0 else ()
         plain = None if config is None else json.loads(json.dumps(describe(config)))

@@ -22,7 +22,7 @@ _SELF = ("out", "class")
 
 def read(directory: str | Path) -> dict[str, Any]:
     """A run: its name, flat config, rows, final rows (without a step) and timing."""
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     place = directory / "rows.jsonl"
     if not place.exists():
         raise FileNotFoundError(
@@ -67,6 +67,9 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         tail = losses[-max(1, len(losses) // 10) :]
         row["step"] = run["rows"][-1]["step"] if run["rows"] else 0
         row["loss"] = float(np.mean(tail)) if tail else "-"
+        looks = [r["validation_loss"] for r in run["rows"] if "validation_loss" in r]
+        if looks := [value for value in looks if value is not None]:
+            row |= {"held out": looks[-1], "least held out": min(looks)}
         rates = [rate for t in run["timing"] if (rate := t.get("samples_per_second"))]
         row["samples/s"] = f"{rates[-1]:,.0f}" if rates else "-"
         for final in run["final"][:1]:
@@ -96,8 +99,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         for run in (run for run in runs if run["rows"]):
             losses = np.array([row["loss"] for row in run["rows"]], float)
             curves[run["name"]] = [row["step"] for row in run["rows"]], losses
+            if looks := [row for row in run["rows"] if "validation_loss" in row]:
+                values = np.array([row["validation_loss"] for row in looks], float)
+                at = [row["step"] for row in looks]
+                curves[f"{run['name']}, held out"] = at, values
         if curves:
-            window = max(1, max(len(run["rows"]) for run in runs) // 100)
+            window = max(1, max(len(x) for x, _ in curves.values()) // 100)
             labels = {"xlabel": "step", "ylabel": "loss"}
             plots.curves(arguments.out, curves, smooth=window, **labels)
             print(f"picture: {arguments.out}")

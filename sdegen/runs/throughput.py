@@ -1,6 +1,7 @@
 """How fast a run is: operations against the device's peak, and a profiler's trace."""
 
 import time
+from pathlib import Path
 
 import jax
 
@@ -63,6 +64,8 @@ class Trace:
 
     def __init__(self, directory):
         self._directory, self._calls, self._on = directory, 0, False
+        if directory is not None:
+            self._directory = Path(directory).expanduser()
 
     def __enter__(self):
         return self

@@ -31,7 +31,8 @@ class TensorBoard:
 
     def __init__(self, directory: str | Path, config: Any = None):
         module = need("tensorboardX", "TensorBoard", extra="log")
-        self._writer = module.SummaryWriter(str(Path(directory) / "tensorboard"))
+        place = Path(directory).expanduser() / "tensorboard"
+        self._writer = module.SummaryWriter(str(place))
 
     def scalars(self, step, values):
         """The numbers of one row."""
@@ -51,7 +52,7 @@ class _Tracker:
     """Weights & Biases' interface, which trackio shares."""
 
     def __init__(self, directory, config, module, **options):
-        self._module, name = module, Path(directory).absolute().name
+        self._module, name = module, Path(directory).expanduser().absolute().name
         module.init(project="sdegen", name=name, config=describe(config), **options)
 
     def scalars(self, step, values):
@@ -70,9 +71,13 @@ class Wandb(_Tracker):
     def __init__(self, directory: str | Path, config: Any = None):
         module = need("wandb", "Weights & Biases")
         # The same directory is the same run, also when it goes on.
-        place = str(Path(directory).absolute())
+        place = str(Path(directory).expanduser().absolute())
         name = hashlib.sha1(place.encode()).hexdigest()[:16]
-        options = {"dir": str(directory), "resume": "allow", "id": name}
+        options = {
+            "dir": str(Path(directory).expanduser()),
+            "resume": "allow",
+            "id": name,
+        }
         super().__init__(directory, config, module, **options)
 
 

@@ -122,7 +122,7 @@ def execute(config: Config, words: Sequence[str] = (), flags: str = "") -> None:
     **Raises:** ValueError for options that do not go together, or a wrong sweep file.
     """
     plan = _plan(config)
-    out = config.out or Path("runs/sweeps") / config.file.stem
+    out = (config.out or Path("runs/sweeps") / config.file.stem).expanduser()
     if config.dry_run:
         return _list(plan, config)
     if config.status:

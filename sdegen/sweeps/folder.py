@@ -31,7 +31,7 @@ class Folder:
     """
 
     def __init__(self, place: str | Path, identity: Any):
-        self.place = Path(place).absolute()
+        self.place = Path(place).expanduser().absolute()
         self.identity = json.loads(json.dumps(describe(identity)))
         file = self.place / "sweep.json"
         if file.exists():

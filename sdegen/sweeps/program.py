@@ -158,7 +158,7 @@ class Program:
             key = jax.random.key(seed)
             spec = self.trial(key, values)
             state = self.static.state(leaves)
-            average = like_dtypes(state.averages[0], state.trained)
+            average = like_dtypes((*state.averages, state.trained)[0], state.trained)
             full = spec.model.with_trained(average)
             # Apart from the keys of the steps.
             return spec.evaluate(jax.random.fold_in(key, 2**31 - 2), full)

@@ -97,7 +97,7 @@ class Results:
 
     def save(self, directory: str | Path) -> None:
         """Write results.csv, results.jsonl (a row per trial) and summary.csv."""
-        directory = Path(directory)
+        directory = Path(directory).expanduser()
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / "results.jsonl", json_lines(self.rows))
         write_whole(directory / "results.csv", _csv(self.rows))

@@ -6,6 +6,7 @@ from .feed import Feed as Feed
 from .fit import Fit as Fit
 from .fit import NonFiniteError as NonFiniteError
 from .fit import fit as fit
+from .load import load as load
 from .preemption import PREEMPTED as PREEMPTED
 from .preemption import Preempted as Preempted
 from .step import TrainState as TrainState

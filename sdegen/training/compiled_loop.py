@@ -22,7 +22,7 @@ from jaxtyping import Array
 from ..losses.per_sample import batch_index, sample_keys
 from ..mesh import batch_axes, parameter_sharding, place, replicated
 from ..models.model import AbstractModel
-from ..typing import PyTree, RandomKey
+from ..typing import PyTree, RandomKey, ScalarLike
 from .config import TrainingConfig, configured
 from .ema import as_averages
 from .feed import Feed, as_float, take
@@ -193,13 +193,18 @@ def advance(leaves, arrays, fed, static):
     return jax.lax.scan(body, leaves, fed)
 
 
+def augment_key(key: RandomKey, step: ScalarLike) -> RandomKey:
+    """The key of the augmentation of a step of the run of `key`."""
+    # Apart from the keys of the steps: no run has so many.
+    return jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), step)
+
+
 def _part(trained, given, fed, step, *, accumulate, axes=None, dims=None):
     """(loss, gradient, aux) of the batch of `step`, or of a device's part of it."""
     shell, loss, augment, key, held = given
     x0, cond = take(held, fed)
     if augment is not None:
-        # Apart from the keys of the steps: no run has so many.
-        here = jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), step)
+        here = augment_key(key, step)
         x0 = jax.vmap(augment)(sample_keys(here, batch_index(len(x0), axes)[0]), x0)
     x0, key = as_float(x0), jax.random.fold_in(key, step)
     loss = loss if dims is None else _gathering(loss, dims)

@@ -30,7 +30,8 @@ class TrainingConfig:
     optimizer: AdamW | Lion | Any = dataclasses.field(default_factory=AdamW)
     """An optimiser of `sdegen.training.optimizer`, or any Optax transformation."""
     ema: Any = DECAY
-    """A decay, an average of `sdegen.ema`, or a list of either; the first is used."""
+    """A decay, an average of `sdegen.ema`, or a list of either; the first is used. None
+    or [] is no average: the weights that are trained are used."""
     augment: Callable | None = None
     """(key, x) -> x on one sample, before bytes become floats; none."""
     accumulate: int = 1
@@ -45,6 +46,12 @@ class TrainingConfig:
     """Steps between snapshots of power-function averages; 32 snapshots by default."""
     watch_every: int | None = None
     """Steps between calls of `watch`; ten calls by default."""
+    validate_every: int | None = None
+    """Steps between looks at the loss on `validation`; twenty looks by default."""
+    patience: int | None = None
+    """Looks without a new least held-out loss after which training ends; never."""
+    stop: Callable | None = None
+    """Ends training when it is true of {step: held-out loss}, at every look; none."""
 
     def __post_init__(self):
         if not is_whole(self.seed, -np.inf):

@@ -90,9 +90,11 @@ def exponent(std: ScalarLike) -> Scalar:
 
 
 def as_averages(
-    ema: ScalarLike | AbstractAverage | Sequence,
+    ema: ScalarLike | AbstractAverage | Sequence | None,
 ) -> tuple[AbstractAverage, ...]:
-    """A decay, an average, or several of either, as a tuple of averages."""
+    """A decay, an average, or several of either, as a tuple; () for None."""
+    if ema is None:
+        return ()
     several = ema if isinstance(ema, list | tuple) else (ema,)
     return tuple(a if isinstance(a, AbstractAverage) else Decay(a) for a in several)
 

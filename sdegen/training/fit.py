@@ -28,11 +28,13 @@ from ..runs.recorder import Recorder, progress_bar
 from ..runs.throughput import Speedometer, Trace
 from ..typing import PyTree, data_array
 from .config import TrainingConfig, configured
+from .diagnosis import cause
 from .feed import Feed
 from .preemption import Preempted, Preemption
 from .run import Run
 from .run_directory import RunDirectory
 from .step import TrainState, check_model
+from .validation import Validation
 
 _COPY_EVERY = 10.0  # seconds between copies of a good state, where none is on disk
 _AHEAD = 2  # calls in flight; more can deadlock collectives on simulated devices
@@ -50,18 +52,42 @@ class NonFiniteError(FloatingPointError):
         self.step, self.state, self.checkpoint = step, state, path
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Fit:
     """What `fit` returns.
 
     `model` is the trained one, by the first of its averages, `state` the last one, and
     `losses` are those of the steps from `start` on, at which this process began.
+    `validation` are the held-out losses by step. `stopped` says why training ended
+    before its last step, if it did.
     """
 
     model: Any
     state: TrainState
     losses: Float[np.ndarray, " steps"]
     start: int = 0
+    validation: dict[int, float] = dataclasses.field(default_factory=dict)
+    stopped: str = ""
+
+    def __repr__(self):
+        size = lambda tree: sum(  # noqa: E731
+            a.size for a in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
+        )
+        last = self.losses[-max(1, len(self.losses) // 10) :]
+        lines = {
+            "model": type(self.model).__name__,
+            "parameters": f"{size(self.state.trained):,}",
+            "averages": len(self.state.averages),
+            "steps": f"{self.start:,} to {self.start + len(self.losses):,}",
+            "loss": f"{last.mean():.4g} over the last tenth" if last.size else "-",
+        }
+        if self.validation:
+            least = min(self.validation, key=lambda step: self.validation[step])
+            text = f"{self.validation[max(self.validation)]:.4g}, least "
+            lines["held out"] = f"{text}{self.validation[least]:.4g} at step {least:,}"
+        if self.stopped:
+            lines["stopped"] = self.stopped
+        return "Fit\n" + "\n".join(f"  {k:<11} {v}" for k, v in lines.items())
 
     @property
     def denoiser(self):
@@ -79,7 +105,8 @@ def fit(
     mesh: Mesh | None = None,
     recorder: Recorder | None = None,
     directory: str | Path | None = None,
-    watch: Callable[[int, Any], None] | None = None,
+    watch: Callable[[int, Any], Any] | None = None,
+    validation: Any = None,
     profile: str | Path | None = None,
     progress: bool = True,
     **changes: Any,
@@ -99,7 +126,11 @@ def fit(
     - `recorder`: gets a row for each compiled call; none.
     - `directory`: where the run is saved, and from which the same call continues after
       it was stopped; none.
-    - `watch`: `watch(step, model)` is called with the averaged model now and then.
+    - `watch`: `watch(step, model)` is called with the averaged model now and then; if
+      it returns True (on every process), training ends there.
+    - `validation`: held-out data, or a pair (data, cond). The loss of the averaged
+      model on all of it is looked at every `validate_every` steps, with the same noise
+      and times each time, and may end training (`patience`, `stop`); none.
     - `profile`: a directory for a profiler's trace of three calls; none.
     - `progress`: whether to show a progress bar; yes.
     - `changes`: fields of `config` by name, which replace those of `config`.
@@ -120,7 +151,8 @@ def fit(
     feed = Feed(data, cond, seed=config.seed, mesh=mesh, **sizes)
     run = Run(feed.in_units(model), feed, config, loss)
     with RunDirectory(directory, run, data) as folder:
-        loop = _Loop(run, folder, recorder, watch)
+        held_out = Validation(validation, run, folder.history)
+        loop = _Loop(run, folder, recorder, watch, held_out)
         return loop.train(profile, progress)
 
 
@@ -152,8 +184,9 @@ class UnsolvedPlans:
 class _Loop:
     """The calls in flight, what has come of them, and what is done between them."""
 
-    def __init__(self, run, folder, recorder, watch):
+    def __init__(self, run, folder, recorder, watch, held_out):
         self.run, self.folder, self.recorder, self.watch = run, folder, recorder, watch
+        self.held_out, self.stopped = held_out, folder.stopped
         self.start, self.losses, self.pending = run.done, [], deque()
         self.unsolved, self.stop_by_any = UnsolvedPlans(), False
         self.speed = Speedometer(run.feed.batch_size)
@@ -181,11 +214,14 @@ class _Loop:
                 flags = preemption.flags() if preemption else None
                 self.pending.append((run.done, count, run.advance(fed, count, flags)))
                 self._between(count, preemption)
+                if self.stopped:
+                    break
             self._settle(0)
         folder.close()
         self.unsolved.warn()
         losses = np.concatenate(self.losses or [np.zeros(0, np.float32)])
-        return Fit(run.averaged(), run.state, losses, self.start)
+        history = self.held_out.history
+        return Fit(run.averaged(), run.state, losses, self.start, history, self.stopped)
 
     def _between(self, count, preemption):
         """What is due after a call of `count` steps."""
@@ -193,10 +229,13 @@ class _Loop:
         save, snap = folder.due(count)
         due = run.crossed(self.watch_every, count) or run.done == run.steps
         look = self.watch if due else None
+        if validate := self.held_out.due(count):
+            self.held_out.look()
         now = time.perf_counter()
         copy = self.good is not None and now - self.copied > _COPY_EVERY
         # What is kept or shown is known to be finite first.
-        self._settle(0 if save or snap or look or copy else _AHEAD - 1)
+        kept = save or snap or look or copy or validate
+        self._settle(0 if kept else _AHEAD - 1)
         stop = preemption is not None and preemption.requested(self.stop_by_any)
         if stop:
             self._settle(0)
@@ -204,6 +243,8 @@ class _Loop:
             self.good, self.copied = (run.done, _copy(run.leaves)), now
         if snap:
             folder.snapshot()
+        if validate:
+            folder.keep_history(self.held_out.history)
         if save or stop:
             folder.save()
         if stop and run.done < run.steps:
@@ -213,8 +254,12 @@ class _Loop:
                 f"{folder.place}; the same command continues from there.",
                 run.done,
             )
-        if look is not None:
-            look(run.done, run.averaged(copy=True))
+        answer = None if look is None else look(run.done, run.averaged(copy=True))
+        if isinstance(answer, bool | np.bool_) and answer:
+            self.stopped = "by `watch`, which returned True"
+        self.stopped = self.stopped or self.held_out.ended()
+        if self.stopped and run.done < run.steps:
+            folder.stop(self.stopped)
 
     def _settle(self, left):
         """Wait for the oldest calls, until `left` are in flight, and record them."""
@@ -225,12 +270,14 @@ class _Loop:
             finite = np.logical_and.reduce([np.isfinite(m) for m in metrics.values()])
             if not finite.all():
                 bad = int(np.argmin(finite))
-                self._fail(first + bad, metrics["loss"][bad])
+                self._fail(first + bad, {k: m[bad] for k, m in metrics.items()})
             self.losses.append(metrics["loss"])
             self.unsolved.add(metrics)
             metrics.pop("update_norm")
             names = ("loss", "grad_norm", *metrics)
             means = {name: float(metrics[name].mean()) for name in names}
+            if (held := self.held_out.history.get(first + count)) is not None:
+                means["validation_loss"] = held
             rates = self.speed.passed(count)
             self.bar.set_postfix_str(_postfix(means["loss"], rates), refresh=False)
             self.bar.update(count)
@@ -238,7 +285,7 @@ class _Loop:
                 self.recorder.row(step=first + count, **means)
                 self.recorder.timing(step=first + count, **rates)
 
-    def _fail(self, step, value):
+    def _fail(self, step, metrics):
         """Return to a good state, advance to the one before `step`, and raise."""
         run, folder, saved = self.run, self.folder, None
         if self.good is None:
@@ -251,9 +298,10 @@ class _Loop:
             saved = checkpoint.save(folder.place / "last_good", run.state, replace=True)
         place = f"saved in {saved}" if saved else "it is in this error's `state`"
         raise NonFiniteError(
-            f"step {step} gave a loss of {value}, or a gradient or update that is not "
-            f"finite; training stopped there. The last good state, after {step} steps, "
-            f"is kept: {place}. Try a smaller learning rate or more warm-up.",
+            f"step {step} gave a loss of {metrics['loss']}, or a gradient or update "
+            "that is not finite; training stopped there. "
+            f"{cause(run, step, metrics)} The last good state, after {step} steps, is "
+            f"kept: {place}.",
             step,
             run.state,
             saved,

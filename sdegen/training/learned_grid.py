@@ -56,7 +56,7 @@ class LearnedGrid(AbstractGrid):
 
     def save(self, file: str | Path) -> Path:
         """Write the log-SNRs and weights to `file` as JSON, for `load_grid`."""
-        file, names = Path(file), ("steps", "denoise", "half_logsnr")
+        file, names = Path(file).expanduser(), ("steps", "denoise", "half_logsnr")
         content = {"solver": _name(self.solver)} | {n: getattr(self, n) for n in names}
         weights = isinstance(self.solver, UniPC | DEIS) and self.solver.weights
         content["weights"] = jax.tree.leaves(weights) if weights else None
@@ -72,7 +72,7 @@ def load_grid(file: str | Path, solver: dfx.AbstractSolver) -> LearnedGrid:
     - `file`: of `LearnedGrid.save`.
     - `solver`: the one it was learned for; ValueError for another.
     """
-    content = json.loads(Path(file).read_text())
+    content = json.loads(Path(file).expanduser().read_text())
     if content["solver"] != _name(solver):
         raise ValueError(
             f"{file} was learned for {content['solver']}, got {_name(solver)}. Load it "

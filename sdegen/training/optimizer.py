@@ -43,6 +43,14 @@ def matrices(params: PyTree) -> PyTree:
 class AbstractOptimizer(eqx.Module):
     """Makes the `optax.GradientTransformation` of a run of `steps` steps."""
 
+    @property
+    def knows_end(self) -> bool:
+        """Whether the updates depend on `steps`, so that a run cannot be made longer.
+
+        They do where there is a `decay`, and by default.
+        """
+        return bool(getattr(self, "decay", True))
+
     @abc.abstractmethod
     def transform(self, steps: int) -> optax.GradientTransformation:
         """Clipping, the update rule, and its schedule over `steps` steps."""
@@ -173,6 +181,11 @@ class Given(AbstractOptimizer):
     """An Optax transformation as it is; its numbers are static."""
 
     chain: optax.GradientTransformation = eqx.field(static=True)
+
+    @property
+    def knows_end(self) -> bool:
+        """No: its schedules are its own."""
+        return False
 
     def transform(self, steps):
         """The transformation."""

@@ -47,7 +47,7 @@ def open_pairs(directory, key, n, shape, batch_size, held):
     if directory is None:
         x0, x1 = (np.empty((n, *shape), dtype) for _ in range(2))
         return x0, x1, Log(None, {})
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     what = {
         "n": n,

@@ -33,7 +33,7 @@ def snapshots(run: str | Path) -> tuple[list[int], list[float]]:
 
 
 def _kept(run):
-    return checkpoint.Checkpoints(Path(run) / "averages", keep=None)
+    return checkpoint.Checkpoints(Path(run).expanduser() / "averages", keep=None)
 
 
 def reconstruct(
@@ -126,13 +126,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         for std in arguments.std:
             step = steps[-1] if arguments.step is None else arguments.step
             network, error = reconstruct(arguments.run, std, step=step)
-            out = (arguments.out or arguments.run / "posthoc").absolute()
+            out = (arguments.out or arguments.run / "posthoc").expanduser().absolute()
             place = out / f"std-{std:.3f}-step-{step}"
             checkpoint.save_named(place, network)
             print(f"{place}  (the profile is met to {error:.1e})")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print("Read one with sdegen.checkpoint.restore(place, like=network).")
+    print("Read one with sdegen.runs.checkpoint.restore(place, like=network).")
 
 
 if __name__ == "__main__":

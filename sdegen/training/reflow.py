@@ -265,7 +265,7 @@ def rectify(
     for k in range(rounds):
         training = pairs_in = None
         if directory is not None:
-            place = Path(directory) / f"round-{k + 1}"
+            place = Path(directory).expanduser() / f"round-{k + 1}"
             training, pairs_in = place / "training", place / "pairs"
         now = dataclasses.replace(config, seed=config.seed + k)
         options |= {"cond": given, "loss": loss, "directory": training}

@@ -1,5 +1,7 @@
 """A run: its compiled program, the state it has reached, and where its calls begin."""
 
+import sys
+import warnings
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +11,14 @@ import numpy as np
 from jaxtyping import Array
 
 from ..runs import checkpoint
-from ..runs.recorder import describe
+from ..runs.identity import identify
 from .compiled_loop import make_call
 from .ema import as_averages
 from .optimizer import as_optimizer, like_dtypes
 from .step import TrainState, copied, own_loss
+
+_PYTHON = sys.implementation.cache_tag
+"""The code of a function is compared between runs of one version of Python alone."""
 
 
 class Run:
@@ -22,6 +27,8 @@ class Run:
     def __init__(self, model, feed, config, loss):
         self.model, self.feed, self.config = model, feed, config
         self.loss, self.steps = loss or own_loss, config.steps
+        self.optimizer = as_optimizer(config.optimizer)
+        self.key = jax.random.key(feed.seed)
         self.begin()
 
     def begin(self):
@@ -61,9 +68,12 @@ class Run:
         return checkpoint.named(self.state)
 
     def averaged(self, copy: bool = False):
-        """The model by the first average; a copy outlives the next call."""
+        """The model by the first average, or as trained if there is none.
+
+        A copy outlives the next call.
+        """
         state = self.state
-        trained = like_dtypes(state.averages[0], state.trained)
+        trained = like_dtypes((*state.averages, state.trained)[0], state.trained)
         if copy:
             trained = copied(trained)
         return self.model.with_trained(trained)
@@ -80,16 +90,27 @@ class Run:
 
     def identity(self, data):
         """What the numbers of the run depend on, as plain JSON, without the mesh."""
-        config, own = self.config, {"size": len(data)}
-        if self.feed.stream is None:
+        config, stream, unknown = self.config, self.feed.stream, set()
+        own = {"size": len(data)}
+        if stream is not None:
+            own["stream"] = stream.fingerprint(config.seed)
+        else:
             held = [np.ascontiguousarray(a) for a in jax.tree.leaves(self.feed.arrays)]
             own = {"size": np.shape(data), "crc32": [zlib.crc32(a) for a in held]}
         names = ("steps", "batch_size", "steps_per_call", "seed", "augment")
         what = {name: getattr(config, name) for name in (*names, "accumulate")} | {
             "data": own,
             "model": self.model.with_trained(None),
-            "optimizer": as_optimizer(config.optimizer),
+            "optimizer": self.optimizer,
             "loss": self.loss,
             "ema": as_averages(config.ema),
         }
-        return describe(what)
+        found = {name: identify(part, unknown) for name, part in what.items()}
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            warnings.warn(
+                f"objects of {names} in this call of fit cannot be looked into: the "
+                "directory does not notice if they are others when the run goes on.",
+                stacklevel=5,
+            )
+        return found | {"unknown": sorted(unknown), "python": _PYTHON}

@@ -1,9 +1,13 @@
 """What a run keeps in its directory: checkpoints, and snapshots of its averages."""
 
+import json
 from pathlib import Path
+
+import jax
 
 from ..runs import checkpoint
 from ..runs.checkpoint import Checkpoints
+from ..runs.recorder import write_whole
 from .ema import Power, as_averages
 
 
@@ -12,21 +16,75 @@ class RunDirectory:
 
     def __init__(self, directory, run, data):
         self.active, self.run, self.snapshots = directory is not None, run, None
+        self.history: dict[int, float] = {}
+        self.stopped = ""
         if not self.active:
             return
-        self.place, config = Path(directory).absolute(), run.config
+        self.place, config = Path(directory).expanduser().absolute(), run.config
         self.save_every = config.save_every or max(run.steps // 20, 1)
         self.snapshot_every = config.snapshot_every or max(run.steps // 32, 1)
+        if self.place.exists() and not self.place.is_dir():
+            raise ValueError(
+                f"directory must be a folder, which need not exist yet, got the file "
+                f"{self.place}. Choose another name."
+            )
         what = run.identity(data)
-        kept = {"keep": config.keep, "identity": what}
-        self.checkpoints = Checkpoints(self.place / "checkpoints", **kept)
+        # Where a call ends changes no number, nor where a run ends that does not know.
+        free = ["steps_per_call"] + ["steps"] * (not run.optimizer.knows_end)
+        kept = {"keep": config.keep, "identity": what, "free": free}
+        try:
+            self.checkpoints = Checkpoints(self.place / "checkpoints", **kept)
+        except ValueError as error:
+            if "its steps is" not in str(error):
+                raise
+            raise ValueError(
+                f"{error} The rate of this run falls to zero at its end, so that it "
+                "cannot go on after it: begin another run from its weights, "
+                f"fit(sdegen.load({str(directory)!r}, model), ..., directory=another), "
+                "or train with decay=False, whose runs may be made longer."
+            ) from None
         averages = enumerate(as_averages(config.ema))
         self.stds = {i: float(a.std) for i, a in averages if isinstance(a, Power)}
         if self.stds:
             what = what | {"stds": list(self.stds.values())}
-            kept = {"keep": None, "identity": what}
+            kept |= {"keep": None, "identity": what}
             self.snapshots = Checkpoints(self.place / "averages", **kept)
         self.restore()
+        if run.done > run.steps:
+            raise ValueError(
+                f"the run in {self.place} has reached step {run.done}, and this call "
+                f"ends at steps={run.steps}. Give at least {run.done} steps."
+            )
+        looks = self._read("validation.json", {}).items()
+        self.history = {int(n): loss for n, loss in looks if int(n) <= run.done}
+        stopped = self._read("stopped.json", {})
+        if stopped and (stopped["step"], stopped["of"]) == (run.done, run.steps):
+            # It has ended, and is only read.
+            run.steps, self.stopped = run.done, stopped["reason"]
+
+    def _read(self, name, default):
+        place = self.place / name
+        return json.loads(place.read_text()) if place.exists() else default
+
+    def _write(self, name, value):
+        if self.active and jax.process_index() == 0:
+            self.place.mkdir(parents=True, exist_ok=True)
+            write_whole(self.place / name, json.dumps(value) + "\n")
+
+    def keep_history(self, history):
+        """Write the held-out losses, which a resumed run goes on from."""
+        self._write("validation.json", history)
+
+    def stop(self, reason):
+        """Save the state as the end of the run."""
+        if not self.active:
+            return
+        self.snapshot()
+        self.save()
+        run = self.run
+        self._write(
+            "stopped.json", {"step": run.done, "of": run.steps, "reason": reason}
+        )
 
     def restore(self):
         """The last checkpoint, or the state of step 0."""

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..losses.coupling.pairs import split_aux
+from ..losses.per_sample import part_of_batch
 from ..models.model import AbstractModel
 from ..typing import AxisName, PyTree, RandomKey, Scalar, ScalarLike
 from . import ema
@@ -116,8 +117,10 @@ def gradients(
     - `key`: the key of the batch.
     - `loss`: a function (model, key, x0, cond, *, axis_name); the model's own.
     - `axis_name`: the mapped axis, if the batch is one device's part; none.
-    - `accumulate`: parts that the batch is computed in, one after the other; 1. Of k
-      parts number j holds the samples i with i % k = j and uses fold_in(key, j).
+    - `accumulate`: parts that the batch is computed in, one after the other; 1. Sample
+      i draws the same numbers in any number of parts, if the loss asks `batch_index`
+      for its place, as those of sdegen do. Another loss gets fold_in(key, j) in part j.
+      Couplings pair within a part.
 
     **Returns:** (loss, gradient, aux), `aux` that of the coupling or {}. With
     `axis_name` the loss is the mean over all devices and the gradient this device's:
@@ -142,15 +145,26 @@ def gradients(
     def split(a):  # (batch, ...) -> (k, batch / k, ...), the same on any mesh
         return a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1)
 
+    pieces = jax.tree.map(split, (x0, cond))
+    with part_of_batch(0, accumulate) as seen:
+        first = jax.tree.map(lambda a: a[0], pieces)
+        shapes = eqx.filter_eval_shape(grad, trained, *first, key)
+
     def body(total, piece):
         j, x0, cond = piece
-        new = grad(trained, x0, cond, jax.random.fold_in(key, j))
+        own = key if seen.asked else jax.random.fold_in(key, j)
+        with part_of_batch(j, accumulate):
+            new = at_least_float32(grad(trained, x0, cond, own))
         return jax.tree.map(lambda a, b: a + b / accumulate, total, new), None
 
-    shapes = jax.eval_shape(grad, trained, x0, cond, key)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    pieces = (jnp.arange(accumulate), *jax.tree.map(split, (x0, cond)))
-    return jax.lax.scan(body, zero, pieces)[0]
+    def zero(s):
+        kind = s.dtype
+        if jnp.issubdtype(kind, jnp.inexact):
+            kind = jnp.promote_types(kind, jnp.float32)
+        return jnp.zeros(s.shape, kind)
+
+    pieces = (jnp.arange(accumulate), *pieces)
+    return jax.lax.scan(body, jax.tree.map(zero, shapes), pieces)[0]
 
 
 def apply_gradients(
@@ -183,7 +197,7 @@ def train_step(
     key: RandomKey,
     *,
     loss: Callable | None = None,
-    ema: ScalarLike | AbstractAverage | Sequence = DECAY,
+    ema: ScalarLike | AbstractAverage | Sequence | None = DECAY,
     axis_name: AxisName | None = None,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Scalar]]:
