@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sdegen
-from sdegen import nets
+from sdegen import inverse, nets
 from sdegen.data import Arrays, Mixture, ring
 from sdegen.processes.normaliser import normalised
 
@@ -152,3 +152,21 @@ def test_edm_is_trained_at_its_own_times():
     np.testing.assert_allclose(
         own, sdegen.times.Uniform().quantile(sdegen.RectifiedFlow(), u)
     )
+
+
+@pytest.mark.parametrize(
+    "method",
+    [inverse.RePaint(resamples=2), inverse.PiGDM(), inverse.DPS()],
+    ids=lambda m: type(m).__name__,
+)
+def test_inverse_problems_are_the_same_in_all_units(method):
+    own, shift, scale = ring(), 7.0, 30.0
+    there = Mixture(own.weights, scale * own.means + shift, scale * own.stds)
+    path, seen = sdegen.VP(), lambda x: x[:1]
+    moved = there.denoiser(normalised(path, sdegen.Normaliser(shift, scale)))
+    y = jnp.ones((8, 1))
+    a = inverse.Measurement(seen, y, std=0.1)
+    b = inverse.Measurement(seen, scale * y + shift, std=0.1 * scale)
+    a = method(1, own.denoiser(path), a, (8, 2), grid=6).x
+    b = method(1, moved, b, (8, 2), grid=6).x
+    np.testing.assert_allclose((b - shift) / scale, a, atol=5e-3)

@@ -210,7 +210,7 @@ def _bound(denoiser, exact, x0, z, stochasticity, weights, start, steps, cond):
     growth = jnp.exp(log_growth) * scale_0 / scale_t
     from_score, from_noise = scale_0 * integral, growth * start
     value = from_score + from_noise
-    ok = checked(found.result, value[None])[0] == dfx.RESULTS.successful
+    ok = (checked(found.result, value[None]) == dfx.RESULTS.successful)[0]
     return WassersteinBound(value, from_score, from_noise, growth, ok)
 
 

@@ -25,6 +25,11 @@ class AbstractBasis(eqx.Module):
         """The part that only turns: networks see data without it."""
         return self
 
+    @property
+    def unit(self) -> Scalar | float:
+        """How long one unit of the coordinates is in data."""
+        return 1.0
+
     def log_det(self, shape: tuple[int, ...]) -> Scalar | float:
         """log |d coordinates / d data| of one sample of `shape`."""
         return 0.0

@@ -73,11 +73,16 @@ class Normaliser(AbstractBasis):
         """`basis`."""
         return self.basis
 
+    @property
+    def unit(self):
+        """The scale; 1 for a coordinate that is constant."""
+        return jnp.where(self.scale > 0, self.scale, 1.0)
+
     def coordinates(self, x):
         """u in its basis, for data x."""
         x = jnp.asarray(x)
-        scale = jnp.where(self.scale > 0, self.scale, 1.0).astype(x.dtype)
-        return self.basis.coordinates((x - self.shift.astype(x.dtype)) / scale)
+        u = (x - self.shift.astype(x.dtype)) / self.unit.astype(x.dtype)
+        return self.basis.coordinates(u)
 
     def data(self, coordinates):
         """x, for u in its basis."""
@@ -86,8 +91,7 @@ class Normaliser(AbstractBasis):
 
     def log_det(self, shape):
         """Minus the sum of log(scale) over the coordinates that are not constant."""
-        scale = jnp.broadcast_to(self.scale, shape)
-        return -jnp.sum(jnp.log(jnp.where(scale > 0, scale, 1.0)))
+        return -jnp.sum(jnp.log(jnp.broadcast_to(self.unit, shape)))
 
     def __check_init__(self):
         if is_traced((self.shift, self.scale)):

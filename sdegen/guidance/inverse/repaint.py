@@ -72,10 +72,12 @@ def _repaint(key, method, denoiser, measurement, shape, options):
 
     def known(x, s, z):
         alpha, sigma = path.scales(s)
-        left = jnp.sqrt(jnp.maximum(sigma**2 - (alpha * measurement.std) ** 2, 0))
+        std = measurement.std / basis.unit
+        left = jnp.sqrt(jnp.maximum(sigma**2 - (alpha * std) ** 2, 0))
         # A z has the noise of (1): what A sees of a sample's own noise.
-        x = basis.data(x)
-        target = alpha * measurement.y + measurement.apply(left * z - x)
+        x, noisy = basis.data(x), basis.data(left * z)
+        noisy = noisy - alpha * basis.data(jnp.zeros_like(z))  # where u is 0
+        target = alpha * measurement.y + measurement.apply(noisy - x)
         return basis.coordinates(x + transpose(target.astype(dtype))[0]).astype(dtype)
 
     def step(x, now):
