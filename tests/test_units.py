@@ -170,3 +170,15 @@ def test_inverse_problems_are_the_same_in_all_units(method):
     a = method(1, own.denoiser(path), a, (8, 2), grid=6).x
     b = method(1, moved, b, (8, 2), grid=6).x
     np.testing.assert_allclose((b - shift) / scale, a, atol=5e-3)
+
+
+@pytest.mark.parametrize("path", [sdegen.VP, sdegen.CLD])
+def test_a_run_is_loaded_in_its_units(tmp_path, path):
+    x = (data() * SCALE + SHIFT).astype(np.float32)
+    network = nets.MLPConfig(width=16)((2,), jax.random.key(1))
+    options = {"steps": 2, "batch_size": 64, "progress": False}
+    model = sdegen.Denoiser(network, path())
+    trained = sdegen.fit(model, x, directory=tmp_path, **options).model
+    loaded = sdegen.load(tmp_path, model)
+    equal = jax.tree.map(np.array_equal, *map(jax.tree.leaves, (trained, loaded)))
+    assert all(equal)

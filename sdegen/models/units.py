@@ -38,6 +38,25 @@ def in_units_of(model: Any, data: Any) -> Any:
     return model.normalise(Normaliser.of(data))
 
 
+def told_units(model: Any) -> dict[str, Any]:
+    """The units that `in_units_of` gave to a model, as plain JSON; {} if none."""
+    if not isinstance(model, Denoiser | VDM) or model.sigma_data is None:
+        return {}
+    if model.normaliser is None:
+        return {"sigma_data": np.asarray(model.sigma_data).tolist()}
+    units = {"shift": model.normaliser.shift, "scale": model.normaliser.scale}
+    return {name: np.asarray(value).tolist() for name, value in units.items()}
+
+
+def with_units(model: Any, told: dict[str, Any]) -> Any:
+    """`model` in units that `told_units` has written, if it was not told any."""
+    if not isinstance(model, Denoiser | VDM) or model.sigma_data is not None:
+        return model
+    if "shift" in told:
+        return model.normalise(Normaliser(np.array(told["shift"]), told["scale"]))
+    return dataclasses.replace(model, **told)
+
+
 def compare(model: Any, data: Any) -> None:
     """Warn where data and `model.data_scale` differ by more than a factor of three."""
     if not isinstance(model, Denoiser | VDM) or is_traced(model):

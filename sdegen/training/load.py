@@ -1,9 +1,11 @@
 """A trained model from the directory of its run, without its data or optimiser."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from ..models.model import AbstractModel
+from ..models.units import with_units
 from ..runs import checkpoint
 from ..runs.identity import identify, without_code
 from ..runs.recorder import differing
@@ -21,7 +23,8 @@ def load(
     **Arguments:**
     - `directory`: of the run.
     - `model`: the model before training, or one like it: the same process and numbers,
-      and a network of the same shape, whose weights are replaced.
+      and a network of the same shape, whose weights are replaced. The units of the data
+      that `fit` measured are the run's.
     - `average`: the number of the average among those of `ema`, 0 for the first, which
       `Fit.model` has too (the weights themselves in a run without averages); None for
       the weights that were trained themselves.
@@ -39,6 +42,8 @@ def load(
             "`save_every` steps."
         )
     step, arrays = found
+    if (file := place / "units.json").exists():
+        model = with_units(model, json.loads(file.read_text()))
     held = (kept.metadata(step)["identity"] or {}).get("model")
     own = identify(model.with_trained(None))
     # A class may have got new methods since.

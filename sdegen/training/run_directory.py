@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from ..models.units import told_units
 from ..runs import checkpoint
 from ..runs.checkpoint import Checkpoints
 from ..runs.recorder import write_whole
@@ -55,6 +56,8 @@ class RunDirectory:
                 f"the run in {self.place} has reached step {run.done}, and this call "
                 f"ends at steps={run.steps}. Give at least {run.done} steps."
             )
+        if told := told_units(run.model):
+            self._write("units.json", told)
         looks = self._read("validation.json", {}).items()
         self.history = {int(n): loss for n, loss in looks if int(n) <= run.done}
         stopped = self._read("stopped.json", {})
