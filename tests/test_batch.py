@@ -185,3 +185,27 @@ REFUSED = {
 def test_what_does_not_fit_is_answered_with_a_sentence(message):
     with pytest.raises(ValueError, match=message):
         REFUSED[message]()
+
+
+@pytest.mark.parametrize("path", [sdegen.VP(), sdegen.PoissonFlow(3.0)])
+def test_a_stable_target_is_the_posterior_mean_over_the_batch(path):
+    x0 = jax.random.normal(jax.random.key(0), (8, 2))
+    model = sdegen.Denoiser(Net(), path)
+
+    def mean(t, x, cond):  # by Bayes
+        alpha, sigma = (np.asarray(a)[:, None] for a in jax.vmap(path.scales)(t))
+        size = np.square(x[:, None] - alpha[..., None] * x0).sum(2) / sigma**2
+        if path.noise.gaussian:
+            share = np.exp(-size / 2)
+        else:
+            share = (1 + size / 3.0) ** (-(3.0 + 2) / 2)
+        return jnp.asarray(share / share.sum(1, keepdims=True)) @ x0
+
+    exact = sdegen.PosteriorMean(mean, path)
+    found = sdegen.denoising_loss(model, 3, x0, stable=True)
+    np.testing.assert_allclose(
+        found, sdegen.denoising_loss(model, 3, x0, exact=exact), rtol=1e-5
+    )
+    assert abs(found / sdegen.denoising_loss(model, 3, x0) - 1) > 1e-3
+    with pytest.raises(ValueError, match="neither cond nor exact"):
+        sdegen.denoising_loss(model, 3, x0, stable=True, exact=exact)

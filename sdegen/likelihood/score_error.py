@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from ..models.denoiser import AbstractDenoiser
 from ..models.model import Points, check_gaussian, conditions
 from ..models.problem import noise_level
-from ..processes.normaliser import Normaliser
+from ..processes.normaliser import Normaliser, check_units
 from ..processes.path import basis_of, check_one_level, logsnr_span
 from ..solvers.semilinear import root
 from ..solvers.solve import checked, solve
@@ -77,13 +77,8 @@ def score_error(
             )
     t = float_array(t).astype(float_array(denoiser.path.t_min).dtype)
     _check_pairs("score_error", x0, z)
-    bases = basis_of(denoiser.path), basis_of(exact.path)
-    if any(isinstance(b, Normaliser) for b in bases) and not eqx.tree_equal(*bases):
-        raise ValueError(
-            "score_error compares two denoisers on one path, and one of them has other "
-            "units (a Normaliser). Make the exact one on `denoiser.path`."
-        )
-    x0 = bases[0].coordinates(x0)
+    check_units("score_error", denoiser.path, exact.path)
+    x0 = basis_of(denoiser.path).coordinates(x0)
     if t.ndim > 1:
         raise ValueError(f"score_error takes t of shape () or (times,), got {t.shape}.")
     cond = conditions(denoiser, cond, len(x0))

@@ -31,6 +31,7 @@ class HeavyTailed(eqx.Module):
     **Arguments:**
     - `network`: (time, x, cond) -> F, an array of the shape of x.
     - `sigma_data`: the standard deviation of the data, as in the denoiser, default 0.5.
+      It is 1 in a denoiser without sigma_data, to which `fit` gives the data's units.
     """
 
     network: Any

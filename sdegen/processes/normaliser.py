@@ -108,6 +108,16 @@ class Normaliser(AbstractBasis):
             )
 
 
+def check_units(what: str, path: AbstractPath, other: AbstractPath) -> None:
+    """Refuse two denoisers of which one has units of its own and the other has not."""
+    if len({isinstance(basis_of(p), Normaliser) for p in (path, other)}) == 2:
+        raise ValueError(
+            f"{what} compares two denoisers on one path, and one of them has other "
+            "units (a Normaliser). Make the exact one on `model.path`, or give the "
+            "model sigma_data, so that `fit` leaves the units of the data."
+        )
+
+
 class _Normalised(AbstractPath):
     """A path of u, in the units of `basis`; made by `normalised`."""
 
