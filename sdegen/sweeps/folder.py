@@ -34,10 +34,13 @@ class Folder:
         self.place = Path(place).expanduser().absolute()
         self.identity = json.loads(json.dumps(describe(identity)))
         file = self.place / "sweep.json"
+        # Looked at first: another process may be making the folder at this moment.
+        inside = self.place.iterdir() if self.place.is_dir() else ()
+        inside = [path for path in inside if not path.name.startswith(file.name)]
         if file.exists():
             held = json.loads(file.read_text())
             refuse_other(self.place, "sweep", held, self.identity)
-        elif self.place.is_dir() and any(self.place.iterdir()):
+        elif inside:
             raise ValueError(
                 f"{self.place} is not empty and holds no sweep. Choose another folder."
             )
