@@ -746,6 +746,36 @@ DATA = (
         "test_data_files.py::test_a_flip_mirrors_left_and_right_half_of_the_time",
     ),
     Mutant(
+        "high-order-in-long-steps",
+        "solvers/multistep.py",
+        "k = jnp.max(jnp.where(fine & (count <= most), count, 1))",
+        "k = jnp.max(jnp.where(count <= most, count, 1))",
+        "test_solver_orders.py::"
+        "test_no_solver_of_high_order_is_worse_than_ddim_in_few_steps",
+    ),
+    Mutant(
+        "dpm-2m-in-long-steps",
+        "solvers/multistep.py",
+        "return jnp.where(known & fine, ratio, 0)",
+        "return jnp.where(known, ratio, 0)",
+        "test_solver_orders.py::"
+        "test_no_solver_of_high_order_is_worse_than_ddim_in_few_steps",
+    ),
+    Mutant(
+        "a-stable-target-of-one-sample",
+        "losses/denoising.py",
+        "share = jax.nn.softmax(density(batch.x0))",
+        "share = jax.nn.softmax(1e6 * density(batch.x0))",
+        "test_batch.py::test_a_stable_target_is_the_posterior_mean_over_the_batch",
+    ),
+    Mutant(
+        "a-run-without-its-units",
+        "training/load.py",
+        "model = with_units(model, json.loads(file.read_text()))",
+        "json.loads(file.read_text())",
+        "test_units.py::test_a_run_is_loaded_in_its_units",
+    ),
+    Mutant(
         "units-without-their-log-determinant",
         "likelihood/coordinates.py",
         "log_p = log_p + basis_of(path).log_det(shape)",

@@ -246,6 +246,7 @@ FEW = {
 }
 COVER = [("DPM++ 3M", "RectifiedFlow", 4), ("DEIS 4 eps", "EDM", 8)]
 COVER += [("UniPC 3 x0", "VP", 3), ("default", "RectifiedFlow", 2)]
+COVER += [("DPM++ 2M", "RectifiedFlow", 4)]
 PATHS = ("RectifiedFlow", "VP", "EDM", "Cosine")
 EVERY = [(s, p, n) for s in FEW for p in PATHS for n in (2, 4, 8)]
 EVERY = [case for case in EVERY if case not in COVER]
