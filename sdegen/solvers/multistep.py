@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from ..processes.prediction import Prediction, eps
 from ..typing import Scalar, float_array
-from .semilinear import FLOOR, Node, integrals, of_constant, splitting
+from .semilinear import FLOOR, Node, integrals, newton_terms, splitting
 from .solver import AbstractSemilinearSolver, whole
 
 # Of n nodes, n = 1, 2, ..., for a predictor and a corrector: the longest step, as an
@@ -173,12 +173,10 @@ class AbstractAdams(AbstractSemilinearSolver):
             def one(nodes, most, limits):
                 if self.weights is not None:
                     return integrals(xi[nodes], most, start, stop, rule.density), most
+                terms, unit = newton_terms(xi[nodes], most, start, stop, rule.density)
                 count, (longest, largest) = jnp.arange(1, len(nodes) + 1), limits
-                found = jax.vmap(
-                    lambda k: integrals(xi[nodes], k, start, stop, rule.density)
-                )(count)
-                unit = jnp.abs(of_constant(start, stop, rule.density))
-                share = jnp.sum(jnp.abs(found), axis=1) / unit
+                found = jnp.cumsum(terms, axis=0)  # the weights of 1, 2, ... nodes
+                share = jnp.sum(jnp.abs(found), axis=1) / jnp.abs(unit)
                 share = jnp.max(share.reshape(len(count), -1), axis=1)
                 fine = (turn <= longest) & (fold <= np.log(_FACTOR))
                 fine &= (share <= largest) | (turn <= _SHORT)

@@ -255,15 +255,6 @@ def splitting(kind: Prediction) -> Splitting:
     return _SPLITTINGS[kind]
 
 
-def of_constant(start: Clock, stop: Clock, density: Callable) -> Clock:
-    """The integral of w(xi) from start to stop, the weight of a constant p."""
-    half = (stop - start) / 2
-    wide = (-1,) + (1,) * half.ndim
-    xi = (start + stop) / 2 + half * jnp.asarray(_NODES, half.dtype).reshape(wide)
-    weights = half * jnp.asarray(_WEIGHTS, half.dtype).reshape(wide)
-    return jnp.sum(density(xi) * weights, axis=0)
-
-
 def integrals(
     nodes: Float[Array, "nodes ..."],
     known: Int[Array, ""],
@@ -278,15 +269,31 @@ def integrals(
     integrals are Gauss-Legendre's with 12 nodes: exact to rounding for the densities of
     (3) over any step that a sampler takes.
     """
+    return jnp.sum(newton_terms(nodes, known, start, stop, density)[0], axis=0)
+
+
+def newton_terms(
+    nodes: Float[Array, "nodes ..."],
+    known: Int[Array, ""],
+    start: Clock,
+    stop: Clock,
+    density: Callable,
+) -> tuple[Float[Array, "nodes nodes ..."], Clock]:
+    """What each term of Newton's form adds to `integrals`, and int w(xi) dxi.
+
+    The first term is constant and adds nothing, so that the sum of the first k terms
+    are the weights of the first k nodes.
+    """
     half, count = (stop - start) / 2, len(nodes)
-    if count == 1:
-        return jnp.zeros_like(nodes)
 
     def wide(v):  # static numbers before the axes of the coordinates
         return jnp.asarray(v.reshape(v.shape + (1,) * half.ndim), half.dtype)
 
     xi = (start + stop) / 2 + half * wide(_NODES)
     w, newton = density(xi) * half * wide(_WEIGHTS), [xi - nodes[0]]
+    none = jnp.zeros_like(nodes)[None]
+    if count == 1:
+        return none, jnp.sum(w, axis=0)
     for m in range(1, count - 1):
         newton.append(newton[-1] * (xi - nodes[m]))
     moments = jnp.sum(w * jnp.stack(newton), axis=1)  # of the terms 1, 2, ...
@@ -300,4 +307,4 @@ def integrals(
     counts &= used[:, :, None] & (gaps != 0)  # guards what is not known yet
     divided = 1 / jnp.prod(jnp.where(counts, gaps, 1.0), axis=2)
     share = jnp.where(used & (wide((j <= term)[..., 0]) > 0), divided, 0.0)
-    return jnp.sum(moments[:, None] * share, axis=0)
+    return jnp.concatenate([none, moments[:, None] * share]), jnp.sum(w, axis=0)
